@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+DEMO_DOCUMENTS ?= 120
+
+bin := $(VENV)/bin
+stamp := $(VENV)/.retro-db-installed
+
+.PHONY: setup demo test lint lock clean
+
+setup: $(stamp)
+
+# One environment serves demo, tests and development. A torch that is there already and in range stays.
+$(stamp): pyproject.toml constraints.txt
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(stamp)
+
+demo: setup
+	$(bin)/python -m retro_db_pipelines.demo --folder $(DEMO) --documents $(DEMO_DOCUMENTS)
+
+test: setup
+	$(bin)/python -m pytest
+
+lint: setup
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+# Written from an environment that passes the tests.
+lock: setup
+	$(bin)/python -m pip freeze --exclude-editable | grep -v '^retro-db' > constraints.txt
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info

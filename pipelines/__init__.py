@@ -1,0 +1,1 @@
+"""Apache Beam jobs that build a database, one for each stage, and the command line."""

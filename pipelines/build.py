@@ -1,0 +1,325 @@
+"""The whole build: every stage in turn, then the manifest, last of all."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from retro_db.chunking import ChunkedShard
+from retro_db.config import Config
+from retro_db.corpus.planning import COMPRESSIONS, Shard, plan_shards, sample_shards
+from retro_db.corpus.reading import read_shard
+from retro_db.encoder import EncoderModel, describe_model
+from retro_db.errors import ConfigError, InputError
+from retro_db.hashing import fraction_of
+from retro_db.index.keys import parse_key
+from retro_db.manifest import (
+    FILE,
+    ChunkInfo,
+    Counts,
+    EncoderInfo,
+    IndexInfo,
+    Manifest,
+    NeighborsInfo,
+    SourceCounts,
+    Tables,
+    TokenizerInfo,
+    read_manifest,
+    write_manifest,
+)
+from retro_db.parts import Part
+from retro_db.retriever import LOCATIONS, Locations
+from retro_db.serialize import canonical, digest, to_json
+from retro_db.store.folder import Folder
+
+from .chunk import chunk_stage
+from .console import Console, chatter_to
+from .embed import embed_stage
+from .engine import Engine
+from .index import BuiltIndex, decide_key, index_stages
+from .neighbors import NeighborsPart, neighbors_stage
+from .stage import Build
+from .tokenizer import TokenizerFiles, tokenizer_stage
+
+FINISHED = "state/finished"
+REPORT = "report/stages.json"
+LOG = "state/build.log"
+_OWN = {"documents", "chunks", "embeddings", "index", "neighbors", "tokenizer", "report", "state"}
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What `report/stages.json` holds.
+
+    Attributes:
+        seconds: Work in every stage, over all its tasks.
+        scale: Documents of the whole corpus for each document built; above 1 in a smoke build.
+    """
+
+    seconds: dict[str, float]
+    scale: float
+
+
+def build(config: Config, engine: Engine, console: Console, smoke: int | None = None) -> Manifest:
+    """Builds a database, continuing where an earlier run stopped.
+
+    Args:
+        config: What to build.
+        engine: What executes the stages.
+        console: What people see.
+        smoke: Build from about so many documents instead, in a folder of its own.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: Of a kind that names the field and the remedy.
+        ExecutionError: The environment failed.
+    """
+    with _prepared(config, engine, console, smoke) as (started, model):
+        mark = digest(
+            [
+                started.config.portable(),
+                [shard.identity for shard in started.shards],
+                to_json(model),
+            ]
+        )
+        if _is_finished(started.folder, mark):
+            console.say(f"{started.config.output} is up to date: nothing to do")
+            return read_manifest(started.folder)
+        tokenizer = tokenizer_stage(started)
+        chunked, parts = chunk_stage(started, tokenizer)
+        key = decide_key(started, chunked, model.dimension)
+        parts, keyless = embed_stage(started, parts, tokenizer, model)
+        index = index_stages(started, parts, key, model.dimension)
+        found = neighbors_stage(started, parts, index, model.dimension)
+        results = _Results(chunked, parts, keyless, tokenizer, model, index, found)
+        return _finish(started, results, mark)
+
+
+def run_one(stage: str, config: Config, engine: Engine, console: Console) -> None:
+    """Runs one stage alone; the ones before it must be done.
+
+    Args:
+        stage: tokenizer, chunk, embed, index (training to tuning) or neighbors.
+        config: What to build.
+        engine: What executes it.
+        console: What people see.
+
+    Raises:
+        InputError: An earlier stage has work left.
+    """
+    with _prepared(config, engine, console, None, stage) as (started, model):
+        tokenizer = tokenizer_stage(started)
+        if stage == "tokenizer":
+            return
+        chunked, parts = chunk_stage(started, tokenizer)
+        if stage == "chunk":
+            return
+        key = decide_key(started, chunked, model.dimension)
+        parts, _ = embed_stage(started, parts, tokenizer, model)
+        if stage == "embed":
+            return
+        index = index_stages(started, parts, key, model.dimension)
+        if stage == "neighbors":
+            neighbors_stage(started, parts, index, model.dimension)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What the stages returned."""
+
+    chunked: list[ChunkedShard]
+    parts: list[Part]
+    keyless: int
+    tokenizer: TokenizerFiles
+    model: EncoderModel
+    index: BuiltIndex
+    found: list[NeighborsPart]
+
+
+@contextmanager
+def _prepared(
+    config: Config, engine: Engine, console: Console, smoke: int | None, only: str | None = None
+) -> Iterator[tuple[Build, EncoderModel]]:
+    """Everything that can be checked before the first stage is checked; then the plan is made."""
+    if smoke is not None:
+        config = config.model_copy(update={"output": smoke_output(config)})
+    engine.options()
+    folder = Folder(config.output)
+    _check_output(folder)
+    with _logging(folder):
+        model = describe_model(config.encoder)
+        if config.index.key != "auto":
+            parse_key(config.index.key, model.dimension)
+        shards = plan_shards(config)
+        whole, scale = sum(shard.bytes for shard in shards), 1.0
+        if smoke is not None:
+            documents = _estimate(shards, config)
+            shards = sample_shards(shards, smoke, documents, config.seed)
+            scale = max(1.0, documents / smoke)
+        console.say(_planned(shards, whole))
+        place = os.path.abspath(os.path.expanduser(config.encoder.model))
+        locations = Locations(place if os.path.isdir(place) else config.encoder.model)
+        folder.write(LOCATIONS, canonical(to_json(locations)))
+        yield Build(config, folder, engine, console, shards, smoke is not None, scale, only), model
+
+
+def _finish(build: Build, results: _Results, mark: str) -> Manifest:
+    """Writes the manifest, last of all that belongs to the database."""
+    config, folder = build.config, build.folder
+    manifest = write_manifest(folder, _manifest(config, results))
+    if not config.embeddings.keep:
+        folder.remove("embeddings")
+    report = StageReport(build.seconds, build.scale)
+    folder.write(REPORT, json.dumps(to_json(report), indent=1).encode())
+    folder.write(FINISHED, mark.encode())
+    return manifest
+
+
+def _manifest(config: Config, results: _Results) -> Manifest:
+    chunked, parts, tokenizer = results.chunked, results.parts, results.tokenizer
+    model, index, found = results.model, results.index, results.found
+    portable = config.portable()
+    return Manifest(
+        counts=Counts(
+            **_counts(chunked),
+            keyless_chunks=results.keyless,
+            indexed_chunks=sum(file.rows or 0 for file in index.partitions),
+            short_rows=sum(part.short_rows for part in found),
+        ),
+        sources=[_source_counts(chunked, source.name, source.weight) for source in config.corpus],
+        chunk=ChunkInfo(
+            config.chunk.tokens, tokenizer.token_type, tokenizer.pad_id, tokenizer.vocab_size
+        ),
+        tokenizer=TokenizerInfo(tokenizer.sha256),
+        encoder=EncoderInfo(
+            model=portable["encoder"]["model"],
+            sha256=model.sha256,
+            dimension=model.dimension,
+            pooling=model.pooling,
+            max_length=model.max_length,
+            dtype=model.dtype,
+            device=model.device,
+        ),
+        index=IndexInfo(
+            key=index.key,
+            lists=index.lists,
+            partitions=len(index.partitions),
+            nprobe=index.search.nprobe,
+            rerank=config.neighbors.rerank,
+            training_points=index.template.points,
+            template_sha256=index.template.file.sha256,
+            recall_queries=index.search.queries,
+            recall=index.search.curve,
+        ),
+        neighbors=NeighborsInfo(config.neighbors.k),
+        config=portable,
+        tables=Tables(
+            documents=[part.documents for part in parts],
+            chunks=[part.chunks for part in parts],
+            embeddings=[part.keys_file for part in parts] if config.embeddings.keep else [],
+            neighbors=[part.file for part in found],
+        ),
+        index_files=[index.template.file, *index.partitions],
+        tokenizer_files=tokenizer.files,
+    )
+
+
+def _counts(chunked: list[ChunkedShard]) -> dict[str, int]:
+    written = [part for shard in chunked for part in shard.parts]
+    return {
+        "documents": sum(part.documents.rows or 0 for part in written),
+        "chunks": sum(part.chunks.rows or 0 for part in written),
+        "tokens": sum(part.tokens for part in written),
+        "validation_chunks": sum(part.validation_chunks for part in written),
+    }
+
+
+def _source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> SourceCounts:
+    own = [shard for shard in chunked if shard.source == name]
+    counts = _counts(own)
+    del counts["validation_chunks"]
+    return SourceCounts(
+        name=name,
+        weight=weight,
+        read=sum(shard.read for shard in own),
+        dropped=sum(shard.dropped for shard in own),
+        rejected=sum(shard.rejected for shard in own),
+        **counts,
+    )
+
+
+def smoke_output(config: Config) -> str:
+    """Where a smoke build goes: beside the database."""
+    return config.output.rstrip("/") + "-smoke"
+
+
+def _check_output(folder: Folder) -> None:
+    """Refuses a folder with files that no build wrote."""
+    names = [name for name in folder.list() if not name.startswith(".")]
+    if strange := sorted(set(names) - _OWN - {FILE}):
+        raise ConfigError(
+            f"output: {folder.url} holds {strange[0]}, which no build wrote; name a new folder"
+        )
+
+
+@contextmanager
+def _logging(folder: Folder) -> Iterator[None]:
+    """Libraries' chatter goes to a file in the database, or beside the call on object stores."""
+    path = Path(folder.locate(LOG)) if folder.is_local else Path("retro-db-build.log")
+    try:
+        with chatter_to(path):
+            yield
+    except PermissionError as error:
+        raise InputError(f"output: {folder.url}: no permission to write; grant it") from error
+
+
+def _is_finished(folder: Folder, mark: str) -> bool:
+    return (
+        folder.exists(FILE)
+        and folder.exists(FINISHED)
+        and folder.read(FINISHED).decode("ascii", "replace") == mark
+    )
+
+
+def _estimate(shards: list[Shard], config: Config) -> int:
+    """About how many documents the plan holds, from the beginnings of a few files."""
+    sources = {source.name: source for source in config.corpus}
+    files = [(shard, file) for shard in shards for file in shard.files]
+    files.sort(key=lambda pair: fraction_of("estimate", config.seed, pair[1].name))
+    documents, size = 0.0, 0
+    for shard, file in files[:8]:
+        records = list(
+            islice(
+                read_shard(Shard(0, shard.source, shard.format, [file]), sources[shard.source]), 200
+            )
+        )
+        if len(records) < 200:
+            documents += len(records)
+        else:
+            read = sum(len(getattr(record, "text", "")) for record in records)
+            ratio = 4 if os.path.splitext(file.name)[1] in COMPRESSIONS else 1
+            documents += max(len(records), len(records) * file.bytes * ratio / max(read, 1))
+        size += file.bytes
+    whole = sum(shard.bytes for shard in shards)
+    return round(documents * whole / max(size, 1))
+
+
+def _planned(shards: list[Shard], whole: int) -> str:
+    files = sum(len(shard.files) for shard in shards)
+    read = sum(shard.bytes for shard in shards)
+    text = f"plan       {files:,} files, {read / 1e6:,.1f} MB, {len(shards):,} shards"
+    return text if read == whole else f"{text}, a sample of {whole / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    from .cli import run
+
+    raise SystemExit(run(["build", *sys.argv[1:]]))

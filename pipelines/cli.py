@@ -1,0 +1,162 @@
+"""Commands and exit codes: 0 done, 1 the database is not sound, 2 bad input, 3 the environment."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import click
+
+from retro_db.errors import ExecutionError, RetroDBError
+
+from .console import Console
+
+_CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
+_SET = click.option(
+    "--set", "overrides", multiple=True, metavar="a.b=value", help="Change one setting."
+)
+_WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Shards worked on side by side on this machine; the cores are divided among them.",
+)
+_BEAM_OPTIONS = click.argument(
+    "beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]"
+)
+_DATABASE = click.argument("database", metavar="DB")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@click.group("retro-db", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="retro-db")
+def cli() -> None:
+    """Builds and reads retrieval databases for RETRO-style language models."""
+
+
+@cli.command()
+@_CONFIG
+@_SET
+@_WORKERS
+@click.option(
+    "--smoke",
+    is_flag=False,
+    flag_value=1000,
+    type=click.IntRange(min=1),
+    metavar="[DOCUMENTS]",
+    help="Try every stage on a sample of about 1,000 documents, verify it, and tell what the whole "
+    "build would take.",
+)
+@_BEAM_OPTIONS
+def build(
+    config: str,
+    overrides: tuple[str, ...],
+    workers: int,
+    smoke: int | None,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Build a database, or continue an interrupted build.
+
+    Options of Apache Beam, such as --runner=SparkRunner, stand behind --.
+    """
+    from retro_db.config import load_config
+
+    from .build import build as run_build
+    from .engine import Engine
+    from .reading import show_built
+    from .smoke import run_smoke
+
+    console = Console()
+    settings = load_config(config, overrides)
+    engine = Engine(workers, beam_options)
+    if smoke is not None:
+        run_smoke(settings, engine, console, smoke)
+    else:
+        show_built(settings.output, run_build(settings, engine, console), console)
+
+
+@cli.command()
+@_DATABASE
+@_JSON
+def inspect(database: str, as_json: bool) -> None:
+    """Show counts, sizes, settings and health of a database."""
+    from .reading import show_database
+
+    show_database(database, as_json, Console())
+
+
+@cli.command()
+@_DATABASE
+@click.argument("text")
+@click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="Neighbors.")
+@click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
+@_JSON
+def query(database: str, text: str, k: int, encoder: str | None, as_json: bool) -> None:
+    """Show the chunks nearest to a text, with their continuations."""
+    from .reading import show_neighbors
+
+    show_neighbors(database, text, k, encoder, as_json, Console())
+
+
+@cli.command()
+@_DATABASE
+@_JSON
+def verify(database: str, as_json: bool) -> None:
+    """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
+    from .reading import show_problems
+
+    sys.exit(show_problems(database, as_json, Console()))
+
+
+def stage_command(stage: str) -> click.Command:
+    """The command of one stage alone: `python -m retro_db_pipelines.STAGE CONFIG.yaml`."""
+
+    @click.command(help=f"Run the stage {stage} alone; the ones before it must be done.")
+    @_CONFIG
+    @_SET
+    @_WORKERS
+    @_BEAM_OPTIONS
+    def command(
+        config: str, overrides: tuple[str, ...], workers: int, beam_options: tuple[str, ...]
+    ) -> None:
+        from retro_db.config import load_config
+
+        from .build import run_one
+        from .engine import Engine
+
+        engine = Engine(workers, beam_options)
+        run_one(stage, load_config(config, overrides), engine, Console())
+
+    return command
+
+
+def run(arguments: Sequence[str], command: click.Command = cli) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit code.
+    """
+    console = Console()
+    # Libraries warn while they are imported; a build gives them a log file later.
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        command.main(list(arguments), prog_name=command.name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except RetroDBError as error:
+        console.fail(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        console.fail("interrupted; run the same command again to continue")
+        return 130
+    except SystemExit as error:
+        return int(error.code or 0)
+    except (OSError, MemoryError) as error:
+        console.fail(f"{type(error).__name__}: {error}; mend the cause and run the command again")
+        return ExecutionError.exit_code
+    return 0

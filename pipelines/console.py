@@ -1,0 +1,137 @@
+"""Everything that people read: progress, tables and messages, on a terminal or in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as RichTask
+from rich.text import Text
+
+_POLL_SECONDS = 0.25
+_LOG_SECONDS = 15.0
+
+
+class Console:
+    """Writes to standard output; one live line a stage on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.rich = RichConsole(highlight=False, soft_wrap=True)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether lines can be redrawn."""
+        return self.rich.is_terminal
+
+    def say(self, message: str = "") -> None:
+        """One line."""
+        self.rich.print(message, markup=False)
+
+    def fail(self, message: str) -> None:
+        """One line on standard error."""
+        RichConsole(stderr=True, highlight=False, soft_wrap=True).print(
+            f"error: {message}", markup=False
+        )
+
+    @contextlib.contextmanager
+    def stage(
+        self, name: str, unit: str, total: int, done: Callable[[], int]
+    ) -> Iterator[Callable[[str], None]]:
+        """Shows a stage's progress while the block runs.
+
+        Args:
+            name: Of the stage.
+            unit: What is counted.
+            total: How many there are.
+            done: How many are done; polled.
+
+        Yields:
+            A function that takes the closing remark, such as counts.
+        """
+        remark: list[str] = []
+        start = time.monotonic()
+        stop = threading.Event()
+        watch = self._watch_live if self.is_terminal else self._watch_log
+        watcher = threading.Thread(target=watch, args=(name, unit, total, done, stop), daemon=True)
+        watcher.start()
+        try:
+            yield remark.append
+        finally:
+            stop.set()
+            watcher.join()
+        seconds = time.monotonic() - start
+        self.say(f"{name:<10} {' '.join(remark)} ({seconds:,.1f} s)")
+
+    def _watch_live(
+        self, name: str, unit: str, total: int, done: Callable[[], int], stop: threading.Event
+    ) -> None:
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            _RateColumn(unit),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.rich, transient=True) as progress:
+            task: TaskID = progress.add_task(name, total=total or None)
+            while not stop.wait(_POLL_SECONDS):
+                progress.update(task, completed=min(done(), total))
+
+    def _watch_log(
+        self, name: str, unit: str, total: int, done: Callable[[], int], stop: threading.Event
+    ) -> None:
+        start = time.monotonic()
+        while not stop.wait(_LOG_SECONDS):
+            count, seconds = min(done(), total), time.monotonic() - start
+            rate = count / seconds
+            left = f", {(total - count) / rate:,.0f} s left" if rate else ""
+            self.say(f"{name:<10} {count:,} of {total:,} {unit}, {rate:,.0f}/s{left}")
+
+
+class _RateColumn(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: RichTask) -> Text:
+        """Units a second."""
+        speed = task.speed or 0
+        return Text(f"{speed:,.0f} {self._unit}/s")
+
+
+@contextlib.contextmanager
+def chatter_to(path: Path) -> Iterator[None]:
+    """Sends the logs and warnings of all libraries to a file while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:] = before
+        root.setLevel(level)
+        handler.close()
+        sys.stdout.flush()

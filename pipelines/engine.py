@@ -1,0 +1,100 @@
+"""Which runner executes a stage, with how many workers and threads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retro_db import errors
+from retro_db.errors import ExecutionError, InputError
+from retro_db.store.folder import Folder
+from retro_db.threads import available_cores
+
+from .quiet import PipelineOptions, StandardOptions, beam
+from .shards import FAILURES, Job, RunShards, Task, read_failures
+
+log = logging.getLogger(__name__)
+
+_LOCAL = ("DirectRunner", "FnApiRunner")
+_RUNNERS = (
+    *_LOCAL,
+    "SparkRunner",
+    "FlinkRunner",
+    "PortableRunner",
+    "PrismRunner",
+    "DataflowRunner",
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How stages are executed.
+
+    Attributes:
+        workers: Tasks that run side by side on a local run; others take their engine's options.
+        beam_options: What stands behind `--` on the command line.
+    """
+
+    workers: int = 1
+    beam_options: tuple[str, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        """Threads of one worker: workers times threads is the number of cores."""
+        return max(1, available_cores() // self.workers)
+
+    def options(self) -> PipelineOptions:
+        """Beam's options.
+
+        Raises:
+            InputError: The runner is unknown, or known to lose data.
+        """
+        options = PipelineOptions(list(self.beam_options), save_main_session=False)
+        standard = options.view_as(StandardOptions)
+        runner = standard.runner or "FnApiRunner"
+        if runner not in _RUNNERS:
+            reason = "loses elements silently" if runner == "DaskRunner" else "is not known"
+            raise InputError(f"--runner={runner} {reason}; use one of {', '.join(_RUNNERS)}")
+        if runner in _LOCAL:
+            # Beam's DirectRunner would first try to download Prism.
+            standard.runner = "FnApiRunner"
+            local = [
+                "--direct_running_mode=multi_threading",
+                f"--direct_num_workers={self.workers}",
+            ]
+            options = PipelineOptions(
+                [*local, *self.beam_options, "--runner=FnApiRunner"], save_main_session=False
+            )
+        return options
+
+    def run(self, job: Job, tasks: Sequence[Task]) -> None:
+        """Runs the tasks to their end.
+
+        Raises:
+            RetroDBError: What a task raised.
+            ExecutionError: The engine failed, or a task in a way that nobody foresaw.
+        """
+        folder = job.folder
+        folder.remove(FAILURES)
+        options = self.options()
+        try:
+            with beam.Pipeline(options=options) as pipeline:
+                _ = (
+                    pipeline
+                    | f"{job.stage} tasks" >> beam.Create(list(tasks))
+                    | f"{job.stage}" >> RunShards(job)
+                )
+        except Exception as error:  # runners raise whatever a worker raised, as their own classes
+            log.exception("stage %s failed", job.stage)
+            raise _named(folder, job.stage, error) from error
+
+
+def _named(folder: Folder, stage: str, error: Exception) -> errors.RetroDBError:
+    for name, message in read_failures(folder):
+        return getattr(errors, name, ExecutionError)(message)
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return ExecutionError(
+        f"{stage}: {type(error).__name__}: {lines[-1][:300]}; the trace is in the log file. Mend the "
+        "cause and run the same command again"
+    )

@@ -1,0 +1,13 @@
+"""Apache Beam, imported without its warning of Google client libraries that a local run never needs."""
+
+import logging
+
+logging.disable(logging.WARNING)
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.utils.shared import Shared
+finally:
+    logging.disable(logging.NOTSET)
+
+__all__ = ["PipelineOptions", "Shared", "StandardOptions", "beam"]

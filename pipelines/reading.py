@@ -1,0 +1,187 @@
+"""What the commands that read a database print."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+import retro_db
+from retro_db.database import Database
+from retro_db.manifest import Manifest
+from retro_db.retriever import Retriever
+from retro_db.serialize import to_json
+from retro_db.tokenizer import Tokenizer
+from retro_db.verify import verify_database
+
+from .console import Console
+
+
+def show_built(output: str, manifest: Manifest, console: Console) -> None:
+    """The last words of a build."""
+    counts = manifest.counts
+    size = sum(file.bytes for file in manifest.files)
+    console.say(
+        f"built      {output}: {counts.documents:,} documents, {counts.chunks:,} chunks, "
+        f"{counts.tokens:,} tokens, {size / 1e6:,.1f} MB"
+    )
+    for count, words in (
+        (counts.keyless_chunks, "without a WordPiece, not indexed"),
+        (counts.validation_chunks, "of the validation split, nobody's neighbors"),
+        (counts.short_rows, f"with fewer than {manifest.neighbors.k} neighbors"),
+    ):
+        if count:
+            console.say(f"           {count:,} chunks {words}")
+
+
+def show_database(url: str, as_json: bool, console: Console) -> None:
+    """Counts, sizes and settings."""
+    database = retro_db.open(url)
+    manifest = database.manifest
+    missing = [
+        file.path for file in manifest.files if database.folder.size(file.path) != file.bytes
+    ]
+    if as_json:
+        described = to_json(manifest) | {"missing_or_resized": missing}
+        console.rich.print_json(json.dumps(described))
+        return
+    counts, index, encoder = manifest.counts, manifest.index, manifest.encoder
+    console.say(f"{url}  format {manifest.version}, generation {manifest.generation}")
+    sources = Table("source", "weight", "documents", "chunks", "tokens", "dropped", "rejected")
+    for source in manifest.sources:
+        numbers = (source.documents, source.chunks, source.tokens, source.dropped, source.rejected)
+        sources.add_row(escape(source.name), f"{source.weight:g}", *(f"{n:,}" for n in numbers))
+    console.rich.print(sources)
+    tables = Table("table", "files", "MB", "bytes a chunk")
+    for name, files in _files_by_table(manifest).items():
+        size = sum(file.bytes for file in files)
+        share = size / max(counts.chunks, 1)
+        tables.add_row(name, f"{len(files):,}", f"{size / 1e6:,.2f}", f"{share:,.1f}")
+    console.rich.print(tables)
+    recall = f"recall@10 {index.recall[-1].recall:.3f}" if index.recall else "recall not measured"
+    console.say(f"chunks     {manifest.chunk.tokens} tokens, {manifest.chunk.token_type}")
+    console.say(
+        f"encoder    {encoder.model}, {encoder.dimension} dimensions, {encoder.pooling}, "
+        f"{encoder.dtype} on {encoder.device}"
+    )
+    console.say(
+        f"index      {index.key}, {counts.indexed_chunks:,} entries, nprobe {index.nprobe}, {recall}"
+    )
+    console.say(
+        f"neighbors  {manifest.neighbors.k} of each chunk; {counts.short_rows:,} chunks have fewer, "
+        f"{counts.keyless_chunks:,} have no key"
+    )
+    state = (
+        f"{len(missing)} files missing or resized: {missing[0]}" if missing else "all files there"
+    )
+    console.say(f"health     {state}; retro-db verify checks their contents")
+
+
+def _files_by_table(manifest: Manifest) -> dict[str, list[Any]]:
+    tables = manifest.tables
+    return {
+        "documents": tables.documents,
+        "chunks": tables.chunks,
+        "embeddings": tables.embeddings,
+        "neighbors": tables.neighbors,
+        "index": manifest.index_files,
+        "tokenizer": manifest.tokenizer_files,
+    }
+
+
+def show_neighbors(
+    url: str, text: str, k: int, encoder: str | None, as_json: bool, console: Console
+) -> None:
+    """The chunks nearest to a text."""
+    database = retro_db.open(url)
+    ids, distances = Retriever(database, encoder).search([text], k)
+    found = describe_chunks(database, ids[0][ids[0] >= 0], distances[0])
+    if as_json:
+        console.rich.print_json(json.dumps({"text": text, "neighbors": found}))
+        return
+    for rank, neighbor in enumerate(found, 1):
+        show_chunk(console, f"{rank}.", neighbor)
+    if not found:
+        console.say("no neighbors: the text has no word that the encoder knows")
+
+
+def describe_chunks(
+    database: Database, ids: np.ndarray, distances: np.ndarray
+) -> list[dict[str, Any]]:
+    """Chunks with their continuations as text, and where they are from."""
+    tokenizer = Tokenizer.of_database(database.folder)
+    rows = database.chunks.documents(ids)
+    table = database.documents.take(rows)
+    values = database.chunks.values(ids)
+    own, following = _texts(database, tokenizer, ids, values)
+    return [
+        {
+            "id": int(chunk),
+            "distance": round(float(distance), 4),
+            "source": source,
+            "document": document,
+            "text": text,
+            "continuation": continuation,
+        }
+        for chunk, distance, source, document, text, continuation in zip(
+            ids,
+            distances,
+            table["source"].to_pylist(),
+            table["id"].to_pylist(),
+            own,
+            following,
+            strict=False,
+        )
+    ]
+
+
+def _texts(
+    database: Database, tokenizer: Tokenizer, ids: np.ndarray, values: np.ndarray
+) -> tuple[list[str], list[str]]:
+    """Text of chunks and of their continuations, without padding."""
+    m, chunks = database.manifest.chunk.tokens, database.chunks
+    lengths = chunks.lengths(ids)
+    following = np.minimum(ids + 1, len(chunks) - 1)
+    same = (following > ids) & (chunks.documents(following) == chunks.documents(ids))
+    rest = np.where(same, chunks.lengths(following), 0)
+    own = [row[:length] for row, length in zip(values[:, :m], lengths, strict=True)]
+    after = [row[:length] for row, length in zip(values[:, m:], rest, strict=True)]
+    return tokenizer.decode(own), tokenizer.decode(after)
+
+
+def show_chunk(console: Console, mark: str, chunk: dict[str, Any]) -> None:
+    """One chunk, its origin and its continuation."""
+    origin = f"{chunk['source']}/{chunk['document']}"
+    console.rich.print(
+        f"[bold]{mark}[/bold] distance {chunk['distance']:g}, chunk {chunk['id']:,} of "
+        f"{escape(origin)}"
+    )
+    console.rich.print(f"   [cyan]{escape(_line(chunk['text']))}[/cyan]")
+    if chunk["continuation"]:
+        console.rich.print(f"   [dim]... {escape(_line(chunk['continuation']))}[/dim]")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def show_problems(url: str, as_json: bool, console: Console) -> int:
+    """What verify found.
+
+    Returns:
+        The exit code: 0 where nothing is wrong.
+    """
+    checked = verify_database(url)
+    if as_json:
+        console.rich.print_json(json.dumps(to_json(checked)))
+    else:
+        for problem in checked.problems:
+            console.say(f"wrong: {problem}")
+        console.say(
+            f"{url}: {checked.files:,} files, {checked.chunks:,} chunks: "
+            + (f"{len(checked.problems):,} problems" if checked.problems else "sound")
+        )
+    return 1 if checked.problems else 0

@@ -1,0 +1,59 @@
+"""The check before an expensive build: every stage on a sample, and what the whole would take."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+
+from retro_db.config import Config
+from retro_db.errors import DatabaseError
+from retro_db.serialize import from_json
+from retro_db.store.folder import Folder
+from retro_db.verify import verify_database
+
+from .build import REPORT, StageReport, build, smoke_output
+from .console import Console
+from .engine import Engine
+from .reading import show_built
+
+# Their work is bounded by settings, not by the corpus.
+_BOUNDED = ("tokenizer", "train")
+
+
+def run_smoke(config: Config, engine: Engine, console: Console, documents: int) -> None:
+    """Builds from a sample beside the output folder, verifies it, and extrapolates.
+
+    Raises:
+        DatabaseError: What was built is not sound.
+    """
+    output = smoke_output(config)
+    folder = Folder(output)
+    folder.remove("")
+    manifest = build(config, engine, console, smoke=documents)
+    show_built(output, manifest, console)
+    checked = verify_database(output)
+    if checked.problems:
+        raise DatabaseError(f"{output}: {checked.problems[0]}")
+    console.say(f"verified   {checked.files:,} files: sound")
+    report = from_json(StageReport, json.loads(folder.read(REPORT)))
+    console.rich.print(_extrapolated(report))
+    console.say(
+        f"The corpus is about {report.scale:,.1f} times the sample. The whole takes the work above, "
+        "divided by the workers; stages without a figure are bounded by the settings."
+    )
+
+
+def _extrapolated(report: StageReport) -> Table:
+    """Work of each stage, measured and for the whole corpus."""
+    table = Table("stage", "sample, s", "whole, about")
+    for stage, seconds in report.seconds.items():
+        whole = "-" if stage in _BOUNDED else _duration(seconds * report.scale)
+        table.add_row(stage, f"{seconds:,.1f}", whole)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"

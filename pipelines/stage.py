@@ -1,0 +1,120 @@
+"""What the stages of one build share, and how a stage skips what is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from retro_db import manifest
+from retro_db.config import Config
+from retro_db.corpus.planning import Shard
+from retro_db.errors import ExecutionError, InputError
+from retro_db.serialize import from_json
+from retro_db.store.folder import Folder
+from retro_db.store.records import Record, StageRecords
+
+from .console import Console
+from .engine import Engine
+from .shards import Job, Task, read_progress
+
+Result = TypeVar("Result")
+_INDEX_STAGES = ("train", "encode", "assemble", "tune")
+
+
+@dataclass
+class Build:
+    """One build on its way.
+
+    Attributes:
+        config: What is wanted.
+        folder: The database.
+        engine: What executes.
+        console: What people see.
+        shards: The plan.
+        smoke: Whether this is a sample build, in which index keys are reduced to what it can train.
+        scale: Documents of the whole corpus for each document planned; above 1 in a smoke build.
+        only: The one module whose stages may run; None for all.
+        seconds: Work in every stage, by name, over all tasks.
+    """
+
+    config: Config
+    folder: Folder
+    engine: Engine
+    console: Console
+    shards: list[Shard]
+    smoke: bool = False
+    scale: float = 1.0
+    only: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_stage(
+    build: Build,
+    job: Job,
+    tasks: Sequence[Task],
+    result: type[Result],
+    unit: str,
+    total: int,
+) -> list[Result]:
+    """Runs the tasks of a stage that are not done yet.
+
+    Args:
+        build: The build.
+        job: What to do.
+        tasks: All of the stage's, in order.
+        result: The dataclass that the job returns.
+        unit: What progress counts.
+        total: Units in all tasks.
+
+    Returns:
+        The results of all tasks, in order.
+
+    Raises:
+        InputError: Another stage was asked for, and this one has work left.
+        ExecutionError: The engine ended well and a task has no record all the same.
+    """
+    records = StageRecords(build.folder, job.stage)
+    found = records.load()
+    kept = {task.name: found[task.name] for task in tasks if _holds(build.folder, task, found)}
+    todo = [task for task in tasks if task.name not in kept]
+    if todo:
+        module = "index" if job.stage in _INDEX_STAGES else job.stage
+        if build.only not in (None, module):
+            raise InputError(
+                f"{build.config.output}: {len(todo)} of {len(tasks)} shards of the stage {job.stage} "
+                f"are not done; run python -m retro_db_pipelines.{module} first"
+            )
+        # No reader may trust the folder, and no record may vouch for what is about to be replaced.
+        build.folder.remove(manifest.FILE)
+        records.replace(list(kept.values()))
+        build.folder.remove(f"state/progress/{job.stage}")
+        with build.console.stage(
+            job.stage, unit, total, lambda: read_progress(build.folder, job.stage)
+        ) as remark:
+            build.engine.run(job, todo)
+            done = f"{len(todo)} of {len(tasks)} shards, " if len(tasks) > 1 else ""
+            remark(f"{done}{total:,} {unit}")
+        kept = records.load()
+        if missing := [task.name for task in tasks if task.name not in kept]:
+            raise ExecutionError(
+                f"{job.stage}: {missing[0]} was not committed; run the same command again"
+            )
+    ordered = [kept[task.name] for task in tasks]
+    records.replace(ordered)
+    build.seconds[job.stage] = sum(record.seconds for record in ordered)
+    return [from_json(result, record.result, f"{job.stage}/{record.name}") for record in ordered]
+
+
+def _holds(folder: Folder, task: Task, found: dict[str, Record]) -> bool:
+    """Whether a record vouches for the task as it is now, and its files are there."""
+    record = found.get(task.name)
+    if record is None or record.fingerprint != task.fingerprint:
+        return False
+    return all(folder.size(file.path) == file.bytes for file in record.files)
+
+
+def sole(results: Sequence[Result]) -> Result:
+    """The result of a stage with one task."""
+    [result] = results
+    return result

@@ -1,0 +1,124 @@
+"""Stage 1: the tokenizer, loaded or trained, kept in the database."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from retro_db.config import Config
+from retro_db.corpus.planning import Shard
+from retro_db.corpus.reading import Document, read_shard
+from retro_db.hashing import fraction_of
+from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.tokenizer import Tokenizer, train_tokenizer
+
+from .shards import Task, fingerprint
+from .stage import Build, run_stage, sole
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What was written, and what the stages after need to know of it."""
+
+    files: list[FileEntry]
+    sha256: str
+    vocab_size: int
+    token_type: str
+    pad_id: int
+
+
+@dataclass
+class TokenizerJob:
+    """Trains or loads the tokenizer."""
+
+    config: Config
+    folder: Folder
+    stage: str = field(default="tokenizer", init=False)
+
+    def open(self) -> None:
+        """Nothing to share."""
+
+    def run(
+        self, shared: None, shards: list[Shard], report: Callable[[int], None]
+    ) -> TokenizerFiles:
+        """Writes the tokenizer's folder."""
+        settings = self.config.tokenizer
+        if settings.train is None:
+            tokenizer = Tokenizer.load(str(settings.path))
+        else:
+            texts = sample_texts(shards, self.config, int(settings.train.sample), report)
+            tokenizer = train_tokenizer(texts, settings.train.vocab_size)
+        entries = []
+        for name, data in tokenizer.files.items():
+            path = f"tokenizer/{name}"
+            with self.folder.writing(path) as temporary:
+                temporary.write_bytes(data)
+                entries.append(describe(temporary, path))
+        return TokenizerFiles(
+            files=entries,
+            sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            token_type=tokenizer.token_type.name,
+            pad_id=tokenizer.pad_id,
+        )
+
+    def files(self, result: TokenizerFiles) -> list[FileEntry]:
+        """The tokenizer's folder."""
+        return result.files
+
+
+def sample_texts(
+    shards: list[Shard], config: Config, wanted: int, report: Callable[[int], None]
+) -> Iterator[str]:
+    """Texts of a hashed sample of documents, out of a hashed sample of shards.
+
+    Args:
+        shards: The plan.
+        config: Of the build.
+        wanted: Bytes of input, about; everything where there is no more.
+        report: Told, now and again, how many more characters were read.
+    """
+    order = sorted(shards, key=lambda shard: fraction_of("train", config.seed, shard.identity))
+    chosen, size = [], 0
+    for shard in order:
+        if size >= 4 * wanted:
+            break
+        chosen.append(shard)
+        size += shard.bytes
+    share = min(1.0, wanted / max(size, 1))
+    sources = {source.name: source for source in config.corpus}
+    for shard in chosen:
+        for record in read_shard(shard, sources[shard.source]):
+            if isinstance(record, Document) and (
+                share >= 1.0
+                or fraction_of("train", config.seed, shard.source, record.identity) < share
+            ):
+                report(len(record.text))
+                yield record.text
+
+
+def tokenizer_stage(build: Build) -> TokenizerFiles:
+    """Runs the stage."""
+    settings = build.config.tokenizer
+    if settings.train is None:
+        shards = []
+        loaded = Tokenizer.load(str(settings.path)).files
+        decides: list[object] = [loaded[name].decode("utf-8") for name in sorted(loaded)]
+    else:
+        shards = build.shards
+        decides = [settings.train.model_dump(mode="json"), build.config.seed]
+        decides += [shard.identity for shard in shards]
+    job = TokenizerJob(build.config, build.folder)
+    task = Task("tokenizer", fingerprint(job.stage, VERSION, *decides), shards)
+    size = sum(shard.bytes for shard in shards)
+    return sole(run_stage(build, job, [task], TokenizerFiles, "bytes", size))
+
+
+if __name__ == "__main__":
+    # The classes above must be pickled under their module's name, so the command imports them anew.
+    from .cli import run, stage_command
+
+    raise SystemExit(run(sys.argv[1:], stage_command("tokenizer")))

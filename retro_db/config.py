@@ -1,0 +1,264 @@
+"""The configuration of a build: every key, its default and its meaning."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+from retro_db.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True
+    )
+
+
+class SourceConfig(_Section):
+    """One corpus."""
+
+    name: str
+    """Name of the source in the database; no two are alike."""
+    paths: Annotated[list[str], Field(min_length=1)]
+    """Files: paths, globs, any fsspec URL."""
+    format: Literal["jsonl", "parquet", "text", "arrow"] | None = None
+    """Inferred from the file names where it is left out."""
+    text: str = "text"
+    """Field that holds the text."""
+    id: str | None = None
+    """Field that names the document; its place in the files where it is left out."""
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """Sampling weight in training, recorded for the trainer."""
+    fraction: Share = 1.0
+    """Share of the documents that is kept, chosen by hash; a larger share contains the smaller."""
+    max_bad: Share = 0.001
+    """Share of bad records above which the build stops."""
+    max_document: ByteSize = ByteSize(200_000_000)
+    """Documents with more bytes of UTF-8 are rejected."""
+
+
+class TrainTokenizerConfig(_Section):
+    """A byte-level BPE, trained on a hashed sample of the corpus."""
+
+    vocab_size: Annotated[int, Field(ge=257, le=128_000)] = 128_000
+    """Entries, the 256 bytes and the end-of-document token included."""
+    sample: ByteSize = ByteSize(1_000_000_000)
+    """Text that it is trained on."""
+
+
+class TokenizerConfig(_Section):
+    """The language model's tokenizer: one that exists, or one to train."""
+
+    path: str | None = None
+    """A tokenizer.json, a folder with one, or a hub name."""
+    train: TrainTokenizerConfig | None = None
+    """Settings of a tokenizer to train; {} takes the defaults."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_two(self) -> TokenizerConfig:
+        if (self.path is None) == (self.train is None):
+            raise ValueError("give either path or train")
+        return self
+
+
+class ChunkConfig(_Section):
+    """How documents are cut."""
+
+    tokens: Annotated[int, Field(ge=1, le=65_535)] = 64
+    """Tokens of a chunk, m in the paper (section 2.2)."""
+    shard_size: ByteSize = ByteSize(256_000_000)
+    """Bytes of input that make one shard: the unit of work, of retry and of resume."""
+    part_rows: Annotated[int, Field(ge=1)] = 1_048_576
+    """Chunks after which a shard goes on in another file, at a document's end."""
+
+
+class SplitConfig(_Section):
+    """Documents set apart."""
+
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of documents, by hash, that are embedded and queried but never anyone's neighbor."""
+
+
+class EncoderConfig(_Section):
+    """The frozen BERT whose averaged last layer is a chunk's key (paper, section 2.3)."""
+
+    model: str
+    """A folder with safetensors weights and a fast tokenizer, or a hub name."""
+    pooling: Literal["mean", "mean_without_special", "cls"] = "mean"
+    """Mean over the attention mask, the same without [CLS] and [SEP], or [CLS] alone."""
+    max_length: Annotated[int, Field(ge=3)] = 256
+    """WordPieces after which a chunk is cut, the two special ones included."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on CPU, bfloat16 on CUDA."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is one. cuda without CUDA is an error, never a silent fallback."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 16_384
+    """Padded WordPieces of one batch."""
+
+
+class EmbeddingsConfig(_Section):
+    """What becomes of the keys."""
+
+    keep: bool = True
+    """Whether they stay in the database once neighbors exist; Retriever re-ranks with them."""
+
+
+class IndexConfig(_Section):
+    """The index over the keys."""
+
+    key: str = "auto"
+    """A Faiss factory key with inverted lists, or auto: chosen from the number of chunks."""
+    memory: ByteSize = ByteSize(64_000_000_000)
+    """What the searching worker may use for the index."""
+    recall_target: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+    """Recall@10 against exact search, other documents only, that nprobe is chosen for."""
+    partitions: Annotated[int, Field(ge=1)] = 1
+    """Files that the inverted lists are spread over."""
+
+
+class NeighborsConfig(_Section):
+    """The stored neighbors."""
+
+    k: Annotated[int, Field(ge=1)] = 20
+    """Neighbors of a chunk."""
+    rerank: Annotated[int, Field(ge=1)] = 200
+    """Candidates of other documents that are re-ranked exactly."""
+
+    @pydantic.model_validator(mode="after")
+    def _enough_candidates(self) -> NeighborsConfig:
+        if self.rerank < self.k:
+            raise ValueError(f"rerank ({self.rerank}) must be at least k ({self.k})")
+        return self
+
+
+class Config(_Section):
+    """A whole build."""
+
+    output: str
+    """Folder of the database: a path or any fsspec URL."""
+    corpus: Annotated[list[SourceConfig], Field(min_length=1)]
+    """The sources, in the order of their chunk ids."""
+    tokenizer: TokenizerConfig
+    encoder: EncoderConfig
+    chunk: ChunkConfig = ChunkConfig()
+    split: SplitConfig = SplitConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    index: IndexConfig = IndexConfig()
+    neighbors: NeighborsConfig = NeighborsConfig()
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides every hashed choice."""
+
+    @pydantic.model_validator(mode="after")
+    def _names_differ(self) -> Config:
+        names = [source.name for source in self.corpus]
+        if len(set(names)) < len(names):
+            raise ValueError("two sources of corpus have the same name")
+        return self
+
+    def portable(self) -> dict[str, Any]:
+        """The settings without places: what the manifest records.
+
+        Paths, the output folder and the directory of the model differ between machines on which the
+        same bytes are built; their contents are recorded by hash.
+        """
+        data = self.model_dump(mode="json", exclude={"output": True, "tokenizer": {"path"}})
+        for source in data["corpus"]:
+            del source["paths"]
+        data["encoder"]["model"] = self.encoder.model.rstrip("/").rsplit("/", 1)[-1]
+        return data
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML configuration.
+
+    Args:
+        path: The YAML file.
+        overrides: `a.b=value` each, the value in YAML; list items by number, `corpus.0.name=x`.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown or a value wrong.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {reason}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must hold keys and values, such as 'output: db/'")
+    for override in overrides:
+        _override(data, override)
+    return parse_config(data, str(path))
+
+
+def parse_config(data: dict[str, Any], where: str) -> Config:
+    """Checks parsed YAML.
+
+    Args:
+        data: What the file holds.
+        where: Its name, for error messages.
+
+    Raises:
+        ConfigError: Names the first wrong key and, where one is near, the key that was meant.
+    """
+    try:
+        return Config.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {override}: write key=value, such as --set neighbors.k=10")
+    *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    node: Any = data
+    try:
+        for part in parents:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
+        node[last] = yaml.safe_load(text)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"--set {override}: there is no such key in the file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{location}: unknown key{_suggestion(first['loc'])}"
+    if first["type"] == "missing":
+        return f"{location}: missing; every configuration needs it"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{location}: {message}" if location else message
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    """The known key beside an unknown one, found by walking the models along the location."""
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _section_of(model.model_fields[part].annotation) or model
+    near = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1, cutoff=0.5)
+    return (
+        f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(model.model_fields)}"
+    )
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if section := _section_of(argument):
+            return section
+    return None

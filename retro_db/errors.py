@@ -1,0 +1,61 @@
+"""Every error that a user can meet, each with the exit code that the command line ends with."""
+
+from __future__ import annotations
+
+
+class RetroDBError(Exception):
+    """Base of all errors raised on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 3
+
+
+class InputError(RetroDBError):
+    """Bad usage, configuration or input: the message names the file, the field and the remedy."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A key or value of the configuration is wrong."""
+
+
+class CorpusError(InputError):
+    """A corpus cannot be read, or holds more bad records than its `max_bad` allows."""
+
+
+class ModelError(InputError):
+    """A tokenizer or an encoder cannot be loaded, or gives values that cannot be used."""
+
+
+class IndexKeyError(InputError):
+    """An index key is malformed, or the corpus is too small to train it."""
+
+
+class DatabaseError(RetroDBError):
+    """A folder is not a database, or one that cannot be trusted."""
+
+    exit_code = 1
+
+
+class NotADatabaseError(DatabaseError):
+    """The folder holds no manifest: the build was never finished, or the path is wrong."""
+
+    exit_code = 2
+
+
+class UnsupportedVersionError(DatabaseError):
+    """The manifest is of a format version that this release does not read."""
+
+    exit_code = 2
+
+
+class ManifestError(DatabaseError):
+    """The manifest is damaged: its checksum, a field or a type does not hold."""
+
+
+class DamagedFileError(DatabaseError):
+    """A file of the database is missing, or disagrees with the manifest or its contract."""
+
+
+class ExecutionError(RetroDBError):
+    """The environment failed: a worker, the disk, memory, or a bug. Running again resumes."""

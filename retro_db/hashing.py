@@ -1,0 +1,38 @@
+"""Uniform choices that depend on names alone: never on order, process or machine."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def fraction_of(*names: str | int | bytes) -> float:
+    """A uniform number in [0, 1) that the names decide.
+
+    A share p of all names lies below p, and whatever lies below p lies below every larger share.
+    """
+    hasher = hashlib.blake2b(digest_size=8)
+    for name in names:
+        data = name if isinstance(name, bytes) else str(name).encode("utf-8", "surrogatepass")
+        hasher.update(len(data).to_bytes(8, "little") + data)
+    return (int.from_bytes(hasher.digest(), "little") >> 11) / (1 << 53)
+
+
+def fractions_of(ids: np.ndarray, seed: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) for integer ids (SplitMix64, Steele et al. 2014).
+
+    Args:
+        ids: int64 [n].
+        seed: Another seed, another choice.
+
+    Returns:
+        float64 [n].
+    """
+    z = ids.astype(np.uint64) + np.uint64(
+        (seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % (1 << 64)
+    )
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) / (1 << 53)

@@ -1,0 +1,1 @@
+"""The index: trained once, filled shard by shard, searched as one."""

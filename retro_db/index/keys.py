@@ -1,0 +1,177 @@
+"""Index keys: Faiss's factory language, what a corpus can train, and the choice of `auto`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from retro_db.errors import IndexKeyError
+
+# Below this a scan of everything is as fast as any index, and exact.
+FLAT_BELOW = 1_000
+# Above this the memory budget decides, and autofaiss proposes.
+PROPOSAL_ABOVE = 4_000_000
+POINTS_PER_LIST = 30
+MAX_POINTS_PER_LIST = 256
+
+_IVF = re.compile(r"IVF(\d+)")
+_PQ = re.compile(r"PQ(\d+)(?:x(\d+))?(fsr|fs|np)?$")
+
+
+@dataclass(frozen=True)
+class IndexKey:
+    """A parsed key, such as `OPQ48_192,IVF1024_HNSW32,PQ48` or `IVF128,PQ192x4fs`.
+
+    Attributes:
+        text: The key as given.
+        lists: Inverted lists.
+        sub_quantizers: Of product-quantized codes; None for other codes.
+        bits: Of each sub-quantizer.
+        fast_scan: Whether the codes become FastScan when loaded; on disk they are plain.
+        by_residual: Whether codes are of the residual to the list's centroid.
+    """
+
+    text: str
+    lists: int
+    sub_quantizers: int | None = None
+    bits: int = 8
+    fast_scan: bool = False
+    by_residual: bool = True
+
+    @property
+    def factory(self) -> str:
+        """What `faiss.index_factory` gets: plain codes, and no polysemous training."""
+        if self.sub_quantizers is None:
+            return self.text
+        return _PQ.sub(f"PQ{self.sub_quantizers}x{self.bits}np", self.text)
+
+    @property
+    def codebook_size(self) -> int:
+        """Centroids of one sub-quantizer: the least number of points that train it."""
+        return 0 if self.sub_quantizers is None else 1 << self.bits
+
+
+def parse_key(text: str, dimension: int) -> IndexKey:
+    """Parses a Faiss factory key.
+
+    Args:
+        text: The key.
+        dimension: d of the vectors.
+
+    Raises:
+        IndexKeyError: It has no inverted lists, or its sub-quantizers do not divide the vectors.
+    """
+    lists = _IVF.search(text)
+    if lists is None or int(lists[1]) < 1:
+        raise IndexKeyError(
+            f"index.key: {text} has no inverted lists; use a key such as IVF1024,PQ48, or auto"
+        )
+    codes = _PQ.search(text)
+    if codes is None:
+        return IndexKey(text, int(lists[1]))
+    count, bits, suffix = int(codes[1]), int(codes[2] or 8), codes[3]
+    fast_scan = suffix in ("fs", "fsr")
+    if fast_scan and bits != 4:
+        raise IndexKeyError(f"index.key: {text}: FastScan needs 4-bit codes, PQ{count}x4{suffix}")
+    width = _coded_dimension(text, dimension)
+    if width % count:
+        raise IndexKeyError(
+            f"index.key: {text}: {count} sub-quantizers do not divide {width} dimensions"
+        )
+    return IndexKey(text, int(lists[1]), count, bits, fast_scan, suffix != "fs")
+
+
+def choose_key(chunks: int, dimension: int, memory: int) -> str:
+    """The key that `auto` stands for.
+
+    A flat list below 1,000 chunks. Up to some millions L = 2^round(log2(2 sqrt(N))) lists, at most
+    N / 30, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan: recall 0.997 with
+    exact re-ranking, trained in seconds. Above, autofaiss's proposal for the memory.
+
+    Args:
+        chunks: N, entries of the index.
+        dimension: d.
+        memory: Bytes that the index may use.
+
+    Raises:
+        IndexKeyError: Nothing fits the memory.
+    """
+    if chunks < FLAT_BELOW:
+        return "IVF1,Flat"
+    if chunks > PROPOSAL_ABOVE:
+        return _proposed_key(chunks, dimension, memory)
+    wanted = 2 ** round(math.log2(2 * math.sqrt(chunks)))
+    trainable = 2 ** int(math.log2(chunks / POINTS_PER_LIST))
+    return f"IVF{min(wanted, trainable)},PQ{_halves(dimension)}x4fs"
+
+
+def check_trainable(key: IndexKey, points: int) -> None:
+    """Refuses a key that so few points cannot train.
+
+    Raises:
+        IndexKeyError: Names the key, what it needs, what there is and what would do.
+    """
+    needed = max(key.lists * POINTS_PER_LIST if key.lists > 1 else 1, key.codebook_size)
+    if points < needed:
+        raise IndexKeyError(
+            f"index.key: {key.text} needs {needed:,} chunks to train and the corpus has {points:,}; "
+            f"use auto or at most IVF{max(points // POINTS_PER_LIST, 1)}"
+        )
+
+
+def reduce_key(text: str, points: int, dimension: int) -> str:
+    """The nearest key that so few points can train: fewer lists, smaller codes, no graph.
+
+    Used by smoke builds, which run the same stages on a sample.
+    """
+    key = parse_key(text, dimension)
+    lists = max(min(key.lists, 2 ** int(math.log2(max(points / POINTS_PER_LIST, 1)))), 1)
+    if lists < key.lists:
+        text = re.sub(r"IVF\d+(_HNSW\d+|\([^)]*\))?", f"IVF{lists}", text)
+    if key.codebook_size > points:
+        bits = int(math.log2(points))
+        if bits < 1:
+            return "IVF1,Flat"
+        text = _PQ.sub(f"PQ{key.sub_quantizers}x{min(bits, 4)}np", text)
+    return text
+
+
+def _proposed_key(chunks: int, dimension: int, memory: int) -> str:
+    from autofaiss.external.optimize import get_optimal_index_keys_v2
+
+    proposals = get_optimal_index_keys_v2(
+        chunks,
+        dimension,
+        f"{memory // 1_000_000}MB",
+        should_be_memory_mappable=True,
+    )
+    if not proposals:
+        raise IndexKeyError(
+            f"index.memory: no index of {chunks:,} chunks fits {memory / 1e9:.0f} GB; raise it, or "
+            "give index.key"
+        )
+    return _corrected(proposals[0], dimension)
+
+
+def _corrected(proposal: str, dimension: int) -> str:
+    """Autofaiss's key without polysemous training, and with a rotation no wider than the vectors."""
+
+    def narrowed(match: re.Match[str]) -> str:
+        blocks = int(match[1])
+        width = min(int(match[2]), dimension // blocks * blocks)
+        return f"OPQ{blocks}_{width}"
+
+    return re.sub(r"OPQ(\d+)_(\d+)", narrowed, re.sub(r"(PQ\d+)x8$", r"\1np", proposal))
+
+
+def _coded_dimension(text: str, dimension: int) -> int:
+    """Dimensions that are left for the codes after the transforms of a key."""
+    for match in re.finditer(r"(?:OPQ\d+_|PCAR?|PCAWR?|RR|L2norm)(\d+)", text):
+        dimension = int(match[1])
+    return dimension
+
+
+def _halves(dimension: int) -> int:
+    """D / 2 sub-quantizers, or as many as divide an odd d."""
+    return dimension // 2 if dimension % 2 == 0 else dimension

@@ -1,0 +1,67 @@
+"""Faiss indices taken apart: the transforms before the lists, the coarse quantizer, the codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from retro_db import threads  # noqa: F401 - sets OpenMP's wait policy before Faiss loads
+from retro_db.errors import DamagedFileError
+
+import faiss  # isort: skip
+
+
+def read_index(path: Path, flags: int = 0) -> faiss.Index:
+    """Reads an index file.
+
+    Args:
+        path: Local file.
+        flags: Faiss's, such as `faiss.IO_FLAG_MMAP`.
+
+    Raises:
+        DamagedFileError: Faiss cannot read it.
+    """
+    try:
+        return faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DamagedFileError(f"{path}: not a readable index ({reason}); run verify") from error
+
+
+def inverted_file(index: faiss.Index) -> faiss.IndexIVF:
+    """The part of an index that has the inverted lists."""
+    return faiss.downcast_index(faiss.extract_index_ivf(index))
+
+
+def transform(index: faiss.Index, x: np.ndarray) -> np.ndarray:
+    """Applies the transforms before the lists, such as OPQ: float32 [n, d] to float32 [n, d']."""
+    if isinstance(index, faiss.IndexPreTransform):
+        for position in range(index.chain.size()):
+            x = faiss.downcast_VectorTransform(index.chain.at(position)).apply(x)
+    return x
+
+
+def list_ids(lists: faiss.InvertedLists, number: int) -> np.ndarray:
+    """A copy of one list's ids, int64 [n]."""
+    size = lists.list_size(number)
+    if size == 0:
+        return np.empty(0, np.int64)
+    held = lists.get_ids(number)
+    try:
+        return faiss.rev_swig_ptr(held, size).copy()
+    finally:
+        lists.release_ids(number, held)
+
+
+def list_codes(lists: faiss.InvertedLists, number: int) -> np.ndarray:
+    """A copy of one list's codes, uint8 [n, code_size]."""
+    size = lists.list_size(number)
+    if size == 0:
+        return np.empty((0, lists.code_size), np.uint8)
+    held = lists.get_codes(number)
+    try:
+        flat = faiss.rev_swig_ptr(held, size * lists.code_size).copy()
+    finally:
+        lists.release_codes(number, held)
+    return flat.reshape(size, lists.code_size)

@@ -1,0 +1,125 @@
+"""Training: once, on a uniform sample of all keys, never on a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_db.hashing import fractions_of
+from retro_db.index.keys import MAX_POINTS_PER_LIST, IndexKey, check_trainable
+from retro_db.index.structure import faiss, inverted_file
+from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.tables import IpcFile
+from retro_db.threads import use_faiss_threads
+
+PATH = "index/trained.faissindex"
+# At construction the graph over centroids is searched wide: a key in the wrong list is lost to it.
+_HNSW_EF_CONSTRUCTION = 200
+_HNSW_EF_SEARCH = 128
+
+
+@dataclass(frozen=True)
+class PartKeys:
+    """One part's keys, and which of them may be anyone's neighbor.
+
+    Attributes:
+        first_id: Global id of its first chunk.
+        embeddings: The part's file.
+        indexed: bool [rows]; False for validation chunks and for chunks without a key.
+    """
+
+    first_id: int
+    embeddings: IpcFile
+    indexed: np.ndarray
+
+
+def sample_keys(parts: Sequence[PartKeys], points: int, seed: int) -> np.ndarray:
+    """A uniform sample of the indexed keys, in id order, chosen by hashing chunk ids.
+
+    Args:
+        parts: All of them.
+        points: Expected size; all keys where there are no more.
+        seed: Decides which.
+
+    Returns:
+        float32 [about points, d].
+    """
+    total = sum(int(part.indexed.sum()) for part in parts)
+    share = min(1.0, points / max(total, 1))
+    pieces = []
+    for part in parts:
+        rows = np.flatnonzero(part.indexed)
+        rows = rows[fractions_of(rows + part.first_id, seed) < share]
+        for start in range(0, part.embeddings.rows, part.embeddings.batch_rows):
+            stop = start + part.embeddings.batch_rows
+            chosen = rows[(rows >= start) & (rows < stop)] - start
+            if len(chosen):
+                view = part.embeddings.read("vector", start, stop)
+                pieces.append(view[chosen].astype(np.float32))
+    return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
+
+
+def train_index(key: IndexKey, points: np.ndarray, threads: int) -> faiss.Index:
+    """Trains quantizers; the result holds no vectors.
+
+    Args:
+        key: What to train.
+        points: float32 [n, d].
+        threads: For Faiss. OPQ alone depends on their number, and gets one.
+
+    Raises:
+        IndexKeyError: There are too few points.
+    """
+    check_trainable(key, len(points))
+    use_faiss_threads(1 if "OPQ" in key.text else threads)
+    index = faiss.index_factory(points.shape[1], key.factory, faiss.METRIC_L2)
+    ivf = inverted_file(index)
+    ivf.cp.seed = 1234
+    # Keys with fewer points than Faiss likes have been refused or chosen already.
+    ivf.cp.min_points_per_centroid = 1
+    ivf.cp.max_points_per_centroid = MAX_POINTS_PER_LIST
+    quantizer = faiss.downcast_index(ivf.quantizer)
+    if isinstance(quantizer, faiss.IndexHNSW):
+        quantizer.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
+        quantizer.hnsw.efSearch = _HNSW_EF_SEARCH
+    if isinstance(ivf, faiss.IndexIVFPQ):
+        ivf.by_residual = key.by_residual
+        ivf.pq.cp.min_points_per_centroid = 1
+    if isinstance(index, faiss.IndexPreTransform):
+        for position in range(index.chain.size()):
+            rotation = faiss.downcast_VectorTransform(index.chain.at(position))
+            if isinstance(rotation, faiss.OPQMatrix):
+                rotation.pq = _quiet_product_quantizer(rotation, key)
+    index.train(points)
+    return index
+
+
+def _quiet_product_quantizer(rotation: faiss.OPQMatrix, key: IndexKey) -> faiss.ProductQuantizer:
+    """The quantizer that OPQ trains with, which would warn of few points for every sub-quantizer."""
+    quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, min(key.bits, 8))
+    quantizer.cp.min_points_per_centroid = 1
+    quantizer.this.disown()
+    return quantizer
+
+
+def train_part(
+    parts: Sequence[PartKeys],
+    key: IndexKey,
+    seed: int,
+    threads: int,
+    folder: Folder,
+    report: Callable[[int], None],
+) -> tuple[FileEntry, int]:
+    """Samples, trains and writes the template.
+
+    Returns:
+        Its file, and how many points trained it.
+    """
+    points = sample_keys(parts, max(key.lists, key.codebook_size) * MAX_POINTS_PER_LIST, seed)
+    report(len(points))
+    index = train_index(key, points, threads)
+    with folder.writing(PATH) as temporary:
+        faiss.write_index(index, str(temporary))
+        return describe(temporary, PATH), len(points)

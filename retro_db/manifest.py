@@ -1,0 +1,232 @@
+"""The manifest: the one file that makes a folder a database, written last and whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from retro_db.errors import ManifestError, NotADatabaseError, UnsupportedVersionError
+from retro_db.serialize import DecodeError, canonical, digest, from_json, to_json
+from retro_db.store.folder import FileEntry, Folder
+
+FILE = "manifest.json"
+FORMAT = "retro-db"
+VERSION = "1.0"
+TRAIN, VALIDATION = "train", "validation"
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """What became of one corpus.
+
+    `read` documents = `documents` kept + `dropped` by `fraction` + `rejected` bad records.
+    """
+
+    name: str
+    weight: float
+    read: int
+    documents: int
+    chunks: int
+    tokens: int
+    dropped: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Totals over all sources.
+
+    Attributes:
+        documents: Kept documents, rows of the documents table.
+        chunks: Rows of the chunks table; ids are 0 to chunks - 1.
+        tokens: Tokens without padding.
+        validation_chunks: Chunks of the validation split: queries, but nobody's neighbors.
+        keyless_chunks: Chunks without any WordPiece: not indexed, without neighbors.
+        indexed_chunks: Entries of the index.
+        short_rows: Chunks with a key that have fewer than k neighbors.
+    """
+
+    documents: int
+    chunks: int
+    tokens: int
+    validation_chunks: int
+    keyless_chunks: int
+    indexed_chunks: int
+    short_rows: int
+
+
+@dataclass(frozen=True)
+class ChunkInfo:
+    """Chunk length in tokens, stored token type, the id that pads, and the tokenizer's vocabulary."""
+
+    tokens: int
+    token_type: str
+    pad_id: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The sha256 of `tokenizer/tokenizer.json`."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """The frozen encoder: folder or hub name without its path, hash of weights, config and tokenizer."""
+
+    model: str
+    sha256: str
+    dimension: int
+    pooling: str
+    max_length: int
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class RecallPoint:
+    """Recall@10 against exact search over other documents, measured at one nprobe."""
+
+    nprobe: int
+    recall: float
+    lower_bound: float
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """The index and how it is searched.
+
+    Attributes:
+        key: As trained: optional transform, coarse quantizer, codes. A trailing `fs` means that the
+            4-bit codes are stored plain and become FastScan when loaded.
+        lists: Inverted lists.
+        partitions: Files of inverted lists.
+        nprobe: Lists visited for a query.
+        rerank: Candidates of other documents whose exact distances are computed.
+        training_points: Vectors that trained it.
+        template_sha256: Of `index/trained.faissindex`.
+        recall_queries: Queries that the curve was measured with.
+        recall: The measured curve.
+    """
+
+    key: str
+    lists: int
+    partitions: int
+    nprobe: int
+    rerank: int
+    training_points: int
+    template_sha256: str
+    recall_queries: int
+    recall: list[RecallPoint]
+
+
+@dataclass(frozen=True)
+class NeighborsInfo:
+    """Neighbors stored for a chunk."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Files of every table, in reading order; `embeddings` is empty where they were not kept."""
+
+    documents: list[FileEntry]
+    chunks: list[FileEntry]
+    embeddings: list[FileEntry]
+    neighbors: list[FileEntry]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a reader may trust: counts, identities, settings and files.
+
+    It holds no absolute path, clock time, runner or worker count: equal builds are equal bytes.
+    """
+
+    counts: Counts
+    sources: list[SourceCounts]
+    chunk: ChunkInfo
+    tokenizer: TokenizerInfo
+    encoder: EncoderInfo
+    index: IndexInfo
+    neighbors: NeighborsInfo
+    config: dict[str, Any]
+    tables: Tables
+    index_files: list[FileEntry]
+    tokenizer_files: list[FileEntry]
+    generation: int = 1
+    parent: str | None = None
+    format: str = FORMAT
+    version: str = VERSION
+    sha256: str = field(default="")
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file of the database but the manifest."""
+        tables = self.tables
+        return [
+            *tables.documents,
+            *tables.chunks,
+            *tables.embeddings,
+            *tables.neighbors,
+            *self.index_files,
+            *self.tokenizer_files,
+        ]
+
+    def sealed(self) -> Manifest:
+        """The manifest with its own sha256, over its canonical JSON without that field."""
+        return dataclasses.replace(self, sha256=digest(_body(to_json(self))))
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> Manifest:
+    """Seals the manifest and puts it in place in one step; the folder is a database from then on."""
+    sealed = manifest.sealed()
+    text = json.dumps(to_json(sealed), indent=1, sort_keys=True, allow_nan=False)
+    folder.write(FILE, (text + "\n").encode("ascii"))
+    return sealed
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """Reads and checks a manifest.
+
+    Raises:
+        NotADatabaseError: There is none.
+        UnsupportedVersionError: Its major version is not this release's.
+        ManifestError: It is damaged.
+    """
+    try:
+        raw = folder.read(FILE)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotADatabaseError(
+            f"{folder.url}: no {FILE}, so not a finished database; run retro-db build, or check the path"
+        ) from error
+    try:
+        data = json.loads(raw)
+        canonical(data)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{folder.url}/{FILE}: not valid JSON ({error}); restore it") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ManifestError(f"{folder.url}/{FILE}: format is not {FORMAT!r}; restore it")
+    version = str(data.get("version"))
+    if version.split(".")[0] != VERSION.split(".")[0]:
+        raise UnsupportedVersionError(
+            f"{folder.url}/{FILE}: format version {version}, this release reads {VERSION}; "
+            "use the retro-db release that wrote it"
+        )
+    if digest(_body(data)) != data.get("sha256"):
+        raise ManifestError(
+            f"{folder.url}/{FILE}: its sha256 does not match; restore it from a copy"
+        )
+    try:
+        return from_json(Manifest, data)
+    except DecodeError as error:
+        raise ManifestError(f"{folder.url}/{FILE}: {error}") from error
+
+
+def _body(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key != "sha256"}

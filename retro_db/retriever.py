@@ -1,0 +1,114 @@
+"""Search by text, for evaluation and sampling; needs the extra `build`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from retro_db.config import EncoderConfig
+from retro_db.database import Database
+from retro_db.encoder import Encoder, model_sha256, resolve_model
+from retro_db.errors import InputError, ModelError
+from retro_db.index.filling import partition_path
+from retro_db.index.searching import Searcher
+from retro_db.index.training import PATH as TEMPLATE_PATH
+from retro_db.neighbors import find_neighbors
+from retro_db.threads import available_cores
+
+LOCATIONS = "state/locations.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Locations:
+    """Where a build found its models: kept beside the database, never in the manifest."""
+
+    encoder: str
+
+
+class Retriever:
+    """The database's encoder and index, opened for queries.
+
+    Args:
+        database: Opened with `retro_db.open`, with its embeddings kept.
+        encoder: Folder or hub name of the encoder; where the build found it, if left out.
+
+    Raises:
+        ModelError: The encoder cannot be found, or is another one than the build's.
+        DatabaseError: The embeddings were not kept.
+    """
+
+    def __init__(self, database: Database, encoder: str | None = None) -> None:
+        self.database = database
+        info, index = database.manifest.encoder, database.manifest.index
+        name = encoder or self._recorded_encoder()
+        found = model_sha256(resolve_model(name))
+        if found != info.sha256:
+            raise ModelError(
+                f"encoder: {name} is not the {info.model} that built this database (sha256 "
+                f"{found[:12]}, not {info.sha256[:12]}); name that one"
+            )
+        config = EncoderConfig.model_validate(
+            {
+                "model": name,
+                "pooling": info.pooling,
+                "max_length": info.max_length,
+                "dtype": info.dtype,
+            }
+        )
+        self._encoder = Encoder(config, threads=available_cores())
+        folder = database.folder
+        self._searcher = Searcher(
+            folder.local(TEMPLATE_PATH),
+            [folder.local(partition_path(number)) for number in range(index.partitions)],
+            index.key,
+            index.nprobe,
+        )
+        self._keys = database.embeddings
+
+    def _recorded_encoder(self) -> str:
+        try:
+            recorded = json.loads(self.database.folder.read(LOCATIONS))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{self.database.folder.url}: does not know where its encoder "
+                f"{self.database.manifest.encoder.model} is; give --encoder"
+            ) from error
+        return str(recorded["encoder"])
+
+    def search(
+        self, texts: Sequence[str], k: int = 5, exclude: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest chunks of texts.
+
+        Args:
+            texts: Queries, cut at the encoder's `max_length`.
+            k: Neighbors of a text.
+            exclude: For each text, a range of chunk ids, first to end - 1, not to be found.
+
+        Returns:
+            ids int64 [n, k] by ascending (distance, id), -1 where there are fewer or the text has no
+            WordPiece, and squared L2 distances float32 [n, k], infinity there.
+
+        Raises:
+            InputError: `exclude` has another length than `texts`.
+        """
+        if exclude is not None and len(exclude) != len(texts):
+            raise InputError(f"exclude: {len(exclude)} ranges for {len(texts)} texts")
+        # Stored keys are float16: so are queries, so that a stored chunk is at distance 0 of itself.
+        keys = self._encoder.encode(texts).astype(np.float16).astype(np.float32)
+        ids = np.full((len(texts), k), -1, np.int64)
+        distances = np.full((len(texts), k), np.inf, np.float32)
+        rerank = max(k, self.database.manifest.index.rerank)
+        for row in np.flatnonzero(keys.any(axis=1)):
+            ids[row], distances[row] = find_neighbors(
+                keys[row : row + 1],
+                exclude[row] if exclude is not None else None,
+                self._searcher,
+                self._keys,
+                k,
+                rerank,
+            )
+        return ids, distances

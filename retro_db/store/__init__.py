@@ -1,0 +1,1 @@
+"""Files of a database: written whole or not at all, read through views."""

@@ -1,0 +1,168 @@
+"""A database folder on any fsspec filesystem: files appear complete under their names, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from retro_db.errors import DamagedFileError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One committed file.
+
+    Attributes:
+        path: Relative to the database folder, with forward slashes.
+        bytes: Size of the file.
+        sha256: Of its content, in hexadecimal.
+        rows: Rows of the table in it; None where the file is no table.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class Folder:
+    """A folder at a path or fsspec URL. Picklable; the filesystem is reopened where it is used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs: Any = None
+        self._root = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_fs": None, "_root": ""}
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def _open(self) -> tuple[Any, str]:
+        if self._fs is None:
+            self._fs, root = fsspec.core.url_to_fs(self.url)
+            self._root = root.rstrip("/")
+        return self._fs, self._root
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on a local disk and can be memory-mapped in place."""
+        return isinstance(self._open()[0], LocalFileSystem)
+
+    def locate(self, path: str = "") -> str:
+        """The full path of a file on its filesystem."""
+        _, root = self._open()
+        return f"{root}/{path}" if path else root
+
+    def exists(self, path: str = "") -> bool:
+        """Whether a file or folder is there now."""
+        fs, _ = self._open()
+        fs.invalidate_cache()
+        return bool(fs.exists(self.locate(path)))
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        fs, _ = self._open()
+        try:
+            return int(fs.size(self.locate(path)))
+        except FileNotFoundError:
+            return None
+
+    def list(self, path: str = "") -> list[str]:
+        """Names directly in a folder, sorted; empty where there is no such folder."""
+        fs, _ = self._open()
+        try:
+            entries = fs.ls(self.locate(path), detail=False, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(os.path.basename(entry.rstrip("/")) for entry in entries)
+
+    def read(self, path: str) -> bytes:
+        """The whole content of a small file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        fs, _ = self._open()
+        return bytes(fs.cat_file(self.locate(path)))
+
+    def local(self, path: str) -> Path:
+        """A local path with the file's content: the file itself, or a copy fetched once.
+
+        Raises:
+            DamagedFileError: There is no such file.
+        """
+        fs, _ = self._open()
+        target = self.locate(path)
+        if not self.is_local:
+            cache = Path(tempfile.gettempdir()) / "retro-db-cache"
+            target = fsspec.open_local(
+                f"filecache::{fs.unstrip_protocol(target)}", filecache={"cache_storage": str(cache)}
+            )
+        if not os.path.isfile(target):
+            raise DamagedFileError(f"{self.url}: {path} is missing; restore it or build again")
+        return Path(target)
+
+    @contextlib.contextmanager
+    def writing(self, path: str) -> Iterator[Path]:
+        """A local file to fill, which takes its name in one step when the block ends well.
+
+        On local disks it is synced and renamed, and the folder synced after it; elsewhere it is a
+        spooled file, uploaded in one put: a failed streaming upload would leave half an object.
+        """
+        fs, _ = self._open()
+        target = self.locate(path)
+        parent = os.path.dirname(target)
+        if self.is_local:
+            os.makedirs(parent, exist_ok=True)
+        name = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{os.path.basename(target)}"
+        temporary = Path(parent if self.is_local else tempfile.gettempdir()) / name
+        try:
+            yield temporary
+            if self.is_local:
+                _sync(temporary)
+                os.replace(temporary, target)
+                _sync(Path(parent))
+            else:
+                fs.put_file(str(temporary), target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a small file in one step."""
+        with self.writing(path) as temporary:
+            temporary.write_bytes(data)
+
+    def remove(self, path: str) -> None:
+        """Removes a file or a whole folder, if it is there."""
+        fs, _ = self._open()
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(self.locate(path), recursive=True)
+
+
+def describe(file: Path, path: str, rows: int | None = None) -> FileEntry:
+    """Size and checksum of a local file, under the name that it has in the database."""
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileEntry(path=path, bytes=file.stat().st_size, sha256=sha256, rows=rows)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

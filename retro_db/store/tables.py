@@ -1,0 +1,219 @@
+"""Tables as files: Arrow IPC in equal batches read through NumPy views, and Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retro_db.errors import DamagedFileError
+
+
+class TableWriter:
+    """Streams columns into one file, in batches of equal size at constant memory.
+
+    The format follows the file's contract: `.parquet` or Arrow IPC.
+
+    Args:
+        path: A new local file.
+        schema: Of the table. Fixed-size lists are given as arrays [rows, size].
+        batch_rows: Rows of every batch but the last.
+        parquet: Whether to write Parquet instead of Arrow IPC.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, batch_rows: int, parquet: bool = False
+    ) -> None:
+        self.rows = 0
+        self._schema = schema
+        self._batch_rows = batch_rows
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._sink = (
+            pq.ParquetWriter(path, schema, compression="zstd")
+            if parquet
+            else pa.ipc.new_file(str(path), schema)
+        )
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and self._pending_rows:
+            self._flush(self._pending_rows)
+        self._sink.close()
+
+    def append(self, columns: Mapping[str, np.ndarray | list[str]]) -> None:
+        """Adds rows: one array or list of equal length for every column of the schema."""
+        arrays = [_to_arrow(columns[field.name], field.type) for field in self._schema]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        self.rows += batch.num_rows
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        while self._pending_rows >= self._batch_rows:
+            self._flush(self._batch_rows)
+
+    def _flush(self, rows: int) -> None:
+        """Writes the first `rows` pending rows as one batch."""
+        table = pa.Table.from_batches(self._pending, self._schema)
+        head = table.slice(0, rows).combine_chunks()
+        if isinstance(self._sink, pq.ParquetWriter):
+            self._sink.write_table(head, row_group_size=rows)
+        else:
+            self._sink.write_batch(head.to_batches()[0])
+        self._pending = table.slice(rows).to_batches()
+        self._pending_rows -= rows
+
+
+def _to_arrow(values: np.ndarray | list[str], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind):
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=kind.value_type)
+        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    return pa.array(values, type=kind)
+
+
+class IpcFile:
+    """One Arrow IPC file, memory-mapped; every column of a batch is a NumPy view.
+
+    Args:
+        path: Local file.
+        schema: What the file must hold.
+        rows: How many rows it must hold.
+        batch_rows: Rows of every batch but the last.
+
+    Raises:
+        DamagedFileError: The file is no Arrow file, or holds something else.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, rows: int, batch_rows: int) -> None:
+        self.rows = rows
+        self.batch_rows = batch_rows
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DamagedFileError(
+                f"{path}: not a readable Arrow file ({error}); run verify"
+            ) from error
+        if not self._reader.schema.equals(schema):
+            raise DamagedFileError(
+                f"{path}: holds {self._reader.schema.to_string()!r} instead of {schema.to_string()!r}"
+            )
+        expected = -(-rows // batch_rows)
+        if self._reader.num_record_batches != expected:
+            raise DamagedFileError(
+                f"{path}: {self._reader.num_record_batches} batches instead of {expected}"
+            )
+        self._path = path
+        self._views: dict[tuple[str, int], np.ndarray] = {}
+
+    def view(self, column: str, batch: int) -> np.ndarray:
+        """One batch's column: [rows] or, for fixed-size lists, [rows, size]; read-only.
+
+        Raises:
+            DamagedFileError: The batch cannot be decoded, or has another number of rows.
+        """
+        if (column, batch) not in self._views:
+            try:
+                data = self._reader.get_batch(batch)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise DamagedFileError(
+                    f"{self._path}: batch {batch}: {error}; run verify"
+                ) from error
+            expected = min(self.batch_rows, self.rows - batch * self.batch_rows)
+            if data.num_rows != expected:
+                raise DamagedFileError(
+                    f"{self._path}: batch {batch} has {data.num_rows} rows instead of {expected}"
+                )
+            self._views[column, batch] = _to_numpy(data.column(column))
+        return self._views[column, batch]
+
+    def read(self, column: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows start to stop of a column, copied where they span batches."""
+        stop = self.rows if stop is None else min(stop, self.rows)
+        pieces = []
+        for batch in range(start // self.batch_rows, -(-stop // self.batch_rows)):
+            base = batch * self.batch_rows
+            pieces.append(self.view(column, batch)[max(start - base, 0) : stop - base])
+        if not pieces:
+            return _to_numpy(pa.array([], self._reader.schema.field(column).type))
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _to_numpy(array: pa.Array) -> np.ndarray:
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        return array.flatten().to_numpy(zero_copy_only=True).reshape(-1, size)
+    return array.to_numpy(zero_copy_only=True)
+
+
+class ColumnReader:
+    """One column over all files of a table, addressed by global row.
+
+    Args:
+        files: In the manifest's order.
+        column: Name of the column.
+    """
+
+    def __init__(self, files: list[IpcFile], column: str) -> None:
+        self.files = files
+        self._column = column
+        self._starts = np.concatenate(
+            [[0], np.cumsum([file.rows for file in files], dtype=np.int64)]
+        )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
+        """Rows by global id, in the order asked for.
+
+        Args:
+            ids: int64 [n], one id, or a slice of step 1.
+
+        Returns:
+            A new array [n, ...] (without the first axis for one id).
+
+        Raises:
+            IndexError: An id is negative or too large; -1 marks a missing neighbor, not a row.
+        """
+        if isinstance(ids, slice):
+            start, stop, step = ids.indices(len(self))
+            return self[np.arange(start, stop, step)]
+        wanted = np.asarray(ids, dtype=np.int64)
+        if wanted.ndim == 0:
+            return self[wanted[None]][0]
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(
+                f"row ids must be in [0, {len(self)}), got {wanted.min()} to {wanted.max()}"
+            )
+        order = np.argsort(wanted, kind="stable")
+        ordered = wanted[order]
+        file_of = np.searchsorted(self._starts, ordered, side="right") - 1
+        out: np.ndarray | None = None
+        position = 0
+        while position < len(ordered):
+            file = self.files[file_of[position]]
+            base = self._starts[file_of[position]]
+            batch = int(ordered[position] - base) // file.batch_rows
+            first = base + batch * file.batch_rows
+            end = int(np.searchsorted(ordered, min(first + file.batch_rows, base + file.rows)))
+            view = file.view(self._column, batch)
+            if out is None:
+                out = np.empty((len(ordered), *view.shape[1:]), view.dtype)
+            out[order[position:end]] = view[ordered[position:end] - first]
+            position = end
+        return out if out is not None else self._empty()
+
+    def _empty(self) -> np.ndarray:
+        if not self.files:
+            return np.empty(0)
+        return self.files[0].read(self._column, 0, 0)

@@ -1,0 +1,258 @@
+"""Proof that a database is whole: every checksum and every invariant; needs the extra `build`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_db.database import Database
+from retro_db.database import open as open_database
+from retro_db.errors import RetroDBError
+from retro_db.hashing import fractions_of
+from retro_db.index.filling import partition_path
+from retro_db.index.structure import faiss, inverted_file, list_ids, read_index
+from retro_db.manifest import FILE, TRAIN
+from retro_db.store.folder import describe
+from retro_db.tokenizer import Tokenizer
+
+_BLOCK_ROWS = 65_536
+_DISTANCE_ROWS = 1000
+# float32 sums of d squares of float16 differences.
+_DISTANCE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked, and everything that is wrong, each with its file."""
+
+    files: int
+    chunks: int
+    problems: list[str]
+
+
+def verify_database(url: str) -> Verification:
+    """Checks a database against its manifest, its contracts and its rules.
+
+    Args:
+        url: Its folder.
+
+    Raises:
+        DatabaseError: There is no manifest that can be trusted.
+    """
+    database = open_database(url)
+    problems = list(_check_files(database))
+    damaged = bool(problems)
+    for check in _CHECKS:
+        try:
+            problems += check(database)
+        except RetroDBError as error:
+            problems.append(str(error))
+        except (IndexError, ValueError, OverflowError) as error:
+            # A damaged file can mislead any later check; an undamaged one must not.
+            if not damaged:
+                raise
+            problems.append(f"{check.__name__.removeprefix('_check_')}: not checkable: {error}")
+    return Verification(len(database.manifest.files) + 1, len(database), problems)
+
+
+def _check_files(database: Database) -> Iterator[str]:
+    """Every listed file is there with its bytes; no other file pretends to belong."""
+    listed = set()
+    for entry in database.manifest.files:
+        listed.add(entry.path)
+        if not database.folder.exists(entry.path):
+            yield f"{entry.path}: missing"
+            continue
+        found = describe(database.folder.local(entry.path), entry.path, entry.rows)
+        if found != entry:
+            yield f"{entry.path}: its bytes are not those that were written"
+    for folder in ("documents", "chunks", "embeddings", "index", "neighbors", "tokenizer"):
+        for name in database.folder.list(folder):
+            if f"{folder}/{name}" not in listed:
+                yield f"{folder}/{name}: not in {FILE}"
+
+
+def _check_counts(database: Database) -> Iterator[str]:
+    """Row counts of all tables agree with one another and with the counts."""
+    tables, counts = database.manifest.tables, database.manifest.counts
+    rows = [entry.rows for entry in tables.chunks]
+    for name in ("embeddings", "neighbors"):
+        entries = getattr(tables, name)
+        if (entries or name == "neighbors") and [entry.rows for entry in entries] != rows:
+            yield f"{FILE}: {name} has other rows than chunks"
+    if sum(row or 0 for row in rows) != counts.chunks:
+        yield f"{FILE}: counts.chunks is not the sum of the chunks files' rows"
+    if sum(entry.rows or 0 for entry in tables.documents) != counts.documents:
+        yield f"{FILE}: counts.documents is not the sum of the documents files' rows"
+    for source in database.manifest.sources:
+        if source.read != source.documents + source.dropped + source.rejected:
+            yield f"{FILE}: source {source.name}: read is not kept + dropped + rejected"
+
+
+def _check_documents(database: Database) -> Iterator[str]:
+    """Documents tile the chunks, in order, without gap or overlap."""
+    table = database.documents
+    firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
+    expected = np.cumsum(counts) - counts
+    if (counts < 0).any() or (firsts != expected).any() or counts.sum() != len(database):
+        yield "documents: first_chunk and chunk_count do not tile the chunks"
+        return
+    for start, ids in _blocks(database):
+        owners = np.searchsorted(np.cumsum(counts), ids, side="right")
+        if (database.chunks.documents(ids) != owners).any():
+            yield f"chunks: document is wrong between rows {start} and {start + len(ids)}"
+
+
+def _check_chunks(database: Database) -> Iterator[str]:
+    """Lengths are 1 to m, full but for a document's last chunk; padding pads; ids are of the vocabulary."""
+    manifest = database.manifest
+    m, pad_id = manifest.chunk.tokens, manifest.chunk.pad_id
+    total = 0
+    for start, ids in _blocks(database):
+        tokens, lengths = database.chunks[ids], database.chunks.lengths(ids)
+        total += int(lengths.sum(dtype=np.int64))
+        where = f"between rows {start} and {start + len(ids)}"
+        if ((lengths < 1) | (lengths > m)).any():
+            yield f"chunks: a length is not within 1 and {m} {where}"
+        if (tokens[np.arange(m) >= lengths[:, None]] != pad_id).any():
+            yield f"chunks: padding is not {pad_id} {where}"
+        if (tokens >= manifest.chunk.vocab_size).any():
+            yield f"chunks: a token is not below the vocabulary size {where}"
+        following = database.chunks.documents(np.minimum(ids + 1, len(database) - 1))
+        inner = (following == database.chunks.documents(ids)) & (ids + 1 < len(database))
+        if (lengths[inner] != m).any():
+            yield f"chunks: a chunk before a document's last is short {where}"
+    if total != manifest.counts.tokens:
+        yield f"chunks: {total} tokens, {FILE} says {manifest.counts.tokens}"
+
+
+def _check_tokenizer(database: Database) -> Iterator[str]:
+    """The tokenizer is the one that the manifest names."""
+    tokenizer = Tokenizer.of_database(database.folder)
+    info = database.manifest.chunk
+    if tokenizer.sha256 != database.manifest.tokenizer.sha256:
+        yield f"tokenizer/tokenizer.json: not the tokenizer that {FILE} names"
+    if (tokenizer.vocab_size, tokenizer.pad_id) != (info.vocab_size, info.pad_id):
+        yield f"tokenizer: vocabulary or pad id differ from {FILE}"
+
+
+def _check_embeddings(database: Database) -> Iterator[str]:
+    """Every value is finite, and as many chunks as counted have no key."""
+    if not database.manifest.tables.embeddings:
+        return
+    keyless = 0
+    for start, ids in _blocks(database):
+        vectors = database.embeddings[ids]
+        keyless += int((~vectors.any(axis=1)).sum())
+        if not np.isfinite(vectors).all():
+            yield f"embeddings: not finite between rows {start} and {start + len(ids)}"
+    if keyless != database.manifest.counts.keyless_chunks:
+        yield f"embeddings: {keyless} chunks without a key, {FILE} counts another number"
+
+
+def _check_neighbors(database: Database) -> Iterator[str]:
+    """In range, of another training document, nearest first, none twice, gaps at the end."""
+    n = len(database)
+    validation = _validation_chunks(database)
+    short = 0
+    for start, rows in _blocks(database):
+        ids, distances = database.neighbors[rows], database.neighbors.distances(rows)
+        where = f"between rows {start} and {start + len(rows)}"
+        there = ids >= 0
+        if ((ids < -1) | (ids >= n)).any():
+            yield f"neighbors: an id is out of range {where}"
+            continue
+        own = database.chunks.documents(rows)
+        owners = database.chunks.documents(np.where(there, ids, 0).reshape(-1)).reshape(ids.shape)
+        if (there & (owners == own[:, None])).any():
+            yield f"neighbors: a chunk has a neighbor of its own document {where}"
+        if (there & validation[np.where(there, ids, 0)]).any():
+            yield f"neighbors: a validation chunk is a neighbor {where}"
+        if (there[:, 1:] & ~there[:, :-1]).any() or (there != np.isfinite(distances)).any():
+            yield f"neighbors: gaps are not at the end, or have distances {where}"
+        if (distances[:, 1:] < distances[:, :-1]).any():
+            yield f"neighbors: distances do not ascend {where}"
+        ordered = np.sort(ids, axis=1)
+        if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+            yield f"neighbors: an id stands twice in a row {where}"
+        yield from _check_distances(database, rows, ids, distances, where)
+        short += int((~there[_keyed(database, rows)]).any(axis=1).sum())
+    if database.manifest.tables.embeddings and short != database.manifest.counts.short_rows:
+        yield f"neighbors: {short} rows are short, {FILE} counts {database.manifest.counts.short_rows}"
+
+
+def _check_distances(
+    database: Database, rows: np.ndarray, ids: np.ndarray, distances: np.ndarray, where: str
+) -> Iterator[str]:
+    """On a hashed sample of rows, distances are those of the stored embeddings."""
+    if not database.manifest.tables.embeddings:
+        return
+    sampled = fractions_of(rows, 0) < _DISTANCE_ROWS / max(len(database), 1)
+    for row, near, stored in zip(rows[sampled], ids[sampled], distances[sampled], strict=True):
+        near, stored = near[near >= 0], stored[near >= 0]
+        query = database.embeddings[[row]].astype(np.float64)
+        exact = ((database.embeddings[near].astype(np.float64) - query) ** 2).sum(axis=1)
+        if (np.abs(stored - exact) > _DISTANCE_TOLERANCE * exact).any():
+            yield f"neighbors: distances of row {row} are not those of the embeddings {where}"
+
+
+def _check_index(database: Database) -> Iterator[str]:
+    """The lists hold every chunk that belongs in them once, and no other."""
+    manifest, folder = database.manifest, database.folder
+    pieces, lists = [], 0
+    for number in range(manifest.index.partitions):
+        path = partition_path(number)
+        index = read_index(folder.local(path), faiss.IO_FLAG_MMAP)
+        ivf = inverted_file(index)
+        lists += ivf.nlist
+        pieces += [list_ids(ivf.invlists, number) for number in range(ivf.nlist)]
+    if lists != manifest.index.lists:
+        yield f"index: {lists} lists, {FILE} says {manifest.index.lists}"
+    ids = np.sort(np.concatenate(pieces)) if pieces else np.empty(0, np.int64)
+    if len(ids) != manifest.counts.indexed_chunks:
+        yield f"index: {len(ids)} entries, {FILE} says {manifest.counts.indexed_chunks}"
+    if len(np.unique(ids)) != len(ids):
+        yield "index: a chunk is in it twice"
+    if not manifest.tables.embeddings:
+        return
+    everything = np.arange(len(database))
+    belongs = _keyed(database, everything) & ~_validation_chunks(database)
+    if not np.array_equal(ids, everything[belongs]):
+        yield "index: it does not hold exactly the training chunks that have a key"
+
+
+def _validation_chunks(database: Database) -> np.ndarray:
+    """Whether each chunk is of a document outside the training split: bool [N]."""
+    table = database.documents
+    held_out = table["split"].to_numpy() != TRAIN
+    return np.repeat(held_out, table["chunk_count"].to_numpy().astype(np.int64))
+
+
+def _keyed(database: Database, rows: np.ndarray) -> np.ndarray:
+    """Whether chunks have a key: bool [n]."""
+    if not database.manifest.tables.embeddings:
+        return np.ones(len(rows), bool)
+    pieces = [
+        database.embeddings[rows[start : start + _BLOCK_ROWS]].any(axis=1)
+        for start in range(0, len(rows), _BLOCK_ROWS)
+    ]
+    return np.concatenate([np.empty(0, bool), *pieces])
+
+
+def _blocks(database: Database) -> Iterator[tuple[int, np.ndarray]]:
+    """All chunk ids, a block at a time, with each block's start."""
+    for start in range(0, len(database), _BLOCK_ROWS):
+        yield start, np.arange(start, min(start + _BLOCK_ROWS, len(database)))
+
+
+_CHECKS: tuple[Callable[[Database], Iterator[str]], ...] = (
+    _check_counts,
+    _check_documents,
+    _check_chunks,
+    _check_tokenizer,
+    _check_embeddings,
+    _check_neighbors,
+    _check_index,
+)

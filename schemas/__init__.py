@@ -1,0 +1,1 @@
+"""The contracts of every file in a database, as JSON beside this module."""
