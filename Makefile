@@ -6,7 +6,7 @@ DEMO_DOCUMENTS ?= 120
 bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test lint schemas lock clean
 
 setup: $(stamp)
 
@@ -26,6 +26,10 @@ lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+
+# The JSON Schemas of the manifest and the configuration follow their classes.
+schemas: setup
+	$(bin)/python -m retro_db_pipelines.json_schemas schemas
 
 # Written from an environment that passes the tests.
 lock: setup

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 _EXTRA = "error: retro-db's commands need the extra build: pip install 'retro-db[build]'"
+_BAD_USAGE = 2
 
 
 def main() -> None:
@@ -12,7 +13,8 @@ def main() -> None:
     try:
         from .cli import run
     except ModuleNotFoundError as error:
-        sys.exit(f"{_EXTRA} (missing: {error.name})")
+        print(f"{_EXTRA} (missing: {error.name})", file=sys.stderr)  # noqa: T201 - rich may be missing
+        sys.exit(_BAD_USAGE)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -38,6 +38,7 @@ from retro_db.retriever import LOCATIONS, Locations
 from retro_db.serialize import canonical, digest, to_json
 from retro_db.store.folder import Folder
 
+from . import chunk, embed, index, neighbors, tokenizer
 from .chunk import chunk_stage
 from .console import Console, chatter_to
 from .embed import embed_stage
@@ -47,6 +48,7 @@ from .neighbors import NeighborsPart, neighbors_stage
 from .stage import Build
 from .tokenizer import TokenizerFiles, tokenizer_stage
 
+_VERSIONS = [module.VERSION for module in (tokenizer, chunk, embed, index, neighbors)]
 FINISHED = "state/finished"
 REPORT = "report/stages.json"
 LOG = "state/build.log"
@@ -83,23 +85,19 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         ExecutionError: The environment failed.
     """
     with _prepared(config, engine, console, smoke) as (started, model):
-        mark = digest(
-            [
-                started.config.portable(),
-                [shard.identity for shard in started.shards],
-                to_json(model),
-            ]
-        )
+        vocabulary = tokenizer_stage(started)
+        shards = [shard.identity for shard in started.shards]
+        identities = [vocabulary.sha256, vocabulary.pad_id, to_json(model)]
+        mark = digest([_VERSIONS, started.config.portable(), shards, *identities])
         if _is_finished(started.folder, mark):
             console.say(f"{started.config.output} is up to date: nothing to do")
             return read_manifest(started.folder)
-        tokenizer = tokenizer_stage(started)
-        chunked, parts = chunk_stage(started, tokenizer)
+        chunked, parts = chunk_stage(started, vocabulary)
         key = decide_key(started, chunked, model.dimension)
-        parts, keyless = embed_stage(started, parts, tokenizer, model)
-        index = index_stages(started, parts, key, model.dimension)
-        found = neighbors_stage(started, parts, index, model.dimension)
-        results = _Results(chunked, parts, keyless, tokenizer, model, index, found)
+        parts, keyless = embed_stage(started, parts, vocabulary, model)
+        built = index_stages(started, parts, key, model.dimension)
+        found = neighbors_stage(started, parts, built, model.dimension)
+        results = _Results(chunked, parts, keyless, vocabulary, model, built, found)
         return _finish(started, results, mark)
 
 
@@ -116,19 +114,19 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
         InputError: An earlier stage has work left.
     """
     with _prepared(config, engine, console, None, stage) as (started, model):
-        tokenizer = tokenizer_stage(started)
+        vocabulary = tokenizer_stage(started)
         if stage == "tokenizer":
             return
-        chunked, parts = chunk_stage(started, tokenizer)
+        chunked, parts = chunk_stage(started, vocabulary)
         if stage == "chunk":
             return
         key = decide_key(started, chunked, model.dimension)
-        parts, _ = embed_stage(started, parts, tokenizer, model)
+        parts, _ = embed_stage(started, parts, vocabulary, model)
         if stage == "embed":
             return
-        index = index_stages(started, parts, key, model.dimension)
+        built = index_stages(started, parts, key, model.dimension)
         if stage == "neighbors":
-            neighbors_stage(started, parts, index, model.dimension)
+            neighbors_stage(started, parts, built, model.dimension)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,9 @@ def chunk_shard(
     tally = _Tally()
     documents = _kept(read_shard(shard, source), shard, config.seed, tally)
     parts: list[ChunkedPart] = []
-    batches = _batched(documents)
+    # Batches are small beside a part, so that a part ends near its limit.
+    characters = min(_BATCH_CHARACTERS, config.chunk.part_rows * config.chunk.tokens)
+    batches = _batched(documents, characters)
     batch = next(batches, None)
     while batch is not None:
         part = _Part(shard, len(parts), config, tokenizer)
@@ -157,13 +159,13 @@ def _kept(
             tally.dropped += 1
 
 
-def _batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _batched(documents: Iterable[Document], limit: int) -> Iterator[list[Document]]:
     batch: list[Document] = []
     characters = 0
     for document in documents:
         batch.append(document)
         characters += len(document.text)
-        if len(batch) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+        if len(batch) >= _BATCH_DOCUMENTS or characters >= limit:
             yield batch
             batch, characters = [], 0
     if batch:

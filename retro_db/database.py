@@ -208,12 +208,10 @@ class Chunks:
         """
         wanted = np.atleast_1d(np.asarray(ids, dtype=np.int64))
         following = np.minimum(wanted + 1, len(self) - 1)
-        both = np.concatenate([wanted, following])
-        tokens = self[both].reshape(2, len(wanted), -1)
-        documents = self.documents(both).reshape(2, -1)
-        ended = (following == wanted) | (documents[0] != documents[1])
-        tokens[1][ended] = self._pad_id
-        return np.concatenate([tokens[0], tokens[1]], axis=1)
+        continuations = self[following]
+        ended = (following == wanted) | (self.documents(following) != self.documents(wanted))
+        continuations[ended] = self._pad_id
+        return np.concatenate([self[wanted], continuations], axis=1)
 
 
 class Neighbors:

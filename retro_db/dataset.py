@@ -89,8 +89,9 @@ class RetroDataset:
         positions = np.array([self._normalize(index) for index in indices], dtype=np.int64)
         rows = positions[:, None] * self._rows + np.arange(self._rows)
         present = rows < self._ends[-1]
-        document = np.searchsorted(self._ends, np.where(present, rows, 0), side="right")
-        offset = np.where(present, rows, 0) - (self._ends - self._counts)[document]
+        rows = np.minimum(rows, self._ends[-1] - 1)
+        document = np.searchsorted(self._ends, rows, side="right")
+        offset = rows - (self._ends - self._counts)[document]
         ids = self._firsts[document] + offset
         tokens, mask = self._tokens(ids, present)
         segments = document - document[:, :1]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+# No test may reach for a model hub; read when the library is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import orjson
 import pytest
@@ -21,21 +25,17 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 _HEADING = re.compile(r"^(?= = [^=].* = $)", re.MULTILINE)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # No test may reach for a model hub.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-
-
 @dataclass
 class Project:
     """A folder with a corpus and a configuration, and the command that builds it."""
 
     folder: Path
+    texts: list[str]
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def output(self) -> Path:
-        return self.folder / "db"
+        return Path(self.settings["output"])
 
     @property
     def config(self) -> Path:
@@ -49,6 +49,14 @@ class Project:
     def open(self) -> Database:
         return retro_db.open(str(self.output))
 
+    def files(self) -> dict[str, bytes]:
+        """Every file that equal builds must have in common."""
+        return {
+            str(path.relative_to(self.output)): path.read_bytes()
+            for path in sorted(self.output.rglob("*"))
+            if path.is_file() and path.relative_to(self.output).parts[0] not in ("report", "state")
+        }
+
 
 def make_project(folder: Path, texts: list[str], **settings: Any) -> Project:
     """A project over JSON lines with the fields `text` and `id`."""
@@ -61,7 +69,7 @@ def make_project(folder: Path, texts: list[str], **settings: Any) -> Project:
         "tokenizer": {"train": {"vocab_size": 2000}},
         "encoder": {"model": str(encoder_folder())},
     }
-    return Project(folder, defaults | settings)
+    return Project(folder, texts, defaults | settings)
 
 
 def wikitext(name: str) -> list[str]:
@@ -73,20 +81,47 @@ def wikitext(name: str) -> list[str]:
     return [part for part in _HEADING.split(path.read_text("utf-8")) if part.strip()]
 
 
+def python_sources(count: int) -> list[str]:
+    """Short modules of the standard library."""
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [p for p in sorted(library.rglob("*.py")) if 1_000 < p.stat().st_size < 4_000]
+    chosen = [p for p in files if not {"test", "tests", "site-packages"} & set(p.parts)][:count]
+    return [file.read_text("utf-8") for file in chosen]
+
+
 @pytest.fixture(scope="session")
-def articles() -> list[str]:
-    """All articles of WikiText-2's validation text."""
-    return wikitext("valid.txt")
+def wiki(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """WikiText-2's validation articles, with two documents that try the tokenizer, built once."""
+    texts = wikitext("valid.txt")
+    texts.append("A literal <|endoftext|> is text, " + "and so is <|endoftext|>. " * 40)
+    emoji = "".join(chr(code) for code in range(0x1F300, 0x1F600))
+    texts.append(f"Emoji are four bytes, each of which may be a token: {emoji}")
+    project = make_project(
+        tmp_path_factory.mktemp("wiki"), texts, tokenizer={"train": {"vocab_size": 8000}}
+    )
+    assert project.build() == 0
+    return project
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """About 300 chunks in 40 documents of Python's own source, built once."""
-    import sysconfig
-
-    library = Path(sysconfig.get_path("stdlib"))
-    files = [p for p in sorted(library.glob("*.py")) if 1_000 < p.stat().st_size < 4_000][:40]
-    texts = [file.read_text("utf-8") for file in files]
-    project = make_project(tmp_path_factory.mktemp("small"), texts)
+    """About 400 chunks of Python's own source in several shards and parts, with a validation split."""
+    texts = python_sources(40)
+    project = make_project(
+        tmp_path_factory.mktemp("small"),
+        texts,
+        split={"validation": 0.2},
+        chunk={"shard_size": 20_000, "part_rows": 100},
+        index={"key": "IVF8,PQ48x4fs", "partitions": 3},
+    )
+    folder = project.folder / "corpus"
+    folder.mkdir()
+    for number in range(4):
+        lines = [
+            orjson.dumps({"id": f"doc-{i}", "text": texts[i]})
+            for i in range(number * 10, number * 10 + 10)
+        ]
+        (folder / f"{number}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    project.settings["corpus"][0]["paths"] = [str(folder / "*.jsonl")]
     assert project.build() == 0
     return project

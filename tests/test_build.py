@@ -1,14 +1,243 @@
-"""Whole builds through the command line."""
+"""Whole builds: the same bytes every time, and every mistake named in one line."""
 
 from __future__ import annotations
 
-from conftest import Project
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
 
+import brute_force
+import numpy as np
+import orjson
+import pytest
+from conftest import Project, make_project, python_sources
+
+import retro_db
+from retro_db.errors import NotADatabaseError
 from retro_db_pipelines.cli import run
+
+
+def copy_of(project: Project, output: Path, **settings: Any) -> Project:
+    """The same corpus, built elsewhere."""
+    return dataclasses.replace(
+        project,
+        folder=output.parent,
+        settings=project.settings | {"output": str(output)} | settings,
+    )
 
 
 def test_a_small_build_verifies(small: Project) -> None:
     assert run(["verify", str(small.output)]) == 0
+    manifest = small.open().manifest
+    assert manifest.counts.documents == len(small.texts)
+    assert len(manifest.tables.chunks) > 4, "several shards, and parts that roll over"
+    assert len(manifest.index_files) == 4, "the template and three partitions"
+    assert manifest.counts.validation_chunks > 0
+
+
+def test_building_again_and_with_two_workers_gives_the_same_bytes(
+    small: Project, tmp_path: Path
+) -> None:
+    again = copy_of(small, tmp_path / "again" / "db")
+    again.folder.mkdir()
+    assert again.build("--workers", "2") == 0
+    files, others = small.files(), again.files()
+    assert sorted(files) == sorted(others)
+    assert [name for name in files if files[name] != others[name]] == []
+    assert "neighbors/part-0000000-0000.arrow" in files
+
+
+def test_the_manifest_names_no_place_and_no_time(small: Project) -> None:
+    text = (small.output / "manifest.json").read_text("ascii")
+    assert str(small.folder) not in text
+    assert '"/' not in text
+    assert "worker" not in text.replace("workers", "worker") or "workers" not in text
+
+
+def test_neighbors_are_right_with_shards_parts_partitions_and_a_validation_split(
+    small: Project,
+) -> None:
     database = small.open()
-    assert len(database) == len(database.neighbors) > 100
-    assert database.neighbors[0].shape == (20,)
+    every = np.arange(len(database))
+    documents = database.chunks.documents(every)
+    keys = database.embeddings[every]
+    split = np.array(database.documents["split"].to_pylist())[documents]
+    allowed = (split == "train") & keys.any(axis=1)
+    truth, exact = brute_force.neighbors(keys, documents, allowed, 20)
+    found, distances = database.neighbors[every], database.neighbors.distances(every)
+    assert allowed[found[found >= 0]].all(), "validation chunks are nobody's neighbors"
+    assert (found[split == "validation"] >= 0).all(), "and have neighbors themselves"
+    assert brute_force.recall(found, truth, 10) >= 0.98
+    same = found == truth
+    np.testing.assert_allclose(distances[same], exact[same], rtol=1e-5)
+
+
+def test_documents_and_chunks_agree_over_parts(small: Project) -> None:
+    database = small.open()
+    table = database.documents.to_pylist()
+    assert [row["id"] for row in table] == [f"doc-{i}" for i in range(len(small.texts))]
+    position = 0
+    for number, row in enumerate(table):
+        assert row["first_chunk"] == position
+        position += row["chunk_count"]
+        owners = database.chunks.documents(np.arange(row["first_chunk"], position))
+        assert (owners == number).all()
+    assert position == len(database)
+
+
+def test_a_build_that_is_done_changes_nothing(small: Project, capsys: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in small.output.rglob("*.arrow")}
+    assert small.build() == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in small.output.rglob("*.arrow")}
+
+
+def test_another_k_redoes_the_neighbors_alone(small: Project, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(small.output, tmp_path / "db")
+    changed = copy_of(small, tmp_path / "db", neighbors={"k": 5})
+    capsys.readouterr()
+    assert changed.build() == 0
+    shown = capsys.readouterr().out
+    assert "neighbors  " in shown
+    assert not any(f"\n{stage} " in shown for stage in ("chunk", "embed", "train", "encode"))
+    assert changed.open().neighbors[0].shape == (5,)
+    assert (changed.open().neighbors[:] == small.open().neighbors[:][:, :5]).all()
+
+
+def test_three_documents_build_with_an_automatic_key(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ["one text", "another text", "the third"])
+    assert project.build() == 0
+    database = project.open()
+    assert database.manifest.index.key == "IVF1,Flat"
+    assert (database.neighbors[0] >= 0).sum() == 2
+    assert run(["verify", str(project.output)]) == 0
+
+
+def test_embeddings_can_be_left_out(tmp_path: Path, capsys: Any) -> None:
+    project = make_project(
+        tmp_path, ["one text", "another text", "the third"], embeddings={"keep": False}
+    )
+    assert project.build() == 0
+    assert not (project.output / "embeddings").exists()
+    assert run(["verify", str(project.output)]) == 0
+    capsys.readouterr()
+    assert run(["query", str(project.output), "text"]) != 0
+    assert "embeddings" in capsys.readouterr().err
+    assert project.build() == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Three documents, not built."""
+    return make_project(tmp_path, ["one text", "another text", "the third"])
+
+
+def refused(project: Project, capsys: Any, *words: str) -> None:
+    """The build ends with exit code 2, one line that holds the words, and no database."""
+    capsys.readouterr()
+    assert project.build() == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    for word in words:
+        assert word in message
+    with pytest.raises(NotADatabaseError):
+        retro_db.open(str(project.output))
+
+
+def test_a_wrong_key(project: Project, capsys: Any) -> None:
+    project.settings["neighbours"] = {"k": 5}
+    refused(project, capsys, "config.yaml", "neighbours", "did you mean neighbors")
+
+
+def test_a_wrong_nested_key(project: Project, capsys: Any) -> None:
+    project.settings["corpus"][0]["txt"] = "text"
+    refused(project, capsys, "corpus.0.txt", "did you mean text")
+
+
+def test_a_missing_config(project: Project, capsys: Any) -> None:
+    assert run(["build", str(project.folder / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_a_missing_path(project: Project, capsys: Any) -> None:
+    project.settings["corpus"][0]["paths"] = [str(project.folder / "gone.jsonl")]
+    refused(project, capsys, "corpus.0.paths.0", "gone.jsonl", "does not exist")
+
+
+def test_a_glob_that_matches_nothing(project: Project, capsys: Any) -> None:
+    project.settings["corpus"][0]["paths"] = [str(project.folder / "*.parquet")]
+    refused(project, capsys, "corpus.0.paths.0", "matches no file")
+
+
+def test_a_line_without_the_text_field(project: Project, capsys: Any) -> None:
+    lines = [{"text": "fine"}, {"body": "no text here"}]
+    path = project.folder / "corpus.jsonl"
+    path.write_bytes(b"\n".join(orjson.dumps(line) for line in lines))
+    del project.settings["corpus"][0]["id"]
+    refused(project, capsys, "corpus.jsonl", "record 2", "'text' is missing", "max_bad")
+
+
+def test_a_missing_model_folder(project: Project, capsys: Any) -> None:
+    project.settings["encoder"] = {"model": str(project.folder / "no-model")}
+    refused(project, capsys, "encoder.model", "no-model")
+
+
+def test_a_damaged_model(project: Project, capsys: Any) -> None:
+    model = project.folder / "model"
+    shutil.copytree(project.settings["encoder"]["model"], model)
+    (model / "model.safetensors").write_bytes(b"not weights")
+    project.settings["encoder"] = {"model": str(model)}
+    refused(project, capsys, "encoder.model", "cannot be loaded")
+
+
+def test_an_index_key_that_the_corpus_cannot_train(project: Project, capsys: Any) -> None:
+    project.settings["index"] = {"key": "IVF64,PQ48"}
+    refused(project, capsys, "index.key", "IVF64,PQ48", "auto")
+
+
+def test_an_index_key_that_is_none(project: Project, capsys: Any) -> None:
+    project.settings["index"] = {"key": "HNSW32"}
+    refused(project, capsys, "index.key", "no inverted lists")
+
+
+def test_a_folder_with_other_files(project: Project, capsys: Any) -> None:
+    project.output.mkdir()
+    (project.output / "thesis.tex").write_text("years of work")
+    refused(project, capsys, "output", "thesis.tex")
+    assert (project.output / "thesis.tex").exists()
+
+
+def test_a_runner_that_loses_data(project: Project, capsys: Any) -> None:
+    assert project.build("--", "--runner=DaskRunner") == 2
+    assert "loses elements" in capsys.readouterr().err
+
+
+def test_usage_errors_end_with_2(capsys: Any) -> None:
+    assert run(["build"]) == 2
+    assert run(["bogus"]) == 2
+    assert run(["inspect", "nowhere"]) == 2
+    assert "no manifest.json" in capsys.readouterr().err
+
+
+def test_a_smoke_build_reduces_the_key_and_tells_the_cost(tmp_path: Path, capsys: Any) -> None:
+    project = make_project(tmp_path, python_sources(30), index={"key": "IVF4096,PQ48"})
+    assert project.build("--smoke", "12") == 0
+    shown = capsys.readouterr().out
+    assert "IVF4096,PQ48 reduced to IVF" in shown
+    assert "sound" in shown
+    assert "whole, about" in shown
+    assert not project.output.exists()
+    smoke = retro_db.open(f"{project.output}-smoke")
+    assert 3 <= smoke.manifest.counts.documents <= 24
+
+
+def test_inspect_tells_machines_and_people(small: Project, capsys: Any) -> None:
+    capsys.readouterr()
+    assert run(["inspect", str(small.output), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["counts"]["chunks"] == len(small.open())
+    assert run(["inspect", str(small.output)]) == 0
+    assert "IVF8,PQ48x4fs" in capsys.readouterr().out

@@ -85,9 +85,10 @@ def parse_key(text: str, dimension: int) -> IndexKey:
 def choose_key(chunks: int, dimension: int, memory: int) -> str:
     """The key that `auto` stands for.
 
-    A flat list below 1,000 chunks. Up to some millions L = 2^round(log2(2 sqrt(N))) lists, at most
-    N / 30, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan: recall 0.997 with
-    exact re-ranking, trained in seconds. Above, autofaiss's proposal for the memory.
+    A flat list below 1,000 chunks. Up to some millions 4 sqrt(N) lists, at most N / 30 so that they
+    can be trained, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan, whose
+    candidates are re-ranked exactly: trained in seconds, and a quarter of the lists gives recall
+    0.98 and more. Above, autofaiss's proposal for the memory.
 
     Args:
         chunks: N, entries of the index.
@@ -101,9 +102,8 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
         return "IVF1,Flat"
     if chunks > PROPOSAL_ABOVE:
         return _proposed_key(chunks, dimension, memory)
-    wanted = 2 ** round(math.log2(2 * math.sqrt(chunks)))
-    trainable = 2 ** int(math.log2(chunks / POINTS_PER_LIST))
-    return f"IVF{min(wanted, trainable)},PQ{_halves(dimension)}x4fs"
+    lists = min(round(4 * math.sqrt(chunks)), chunks // POINTS_PER_LIST)
+    return f"IVF{lists},PQ{_halves(dimension)}x4fs"
 
 
 def check_trainable(key: IndexKey, points: int) -> None:

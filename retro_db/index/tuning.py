@@ -18,6 +18,7 @@ from retro_db.threads import use_faiss_threads
 RECALL_AT = 10
 _QUERIES = 1000
 _BLOCK_QUERIES = 256
+_SHARES_OF_LISTS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 # One-sided 99% bound of a normal mean.
 _Z99 = 2.326
 
@@ -147,8 +148,7 @@ def tune_nprobe(
 ) -> tuple[int, int, list[RecallPoint]]:
     """The least nprobe whose recall@10, as a one-sided 99% lower bound, reaches the target.
 
-    nprobe doubles from a 64th of the lists to a quarter of them, and beyond only where the target
-    cannot be met otherwise.
+    nprobe grows to a quarter of the lists, and beyond only where the target cannot be met otherwise.
 
     Returns:
         nprobe, the number of queries, and the measured curve.
@@ -160,12 +160,14 @@ def tune_nprobe(
     _, truth = nearest(queries, near, keys, RECALL_AT)
     everything = sum(part.embeddings.rows for part in parts)
     curve: list[RecallPoint] = []
-    searcher.nprobe = max(1, searcher.lists // 64)
-    while True:
+    for share in _SHARES_OF_LISTS:
+        searcher.nprobe = max(1, round(searcher.lists * share))
+        if curve and searcher.nprobe == curve[-1].nprobe:
+            continue
         found = measure_recall(searcher, queries, firsts, ends, truth, keys, rerank)
         error = found.std() / np.sqrt(len(found)) if len(found) < everything else 0.0
         bound = float(found.mean() - _Z99 * error)
         curve.append(RecallPoint(searcher.nprobe, round(float(found.mean()), 6), round(bound, 6)))
-        if bound >= target or searcher.nprobe >= searcher.lists:
-            return searcher.nprobe, len(queries), curve
-        searcher.nprobe = min(searcher.nprobe * 2, searcher.lists)
+        if bound >= target:
+            break
+    return searcher.nprobe, len(queries), curve

@@ -216,4 +216,4 @@ class ColumnReader:
     def _empty(self) -> np.ndarray:
         if not self.files:
             return np.empty(0)
-        return self.files[0].read(self._column, 0, 0)
+        return self.files[0].read(self._column, 0, 0).copy()

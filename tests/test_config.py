@@ -1,0 +1,102 @@
+"""The configuration: defaults, overrides, messages, and the schemas that document it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from retro_db.config import load_config, parse_config
+from retro_db.errors import ConfigError
+from retro_db_pipelines.json_schemas import rendered, schemas
+
+ROOT = Path(__file__).resolve().parents[1]
+MINIMAL: dict[str, Any] = {
+    "output": "db",
+    "corpus": [{"name": "a", "paths": ["x.jsonl"]}],
+    "tokenizer": {"train": {}},
+    "encoder": {"model": "m"},
+}
+
+
+def test_committed_schemas_are_the_classes_own() -> None:
+    for name, text in rendered().items():
+        assert (ROOT / "schemas" / name).read_text("utf-8") == text, "run make schemas"
+
+
+def test_the_schema_takes_what_the_parser_takes() -> None:
+    schema = schemas()["config.schema.json"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(MINIMAL, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(MINIMAL | {"outptu": "x"}, schema)
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    config = parse_config(MINIMAL, "c.yaml")
+    assert config.chunk.tokens == 64
+    assert (config.neighbors.k, config.neighbors.rerank) == (20, 200)
+    assert (config.encoder.pooling, config.encoder.max_length) == ("mean", 256)
+    assert (config.encoder.batch_tokens, config.index.recall_target) == (16_384, 0.98)
+    assert int(config.index.memory) == 64_000_000_000
+    assert config.corpus[0].max_bad == 0.001
+    assert int(config.corpus[0].max_document) == 200_000_000
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "output: db\ncorpus: [{name: a, paths: [x]}]\ntokenizer: {train: {}}\nencoder: {model: m}\n"
+    )
+    changes = ["neighbors.k=7", "corpus.0.weight=2.5", "tokenizer.train.vocab_size=300"]
+    config = load_config(path, changes)
+    assert (config.neighbors.k, config.corpus[0].weight) == (7, 2.5)
+    assert config.tokenizer.train is not None
+    assert config.tokenizer.train.vocab_size == 300
+    for wrong in ("neighbors.k", "corpus.3.name=x", "output.x=1", "neighbors.k=[", "a=b"):
+        with pytest.raises(ConfigError):
+            load_config(path, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"neighbours": {}}, "neighbours: unknown key; did you mean neighbors"),
+        ({"index": {"kye": 1}}, "index.kye: unknown key; did you mean key"),
+        ({"neighbors": {"k": 0}}, "neighbors.k"),
+        ({"neighbors": {"k": 300}}, "rerank"),
+        ({"tokenizer": {}}, "either path or train"),
+        ({"tokenizer": {"path": "a", "train": {}}}, "either path or train"),
+        ({"corpus": []}, "corpus"),
+        ({"corpus": [MINIMAL["corpus"][0]] * 2}, "same name"),
+        ({"split": {"validation": 1.5}}, "split.validation"),
+        ({"encoder": {"model": "m", "pooling": "max"}}, "encoder.pooling"),
+        ({"index": {"memory": "lots"}}, "index.memory"),
+    ],
+)
+def test_wrong_settings_are_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config(MINIMAL | change, "c.yaml")
+    assert str(error.value).startswith("c.yaml: ")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    for number, text in enumerate(["a: [", "- a", "", "\x00"]):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"{number}.yaml"):
+            load_config(path)
+
+
+def test_the_portable_form_names_no_place() -> None:
+    config = parse_config(
+        MINIMAL | {"output": "/data/db", "encoder": {"model": "/models/bert/"}}, "c.yaml"
+    )
+    portable = config.portable()
+    assert "output" not in portable
+    assert portable["encoder"]["model"] == "bert"
+    assert "paths" not in portable["corpus"][0]

@@ -1,0 +1,226 @@
+"""The sharded index against one plain Faiss index, and keys."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retro_db.errors import IndexKeyError
+from retro_db.index.filling import (
+    PartCodes,
+    assemble_partition,
+    encode_part,
+    list_ranges,
+    partition_path,
+)
+from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_key
+from retro_db.index.searching import Searcher, nearest
+from retro_db.index.structure import faiss, inverted_file, list_codes, list_ids, read_index
+from retro_db.index.training import PATH, PartKeys, sample_keys, train_index
+from retro_db.store.contracts import contract
+from retro_db.store.folder import Folder
+from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+
+D = 32
+
+
+def quiet(count: int) -> None:
+    """A report that nobody reads."""
+
+
+def make_keys(count: int) -> np.ndarray:
+    """Clustered float16 vectors, some of them equal."""
+    rng = np.random.default_rng(5)
+    centers = rng.normal(size=(20, D))
+    keys = centers[rng.integers(20, size=count)] + 0.3 * rng.normal(size=(count, D))
+    keys[count // 2 : count // 2 + 40] = keys[:40]
+    return keys.astype(np.float16)
+
+
+def make_parts(folder: Path, keys: np.ndarray, shards: int) -> list[PartKeys]:
+    """The keys in as many files of unequal size, every 17th chunk not indexed."""
+    table = contract("embeddings")
+    schema = table.schema(dimension=D)
+    bounds = [len(keys) * i * (i + 1) // (shards * (shards + 1)) for i in range(shards + 1)]
+    parts = []
+    for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        path = folder / f"keys-{number}.arrow"
+        with TableWriter(path, schema, table.batch_rows) as writer:
+            writer.append({"vector": keys[start:stop]})
+        file = IpcFile(path, schema, stop - start, table.batch_rows)
+        parts.append(PartKeys(start, file, np.arange(start, stop) % 17 != 0))
+    return parts
+
+
+def fill(folder: Folder, template: faiss.Index, parts: list[PartKeys], partitions: int) -> None:
+    """Runs the two stages."""
+    faiss.write_index(template, str(Path(folder.url) / PATH))
+    schema = contract("codes").schema(code_size=inverted_file(template).code_size)
+    codes = []
+    for number, part in enumerate(parts):
+        path = contract("codes").name(number, 0)
+        entry = encode_part(part, path, template, 1, folder, quiet)
+        file = IpcFile(folder.local(path), schema, entry.rows or 0, contract("codes").batch_rows)
+        codes.append(PartCodes.open(file))
+    ranges = list_ranges(inverted_file(template).nlist, partitions)
+    for number, (first, end) in enumerate(ranges):
+        assemble_partition(template, first, end, codes, partition_path(number), folder, quiet)
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "IVF16,Flat",
+        "IVF16,PQ8x4fs",
+        "IVF16,PQ8",
+        "IVF16_HNSW8,SQ8",
+        "PCA16,IVF16,PQ8x4fs",
+        "OPQ4_16,IVF16,PQ4x4",
+    ],
+)
+def test_partitions_equal_one_plain_index(
+    tmp_path: Path, text: str, shards: int, partitions: int
+) -> None:
+    keys = make_keys(3000)
+    parts = make_parts(tmp_path, keys, shards)
+    folder = Folder(str(tmp_path / "db"))
+    (tmp_path / "db" / "index").mkdir(parents=True)
+    key = parse_key(text, D)
+    template = train_index(key, sample_keys(parts, 10_000, seed=0), threads=1)
+    fill(folder, template, parts, partitions)
+
+    plain = faiss.clone_index(template)
+    indexed = np.flatnonzero(np.arange(len(keys)) % 17)
+    plain.add_with_ids(keys[indexed].astype(np.float32), indexed)
+    whole = inverted_file(plain)
+
+    paths = [folder.local(partition_path(number)) for number in range(partitions)]
+    number = 0
+    for path in paths:
+        partition = faiss.read_index(str(path))
+        assert partition.ntotal == inverted_file(partition).ntotal
+        lists = inverted_file(partition).invlists
+        for own in range(inverted_file(partition).nlist):
+            assert np.array_equal(list_ids(lists, own), list_ids(whole.invlists, number))
+            assert np.array_equal(list_codes(lists, own), list_codes(whole.invlists, number))
+            number += 1
+    assert number == key.lists
+
+    searcher = Searcher(folder.local(PATH), paths, text, nprobe=5)
+    queries = keys[:50].astype(np.float32)
+    wrapped = isinstance(plain, faiss.IndexPreTransform)
+    if key.fast_scan:
+        fast = faiss.IndexIVFPQFastScan(whole)
+        x = queries
+        if wrapped:
+            x = faiss.downcast_VectorTransform(plain.chain.at(0)).apply(queries)
+        _, expected = fast.search(x, 10, params=faiss.SearchParametersIVF(nprobe=5))
+    else:
+        faiss.extract_index_ivf(plain).nprobe = 5
+        _, expected = plain.search(queries, 10)
+    assert searcher.entries == len(indexed)
+    assert np.array_equal(searcher.candidates(queries, 10), expected)
+
+
+def test_an_excluded_range_is_never_found(tmp_path: Path) -> None:
+    keys = make_keys(2000)
+    parts = make_parts(tmp_path, keys, 2)
+    folder = Folder(str(tmp_path / "db"))
+    (tmp_path / "db" / "index").mkdir(parents=True)
+    text = "IVF16,PQ8x4fs"
+    template = train_index(parse_key(text, D), sample_keys(parts, 10_000, seed=0), threads=1)
+    fill(folder, template, parts, 2)
+    paths = [folder.local(partition_path(number)) for number in range(2)]
+    searcher = Searcher(folder.local(PATH), paths, text, nprobe=16)
+    found = searcher.candidates(keys[:30].astype(np.float32), 100, exclude=(0, 1000))
+    assert (found >= 1000).all()
+
+
+def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
+    keys = make_keys(1000)
+    parts = make_parts(tmp_path, keys, 1)
+    folder = Folder(str(tmp_path / "db"))
+    (tmp_path / "db" / "index").mkdir(parents=True)
+    template = train_index(parse_key("IVF8,SQ8", D), sample_keys(parts, 1000, seed=0), threads=1)
+    fill(folder, template, parts, 1)
+    moved = tmp_path / "elsewhere.faissindex"
+    folder.local(partition_path(0)).rename(moved)
+    index = read_index(moved)
+    distances, ids = index.search(keys[1:2].astype(np.float32), 1)
+    assert ids[0, 0] == 1
+    assert distances[0, 0] < 0.01
+
+
+def test_exact_distances_order_and_padding(tmp_path: Path) -> None:
+    keys = make_keys(500)
+    parts = make_parts(tmp_path, keys, 3)
+    column = ColumnReader([part.embeddings for part in parts], "vector")
+    queries = keys[:4].astype(np.float32)
+    # 250 to 289 repeat 0 to 39, so that query 0 is as near to 0 as to 250.
+    candidates = np.array([[250, 0, 7, -1], [-1, -1, -1, -1], [2, 252, 1, 3], [499, 5, 6, 3]])
+    ids, distances = nearest(queries, candidates, column, 5)
+    assert ids.shape == distances.shape == (4, 5)
+    assert ids[0].tolist() == [0, 250, 7, -1, -1]
+    assert distances[0, :2].tolist() == [0, 0]
+    assert ids[1].tolist() == [-1] * 5
+    assert np.isinf(distances[1]).all()
+    assert ids[2, :2].tolist() == [2, 252]
+    exact = ((keys[ids[3, :4]].astype(float) - keys[3].astype(float)) ** 2).sum(axis=1)
+    np.testing.assert_allclose(distances[3, :4], exact, rtol=1e-5)
+
+
+def test_the_training_sample_is_uniform_over_the_corpus(tmp_path: Path) -> None:
+    keys = np.arange(20_000, dtype=np.float16)[:, None] * np.ones(D, np.float16)
+    parts = make_parts(tmp_path, keys, 4)
+    sample = sample_keys(parts, 4000, seed=3)
+    assert 3700 < len(sample) < 4300
+    positions = sample[:, 0]
+    thirds = np.histogram(positions[np.isfinite(positions)], bins=3, range=(0, 20_000))[0]
+    assert thirds.min() > 0.8 * thirds.max(), "not a prefix"
+    assert np.array_equal(sample, sample_keys(parts, 4000, seed=3))
+
+
+def test_keys_are_parsed_and_refused() -> None:
+    key = parse_key("OPQ16_64,IVF256_HNSW32,PQ16", 768)
+    assert (key.lists, key.sub_quantizers, key.bits) == (256, 16, 8)
+    assert key.factory == "OPQ16_64,IVF256_HNSW32,PQ16x8np"
+    fast = parse_key("IVF128,PQ192x4fs", 384)
+    assert fast.fast_scan
+    assert not fast.by_residual
+    assert fast.factory == "IVF128,PQ192x4np"
+    for wrong in ("Flat", "HNSW32", "IVF64,PQ7", "IVF64,PQ8x8fs", "IVF0,Flat"):
+        with pytest.raises(IndexKeyError, match=r"index\.key"):
+            parse_key(wrong, 384)
+
+
+def test_what_a_corpus_can_train() -> None:
+    check_trainable(parse_key("IVF10,Flat", 32), 300)
+    with pytest.raises(IndexKeyError, match="300 chunks"):
+        check_trainable(parse_key("IVF10,Flat", 32), 299)
+    with pytest.raises(IndexKeyError, match="256 chunks"):
+        check_trainable(parse_key("IVF1,PQ8", 32), 255)
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 999, 1000, 4217, 9086, 1_000_000, 4_000_000])
+def test_automatic_keys_can_be_trained(chunks: int) -> None:
+    for dimension in (384, 768, 1024):
+        key = parse_key(choose_key(chunks, dimension, 64_000_000_000), dimension)
+        check_trainable(key, chunks)
+
+
+def test_large_automatic_keys_fit_the_vectors() -> None:
+    key = choose_key(10_000_000, 384, 64_000_000_000)
+    assert parse_key(key, 384).lists >= 4096
+    width = int(key.split(",")[0].split("_")[1])
+    assert width <= 384
+
+
+@pytest.mark.parametrize("points", [1, 10, 100, 5000])
+def test_reduced_keys_can_be_trained(points: int) -> None:
+    for text in ("OPQ48_192,IVF65536_HNSW32,PQ48", "IVF4096(IVF64,PQ8),SQ8", "IVF64,PQ192x4fs"):
+        check_trainable(parse_key(reduce_key(text, points, 384), 384), points)
