@@ -30,7 +30,7 @@ ENTRYPOINT ["/opt/apache/beam/boot"]
 FROM base AS runtime
 RUN useradd --create-home --uid 1000 retro \
     && install --directory --owner=retro --group=retro /work
-USER retro
+USER 1000:1000
 WORKDIR /work
 ENTRYPOINT ["retro-db"]
 CMD ["--help"]

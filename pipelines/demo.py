@@ -63,11 +63,11 @@ def write_config(folder: Path, documents: int) -> Path:
 def show_examples(database: Database, console: Console) -> None:
     """Three chunks from the middle of the database, each with its nearest neighbors."""
     chosen = np.linspace(0, len(database), _SHOWN + 2).astype(np.int64)[1:-1]
-    for chunk in describe_chunks(database, chosen, np.zeros(len(chosen))):
+    for chunk in describe_chunks(database, chosen):
         console.say()
-        show_chunk(console, "Chunk", chunk)
-        ids = database.neighbors[chunk["id"]][:2]
-        distances = database.neighbors.distances(chunk["id"])[:2]
+        show_chunk(console, "Example:", chunk)
+        ids = database.neighbors[chunk.id][:2]
+        distances = database.neighbors.distances(chunk.id)[:2]
         for rank, neighbor in enumerate(describe_chunks(database, ids, distances), 1):
             show_chunk(console, f"Neighbor {rank}:", neighbor)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ def show_neighbors(
     ids, distances = Retriever(database, encoder).search([text], k)
     found = describe_chunks(database, ids[0][ids[0] >= 0], distances[0])
     if as_json:
-        console.rich.print_json(json.dumps({"text": text, "neighbors": found}))
+        shown = {"text": text, "neighbors": [to_json(neighbor) for neighbor in found]}
+        console.rich.print_json(json.dumps(shown))
         return
     for rank, neighbor in enumerate(found, 1):
         show_chunk(console, f"{rank}.", neighbor)
@@ -108,33 +110,52 @@ def show_neighbors(
         console.say("no neighbors: the text has no word that the encoder knows")
 
 
+@dataclass(frozen=True)
+class ShownChunk:
+    """One chunk as people read it.
+
+    Attributes:
+        id: Global chunk id.
+        distance: Squared L2 distance to what was asked for; None where nothing was.
+        source: Name of its corpus.
+        document: Id of its document.
+        text: Its own text.
+        continuation: The text of the next chunk of its document; empty after the last.
+    """
+
+    id: int
+    distance: float | None
+    source: str
+    document: str
+    text: str
+    continuation: str
+
+
 def describe_chunks(
-    database: Database, ids: np.ndarray, distances: np.ndarray
-) -> list[dict[str, Any]]:
-    """Chunks with their continuations as text, and where they are from."""
+    database: Database, ids: np.ndarray, distances: np.ndarray | None = None
+) -> list[ShownChunk]:
+    """Chunks as text, with their continuations and where they are from.
+
+    Args:
+        database: Where they are.
+        ids: int64 [n].
+        distances: float32 [n], if they are neighbors of something.
+    """
     tokenizer = Tokenizer.of_database(database.folder)
     rows = database.chunks.documents(ids)
     table = database.documents.take(rows)
     values = database.chunks.values(ids)
     own, following = _texts(database, tokenizer, ids, values)
     return [
-        {
-            "id": int(chunk),
-            "distance": round(float(distance), 4),
-            "source": source,
-            "document": document,
-            "text": text,
-            "continuation": continuation,
-        }
-        for chunk, distance, source, document, text, continuation in zip(
-            ids,
-            distances,
-            table["source"].to_pylist(),
-            table["id"].to_pylist(),
-            own,
-            following,
-            strict=False,
+        ShownChunk(
+            id=int(ids[row]),
+            distance=None if distances is None else round(float(distances[row]), 4),
+            source=table["source"][row].as_py(),
+            document=table["id"][row].as_py(),
+            text=own[row],
+            continuation=following[row],
         )
+        for row in range(len(ids))
     ]
 
 
@@ -152,16 +173,14 @@ def _texts(
     return tokenizer.decode(own), tokenizer.decode(after)
 
 
-def show_chunk(console: Console, mark: str, chunk: dict[str, Any]) -> None:
+def show_chunk(console: Console, mark: str, chunk: ShownChunk) -> None:
     """One chunk, its origin and its continuation."""
-    origin = f"{chunk['source']}/{chunk['document']}"
-    console.rich.print(
-        f"[bold]{mark}[/bold] distance {chunk['distance']:g}, chunk {chunk['id']:,} of "
-        f"{escape(origin)}"
-    )
-    console.rich.print(f"   [cyan]{escape(_line(chunk['text']))}[/cyan]")
-    if chunk["continuation"]:
-        console.rich.print(f"   [dim]... {escape(_line(chunk['continuation']))}[/dim]")
+    distance = "" if chunk.distance is None else f", distance {chunk.distance:g}"
+    origin = escape(f"{chunk.source}/{chunk.document}")
+    console.rich.print(f"[bold]{mark}[/bold] chunk {chunk.id:,} of {origin}{distance}")
+    console.rich.print(f"   [cyan]{escape(_line(chunk.text))}[/cyan]")
+    if chunk.continuation:
+        console.rich.print(f"   [dim]... {escape(_line(chunk.continuation))}[/dim]")
 
 
 def _line(text: str) -> str:

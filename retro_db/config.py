@@ -139,6 +139,26 @@ class NeighborsConfig(_Section):
         return self
 
 
+class LeakageConfig(_Section):
+    """Documents too close to evaluation texts are left out (paper, section 2.1)."""
+
+    paths: list[str] = []
+    """Evaluation texts."""
+    ngram: Annotated[int, Field(ge=1)] = 13
+    """Words of a gram."""
+    jaccard: Share = 0.8
+    """Similarity from which a document is left out."""
+    names: list[str] = []
+    """Ids of documents that are left out."""
+
+
+class DedupConfig(_Section):
+    """Near-duplicate documents within the corpus."""
+
+    jaccard: Share | None = None
+    """Similarity from which all but one are left out; null keeps all."""
+
+
 class Config(_Section):
     """A whole build."""
 
@@ -153,6 +173,10 @@ class Config(_Section):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     index: IndexConfig = IndexConfig()
     neighbors: NeighborsConfig = NeighborsConfig()
+    queries: list[SourceConfig] = []
+    """Further corpora whose neighbors are wanted."""
+    leakage: LeakageConfig = LeakageConfig()
+    dedup: DedupConfig = DedupConfig()
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides every hashed choice."""
 
@@ -161,6 +185,12 @@ class Config(_Section):
         names = [source.name for source in self.corpus]
         if len(set(names)) < len(names):
             raise ValueError("two sources of corpus have the same name")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _what_this_release_does(self) -> Config:
+        if self.queries or self.leakage != LeakageConfig() or self.dedup != DedupConfig():
+            raise ValueError("queries, leakage and dedup are not in this release: leave them out")
         return self
 
     def portable(self) -> dict[str, Any]:

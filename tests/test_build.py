@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from conftest import Project, make_project, python_sources
 
 import retro_db
 from retro_db.errors import NotADatabaseError
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.cli import run, stage_command
 
 
 def copy_of(project: Project, output: Path, **settings: Any) -> Project:
@@ -241,3 +243,25 @@ def test_inspect_tells_machines_and_people(small: Project, capsys: Any) -> None:
     assert described["counts"]["chunks"] == len(small.open())
     assert run(["inspect", str(small.output)]) == 0
     assert "IVF8,PQ48x4fs" in capsys.readouterr().out
+
+
+def test_nothing_but_our_own_lines_reaches_the_user(project: Project) -> None:
+    command = [Path(sys.executable).with_name("retro-db"), "build", project.config, "--workers=2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    first_words = [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
+    stages = ["tokenizer", "chunk", "embed", "train", "encode", "assemble", "tune"]
+    assert first_words == ["plan", *stages, "index", "neighbors", "built"]
+
+
+def test_stages_by_themselves_give_the_same_database(project: Project, tmp_path: Path) -> None:
+    assert project.build() == 0
+    apart = copy_of(project, tmp_path / "apart" / "db")
+    apart.folder.mkdir()
+    assert run([str(apart.config)], stage_command("embed")) == 2, "the stages before come first"
+    for stage in ("tokenizer", "chunk", "embed", "index", "neighbors"):
+        with pytest.raises(NotADatabaseError):
+            apart.open()
+        assert run([str(apart.config)], stage_command(stage)) == 0
+    assert apart.build() == 0
+    assert apart.files() == project.files()

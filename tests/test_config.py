@@ -74,6 +74,7 @@ def test_overrides(tmp_path: Path) -> None:
         ({"split": {"validation": 1.5}}, "split.validation"),
         ({"encoder": {"model": "m", "pooling": "max"}}, "encoder.pooling"),
         ({"index": {"memory": "lots"}}, "index.memory"),
+        ({"dedup": {"jaccard": 0.8}}, "not in this release"),
     ],
 )
 def test_wrong_settings_are_named(change: dict[str, Any], words: str) -> None:

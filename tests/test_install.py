@@ -37,7 +37,7 @@ print("read", len(db), "chunks with", retro_db.__file__)
 def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the wheel and what it needs, built from this source."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
+    build = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     [wheel] = folder.glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(folder / "env")], check=True)
