@@ -19,6 +19,7 @@ from retro_db.encoder import EncoderModel, describe_model
 from retro_db.errors import ConfigError, InputError
 from retro_db.hashing import fraction_of
 from retro_db.index.keys import parse_key
+from retro_db.index.training import create_index
 from retro_db.manifest import (
     FILE,
     ChunkInfo,
@@ -52,7 +53,7 @@ _VERSIONS = [module.VERSION for module in (tokenizer, chunk, embed, index, neigh
 FINISHED = "state/finished"
 REPORT = "report/stages.json"
 LOG = "state/build.log"
-_OWN = {"documents", "chunks", "embeddings", "index", "neighbors", "tokenizer", "report", "state"}
+_TABLES = ("documents", "chunks", "embeddings", "index", "neighbors", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,14 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         shards = [shard.identity for shard in started.shards]
         identities = [vocabulary.sha256, vocabulary.pad_id, to_json(model)]
         mark = digest([_VERSIONS, started.config.portable(), shards, *identities])
-        if _is_finished(started.folder, mark):
+        if manifest := _finished(started.folder, mark):
             console.say(f"{started.config.output} is up to date: nothing to do")
-            return read_manifest(started.folder)
+            return manifest
         chunked, parts = chunk_stage(started, vocabulary)
-        key = decide_key(started, chunked, model.dimension)
+        # What cannot be trained is refused before anything is embedded, and known exactly after.
+        decide_key(started, chunked, model.dimension)
         parts, keyless = embed_stage(started, parts, vocabulary, model)
+        key = decide_key(started, chunked, model.dimension, keyless)
         built = index_stages(started, parts, key, model.dimension)
         found = neighbors_stage(started, parts, built, model.dimension)
         results = _Results(chunked, parts, keyless, vocabulary, model, built, found)
@@ -120,10 +123,11 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
         chunked, parts = chunk_stage(started, vocabulary)
         if stage == "chunk":
             return
-        key = decide_key(started, chunked, model.dimension)
-        parts, _ = embed_stage(started, parts, vocabulary, model)
+        decide_key(started, chunked, model.dimension)
+        parts, keyless = embed_stage(started, parts, vocabulary, model)
         if stage == "embed":
             return
+        key = decide_key(started, chunked, model.dimension, keyless)
         built = index_stages(started, parts, key, model.dimension)
         if stage == "neighbors":
             neighbors_stage(started, parts, built, model.dimension)
@@ -151,31 +155,30 @@ def _prepared(
         config = config.model_copy(update={"output": smoke_output(config)})
     engine.options()
     folder = Folder(config.output)
-    _check_output(folder)
+    check_output(folder)
     with _logging(folder):
         model = describe_model(config.encoder)
         if config.index.key != "auto":
-            parse_key(config.index.key, model.dimension)
+            create_index(parse_key(config.index.key, model.dimension), model.dimension)
         shards = plan_shards(config)
-        whole, scale = sum(shard.bytes for shard in shards), 1.0
+        whole, documents = sum(shard.bytes for shard in shards), None
         if smoke is not None:
             documents = _estimate(shards, config)
             shards = sample_shards(shards, smoke, documents, config.seed)
-            scale = max(1.0, documents / smoke)
         console.say(_planned(shards, whole))
         place = os.path.abspath(os.path.expanduser(config.encoder.model))
         locations = Locations(place if os.path.isdir(place) else config.encoder.model)
         folder.write(LOCATIONS, canonical(to_json(locations)))
-        yield Build(config, folder, engine, console, shards, smoke is not None, scale, only), model
+        yield Build(config, folder, engine, console, shards, documents, only), model
 
 
 def _finish(build: Build, results: _Results, mark: str) -> Manifest:
     """Writes the manifest, last of all that belongs to the database."""
-    config, folder = build.config, build.folder
-    manifest = write_manifest(folder, _manifest(config, results))
-    if not config.embeddings.keep:
-        folder.remove("embeddings")
-    report = StageReport(build.seconds, build.scale)
+    folder = build.folder
+    manifest = write_manifest(folder, _manifest(build.config, results))
+    _sweep(folder, manifest)
+    scale = 1.0 if build.smoke is None else build.smoke / manifest.counts.documents
+    report = StageReport(build.seconds, max(scale, 1.0))
     folder.write(REPORT, json.dumps(to_json(report), indent=1).encode())
     folder.write(FINISHED, mark.encode())
     return manifest
@@ -254,15 +257,33 @@ def _source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> Sou
     )
 
 
+def _sweep(folder: Folder, manifest: Manifest) -> None:
+    """Removes what earlier settings or interrupted writes left, and embeddings that are not kept."""
+    listed = {file.path for file in manifest.files}
+    for table in _TABLES:
+        if not any(path.startswith(f"{table}/") for path in listed):
+            folder.remove(table)
+        for name in folder.list(table):
+            if f"{table}/{name}" not in listed:
+                folder.remove(f"{table}/{name}")
+
+
 def smoke_output(config: Config) -> str:
     """Where a smoke build goes: beside the database."""
     return config.output.rstrip("/") + "-smoke"
 
 
-def _check_output(folder: Folder) -> None:
-    """Refuses a folder with files that no build wrote."""
-    names = [name for name in folder.list() if not name.startswith(".")]
-    if strange := sorted(set(names) - _OWN - {FILE}):
+def check_output(folder: Folder) -> None:
+    """Refuses a folder with files that no build wrote.
+
+    Raises:
+        ConfigError: Names one of them.
+    """
+    names = set(folder.list())
+    strange = sorted(names - {*_TABLES, "report", "state", FILE})
+    if names and "state" not in names:
+        strange = sorted(names)
+    if strange:
         raise ConfigError(
             f"output: {folder.url} holds {strange[0]}, which no build wrote; name a new folder"
         )
@@ -275,16 +296,21 @@ def _logging(folder: Folder) -> Iterator[None]:
     try:
         with chatter_to(path):
             yield
-    except PermissionError as error:
-        raise InputError(f"output: {folder.url}: no permission to write; grant it") from error
+    except OSError as error:
+        if path.exists():
+            raise
+        raise InputError(f"output: {folder.url} cannot be written: {error.strerror}") from error
 
 
-def _is_finished(folder: Folder, mark: str) -> bool:
-    return (
-        folder.exists(FILE)
-        and folder.exists(FINISHED)
-        and folder.read(FINISHED).decode("ascii", "replace") == mark
-    )
+def _finished(folder: Folder, mark: str) -> Manifest | None:
+    """The manifest of a build of the same things, if there is one and its files are there."""
+    if not (folder.exists(FILE) and folder.exists(FINISHED)):
+        return None
+    if folder.read(FINISHED).decode("ascii", "replace") != mark:
+        return None
+    manifest = read_manifest(folder)
+    whole = all(folder.size(file.path) == file.bytes for file in manifest.files)
+    return manifest if whole else None
 
 
 def _estimate(shards: list[Shard], config: Config) -> int:

@@ -156,7 +156,8 @@ def run(arguments: Sequence[str], command: click.Command = cli) -> int:
         return 130
     except SystemExit as error:
         return int(error.code or 0)
-    except (OSError, MemoryError) as error:
+    except Exception as error:
+        logging.getLogger(__name__).exception("unforeseen")
         console.fail(f"{type(error).__name__}: {error}; mend the cause and run the command again")
         return ExecutionError.exit_code
     return 0

@@ -68,7 +68,8 @@ def show_examples(database: Database, console: Console) -> None:
         show_chunk(console, "Example:", chunk)
         ids = database.neighbors[chunk.id][:2]
         distances = database.neighbors.distances(chunk.id)[:2]
-        for rank, neighbor in enumerate(describe_chunks(database, ids, distances), 1):
+        found = describe_chunks(database, ids[ids >= 0], distances[ids >= 0])
+        for rank, neighbor in enumerate(found, 1):
             show_chunk(console, f"Neighbor {rank}:", neighbor)
 
 

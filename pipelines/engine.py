@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 
 from retro_db import errors
 from retro_db.errors import ExecutionError, InputError
-from retro_db.store.folder import Folder
 from retro_db.threads import available_cores
 
 from .quiet import PipelineOptions, StandardOptions, beam
@@ -78,21 +79,23 @@ class Engine:
         folder = job.folder
         folder.remove(FAILURES)
         options = self.options()
+        # Beam's workers print the traces of what they raise; those go to the log.
+        trace = io.StringIO()
         try:
-            with beam.Pipeline(options=options) as pipeline:
+            with redirect_stderr(trace), beam.Pipeline(options=options) as pipeline:
                 _ = (
                     pipeline
                     | f"{job.stage} tasks" >> beam.Create(list(tasks))
                     | f"{job.stage}" >> RunShards(job)
                 )
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
-            log.exception("stage %s failed", job.stage)
-            raise _named(folder, job.stage, error) from error
+            log.exception("stage %s failed: %s", job.stage, trace.getvalue())
+            raise _unforeseen(job.stage, error) from error
+        for name, message in read_failures(folder):
+            raise getattr(errors, name, ExecutionError)(message)
 
 
-def _named(folder: Folder, stage: str, error: Exception) -> errors.RetroDBError:
-    for name, message in read_failures(folder):
-        return getattr(errors, name, ExecutionError)(message)
+def _unforeseen(stage: str, error: Exception) -> ExecutionError:
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return ExecutionError(
         f"{stage}: {type(error).__name__}: {lines[-1][:300]}; the trace is in the log file. Mend the "

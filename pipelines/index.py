@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from retro_db.chunking import ChunkedShard
 from retro_db.database import open_table
+from retro_db.errors import CorpusError
 from retro_db.index.filling import (
     PartCodes,
     assemble_partition,
@@ -79,7 +80,7 @@ class BuiltIndex:
     def identity(self) -> list[object]:
         """What decides a search, for fingerprints."""
         files = [self.template.file, *self.partitions]
-        return [[file.sha256 for file in files], self.search.nprobe]
+        return [self.key, [file.sha256 for file in files], self.search.nprobe]
 
 
 @dataclass
@@ -90,7 +91,6 @@ class TrainJob:
     key: str
     dimension: int
     seed: int
-    threads: int
     stage: str = field(default="train", init=False)
 
     def open(self) -> None:
@@ -100,7 +100,7 @@ class TrainJob:
         """Writes the template."""
         keys = [load_keys(self.folder, part, self.dimension) for part in parts]
         key = parse_key(self.key, self.dimension)
-        return TrainedIndex(*train_part(keys, key, self.seed, self.threads, self.folder, report))
+        return TrainedIndex(*train_part(keys, key, self.seed, self.folder, report))
 
     def files(self, result: TrainedIndex) -> list[FileEntry]:
         """The template."""
@@ -221,23 +221,31 @@ def open_searcher(folder: Folder, key: str, partitions: int, nprobe: int = 1) ->
     return Searcher(folder.local(TEMPLATE_PATH), paths, key, nprobe)
 
 
-def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> str:
+def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyless: int = 0) -> str:
     """The index key: given, reduced in a smoke build, or chosen; and whether it can be trained.
 
     Args:
         build: The build.
         chunked: What there is to index: chunks of training documents.
         dimension: d.
+        keyless: Chunks that turned out to have no key, once they are embedded.
 
     Raises:
         IndexKeyError: The corpus is too small for a given key.
+        CorpusError: Nothing is left to index.
     """
     index = build.config.index
     written = [part for shard in chunked for part in shard.parts]
     entries = sum((part.chunks.rows or 0) - part.validation_chunks for part in written)
+    if not entries:
+        raise CorpusError(
+            "split.validation: every document with a token is of the validation split, so that nothing "
+            "is left to index; lower it"
+        )
+    entries = max(entries - keyless, 1)
     if index.key == "auto":
         return choose_key(entries, dimension, int(index.memory))
-    key = reduce_key(index.key, entries, dimension) if build.smoke else index.key
+    key = reduce_key(index.key, entries, dimension) if build.smoke is not None else index.key
     if key != index.key:
         build.console.say(f"index.key   {index.key} reduced to {key}, which the sample can train")
     check_trainable(parse_key(key, dimension), entries)
@@ -257,7 +265,7 @@ def index_stages(build: Build, parts: list[Part], key: str, dimension: int) -> B
 
 
 def _train(build: Build, parts: list[Part], key: str, dimension: int) -> TrainedIndex:
-    job = TrainJob(build.folder, key, dimension, build.config.seed, build.engine.threads)
+    job = TrainJob(build.folder, key, dimension, build.config.seed)
     mark = fingerprint(job.stage, VERSION, key, build.config.seed, _contents(parts))
     points = sum(part.rows for part in parts)
     return sole(
@@ -316,6 +324,7 @@ def _tune(
     mark = fingerprint(
         job.stage,
         VERSION,
+        key,
         [file.sha256 for file in partitions],
         job.rerank,
         job.target,

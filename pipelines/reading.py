@@ -29,6 +29,12 @@ def show_built(output: str, manifest: Manifest, console: Console) -> None:
         f"built      {output}: {counts.documents:,} documents, {counts.chunks:,} chunks, "
         f"{counts.tokens:,} tokens, {size / 1e6:,.1f} MB"
     )
+    for source in manifest.sources:
+        if source.rejected or source.dropped:
+            console.say(
+                f"           {source.name}: {source.rejected:,} records rejected, "
+                f"{source.dropped:,} documents dropped by fraction"
+            )
     for count, words in (
         (counts.keyless_chunks, "without a WordPiece, not indexed"),
         (counts.validation_chunks, "of the validation split, nobody's neighbors"),
@@ -163,13 +169,9 @@ def _texts(
     database: Database, tokenizer: Tokenizer, ids: np.ndarray, values: np.ndarray
 ) -> tuple[list[str], list[str]]:
     """Text of chunks and of their continuations, without padding."""
-    m, chunks = database.manifest.chunk.tokens, database.chunks
-    lengths = chunks.lengths(ids)
-    following = np.minimum(ids + 1, len(chunks) - 1)
-    same = (following > ids) & (chunks.documents(following) == chunks.documents(ids))
-    rest = np.where(same, chunks.lengths(following), 0)
-    own = [row[:length] for row, length in zip(values[:, :m], lengths, strict=True)]
-    after = [row[:length] for row, length in zip(values[:, m:], rest, strict=True)]
+    m, lengths = database.manifest.chunk.tokens, database.chunks.value_lengths(ids)
+    own = [row[:length] for row, length in zip(values[:, :m], lengths[:, 0], strict=True)]
+    after = [row[:length] for row, length in zip(values[:, m:], lengths[:, 1], strict=True)]
     return tokenizer.decode(own), tokenizer.decode(after)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from retro_db.store.records import Record, StageRecords
 from .quiet import Shared, beam
 
 Item = TypeVar("Item")
+log = logging.getLogger(__name__)
 FAILURES = "state/failures"
 _REPORT_SECONDS = 0.5
 
@@ -82,24 +84,27 @@ class CommitShard(beam.DoFn):
     def __init__(self, job: Job) -> None:
         self._job = job
         self._shared = Shared()
+        self._opened: _Opened | None = None
 
     def setup(self) -> None:
         """Opens what the tasks share, once per process."""
         try:
             self._opened = self._shared.acquire(lambda: _Opened(self._job.open()))
-        except Exception as error:
+        except RetroDBError as error:
+            self._opened = None
             _record_failure(self._job, "open", error)
-            raise
 
     def process(self, task: Task) -> list[str]:
-        """Returns the task's name."""
+        """Returns the task's name; nothing where it failed in a way that trying again will not mend."""
+        if self._opened is None:
+            return []
         progress = ProgressFile(self._job, task.name)
         start = time.monotonic()
         try:
             result = self._job.run(self._opened.value, task.item, progress.add)
-        except Exception as error:
+        except RetroDBError as error:
             _record_failure(self._job, task.name, error)
-            raise
+            return []
         record = Record(
             name=task.name,
             fingerprint=task.fingerprint,
@@ -158,11 +163,11 @@ def read_progress(folder: Folder, stage: str) -> int:
     return total
 
 
-def _record_failure(job: Job, name: str, error: Exception) -> None:
-    """Keeps a named error's class and message, which do not survive every runner."""
-    if isinstance(error, RetroDBError):
-        failure = {"class": type(error).__name__, "message": str(error)}
-        job.folder.write(f"{FAILURES}/{job.stage}-{name}.json", json.dumps(failure).encode())
+def _record_failure(job: Job, name: str, error: RetroDBError) -> None:
+    """Keeps an error's class and message for the driver: not every runner hands them over."""
+    log.error("%s %s: %s", job.stage, name, error)
+    failure = {"class": type(error).__name__, "message": str(error)}
+    job.folder.write(f"{FAILURES}/{job.stage}-{name}.json", json.dumps(failure).encode())
 
 
 def read_failures(folder: Folder) -> Sequence[tuple[str, str]]:

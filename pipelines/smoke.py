@@ -12,7 +12,7 @@ from retro_db.serialize import from_json
 from retro_db.store.folder import Folder
 from retro_db.verify import verify_database
 
-from .build import REPORT, StageReport, build, smoke_output
+from .build import REPORT, StageReport, build, check_output, smoke_output
 from .console import Console
 from .engine import Engine
 from .reading import show_built
@@ -29,6 +29,7 @@ def run_smoke(config: Config, engine: Engine, console: Console, documents: int) 
     """
     output = smoke_output(config)
     folder = Folder(output)
+    check_output(folder)
     folder.remove("")
     manifest = build(config, engine, console, smoke=documents)
     show_built(output, manifest, console)

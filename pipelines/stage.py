@@ -32,8 +32,8 @@ class Build:
         engine: What executes.
         console: What people see.
         shards: The plan.
-        smoke: Whether this is a sample build, in which index keys are reduced to what it can train.
-        scale: Documents of the whole corpus for each document planned; above 1 in a smoke build.
+        smoke: In a sample build, about how many documents the whole corpus has; index keys are
+            then reduced to what the sample can train.
         only: The one module whose stages may run; None for all.
         seconds: Work in every stage, by name, over all tasks.
     """
@@ -43,8 +43,7 @@ class Build:
     engine: Engine
     console: Console
     shards: list[Shard]
-    smoke: bool = False
-    scale: float = 1.0
+    smoke: int | None = None
     only: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 

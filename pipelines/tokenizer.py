@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from retro_db.chunking import is_kept
 from retro_db.config import Config
 from retro_db.corpus.planning import Shard
 from retro_db.corpus.reading import Document, read_shard
@@ -81,7 +82,7 @@ def sample_texts(
         wanted: Bytes of input, about; everything where there is no more.
         report: Told, now and again, how many more characters were read.
     """
-    order = sorted(shards, key=lambda shard: fraction_of("train", config.seed, shard.identity))
+    order = sorted(shards, key=lambda shard: fraction_of("train", config.seed, *_names(shard)))
     chosen, size = [], 0
     for shard in order:
         if size >= 4 * wanted:
@@ -92,12 +93,18 @@ def sample_texts(
     sources = {source.name: source for source in config.corpus}
     for shard in chosen:
         for record in read_shard(shard, sources[shard.source]):
-            if isinstance(record, Document) and (
-                share >= 1.0
-                or fraction_of("train", config.seed, shard.source, record.identity) < share
+            if (
+                isinstance(record, Document)
+                and is_kept(record, shard.source, shard.fraction, config.seed)
+                and fraction_of("train", config.seed, shard.source, record.identity) < share
             ):
                 report(len(record.text))
                 yield record.text
+
+
+def _names(shard: Shard) -> list[str]:
+    """What a shard is on every machine: its place and time of change do not count."""
+    return [shard.source, *(file.name for file in shard.files)]
 
 
 def tokenizer_stage(build: Build) -> TokenizerFiles:
@@ -110,6 +117,7 @@ def tokenizer_stage(build: Build) -> TokenizerFiles:
     else:
         shards = build.shards
         decides = [settings.train.model_dump(mode="json"), build.config.seed]
+        decides += [source.model_dump(mode="json") for source in build.config.corpus]
         decides += [shard.identity for shard in shards]
     job = TokenizerJob(build.config, build.folder)
     task = Task("tokenizer", fingerprint(job.stage, VERSION, *decides), shards)

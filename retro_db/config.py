@@ -35,7 +35,7 @@ class SourceConfig(_Section):
     """Field that holds the text."""
     id: str | None = None
     """Field that names the document; its place in the files where it is left out."""
-    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    weight: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
     """Sampling weight in training, recorded for the trainer."""
     fraction: Share = 1.0
     """Share of the documents that is kept, chosen by hash; a larger share contains the smaller."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retro_db.errors import DamagedFileError, DatabaseError
+from retro_db.errors import DamagedFileError, InputError
 from retro_db.manifest import Manifest, read_manifest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
@@ -42,9 +41,10 @@ class Database:
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._files: dict[str, list[IpcFile]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "manifest": self.manifest}
+    def __reduce__(self) -> tuple[type[Database], tuple[Folder, Manifest]]:
+        return Database, (self.folder, self.manifest)
 
     def __repr__(self) -> str:
         return f"<retro_db.Database {self.folder.url!r}: {len(self):,} chunks>"
@@ -67,10 +67,10 @@ class Database:
         """Keys: `embeddings[ids]`, float16 [n, d]; all zeros where a chunk has none.
 
         Raises:
-            DatabaseError: The build did not keep them.
+            InputError: The build did not keep them.
         """
         if not self.manifest.tables.embeddings and len(self):
-            raise DatabaseError(
+            raise InputError(
                 f"{self.folder.url}: embeddings were not kept; build with embeddings.keep: true"
             )
         return self.column("embeddings", "vector")
@@ -112,14 +112,16 @@ class Database:
         """One column of an Arrow table over all its files."""
         return ColumnReader(self.files(table), column)
 
-    @functools.cache  # noqa: B019 - a handful of databases live as long as their process
     def files(self, table: str) -> list[IpcFile]:
         """The open files of an Arrow table, in order.
 
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        return open_table(self.folder, getattr(self.manifest.tables, table), table, self.parameters)
+        if table not in self._files:
+            entries = getattr(self.manifest.tables, table)
+            self._files[table] = open_table(self.folder, entries, table, self.parameters)
+        return self._files[table]
 
     @property
     def parameters(self) -> dict[str, str | int]:
@@ -177,7 +179,7 @@ class Chunks:
         return len(self._tokens)
 
     def __getitem__(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
-        """Tokens, uint16 or uint32 [n, m], padded; int64 ids [n], one id, or a slice.
+        """Tokens, uint16 or uint32 [n, m], padded; ids of any shape, one id, or a slice.
 
         Raises:
             IndexError: An id is out of range.
@@ -198,7 +200,7 @@ class Chunks:
         """[N, F]: each chunk with its continuation in the same document (paper, section 2.3).
 
         Args:
-            ids: int64 [n].
+            ids: int64 [n], or of any shape, such as rows of neighbors without -1.
 
         Returns:
             uint16 or uint32 [n, 2 m]; F is all padding after a document's last chunk.
@@ -206,12 +208,19 @@ class Chunks:
         Raises:
             IndexError: An id is out of range.
         """
-        wanted = np.atleast_1d(np.asarray(ids, dtype=np.int64))
+        wanted = np.asarray(ids, dtype=np.int64)
         following = np.minimum(wanted + 1, len(self) - 1)
         continuations = self[following]
-        ended = (following == wanted) | (self.documents(following) != self.documents(wanted))
-        continuations[ended] = self._pad_id
-        return np.concatenate([self[wanted], continuations], axis=1)
+        continuations[self.value_lengths(wanted)[..., 1] == 0] = self._pad_id
+        return np.concatenate([self[wanted], continuations], axis=-1)
+
+    def value_lengths(self, ids: np.ndarray | list[int]) -> np.ndarray:
+        """Tokens before the padding of N and of F: int64 [n, 2], 0 where there is no F."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        following = np.minimum(wanted + 1, len(self) - 1)
+        goes_on = (following > wanted) & (self.documents(following) == self.documents(wanted))
+        rest = np.where(goes_on, self.lengths(following), 0)
+        return np.stack([self.lengths(wanted), rest], axis=-1).astype(np.int64)
 
 
 class Neighbors:

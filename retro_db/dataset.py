@@ -146,11 +146,8 @@ class RetroDataset:
         found = flat[there]
         values = np.full((len(flat), 2 * m), self.database.manifest.chunk.pad_id, np.int32)
         values[there] = chunks.values(found)
-        following = np.minimum(found + 1, len(chunks) - 1)
-        same = (following > found) & (chunks.documents(following) == chunks.documents(found))
         lengths = np.zeros((len(flat), 2), np.int64)
-        lengths[there, 0] = chunks.lengths(found)
-        lengths[there, 1] = np.where(same, chunks.lengths(following), 0)
+        lengths[there] = chunks.value_lengths(found)
         mask = (np.arange(m) < lengths[..., None]).reshape(len(flat), 2 * m)
         shape = (*neighbor_ids.shape, 2 * m)
         return values.reshape(shape), mask.reshape(shape)

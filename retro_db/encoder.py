@@ -20,7 +20,14 @@ from retro_db.tokenizer import Tokenizer
 
 # Rows between which batches are formed: enough to sort by length, little to hold.
 WINDOW_ROWS = 8192
-_IDENTITY_FILES = ("config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json")
+_IDENTITY_FILES = (
+    *_VOCABULARIES,
+    "config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,11 @@ def resolve_model(name: str) -> Path:
         folder = _download(name)
     if not (folder / "config.json").is_file():
         raise ModelError(f"encoder.model: {folder} has no config.json; name a transformers model")
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise ModelError(
+            f"encoder.model: {folder} has no tokenizer ({' or '.join(_VOCABULARIES)}); copy the one "
+            "that the model was trained with"
+        )
     if not list(folder.glob("*.safetensors")):
         raise ModelError(
             f"encoder.model: {folder} has no safetensors weights; convert them with "
@@ -74,11 +86,12 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def model_dimension(folder: Path) -> int:
+def model_dimension(folder: Path, max_length: int) -> int:
     """The size of a model's keys, from its configuration; its weights' headers are read as well.
 
     Raises:
-        ModelError: The configuration or the weights cannot be read.
+        ModelError: The configuration or the weights cannot be read, or the model does not take
+            texts of `max_length`.
     """
     from safetensors import SafetensorError, safe_open
     from transformers import AutoConfig
@@ -87,10 +100,16 @@ def model_dimension(folder: Path) -> int:
         for weights in folder.glob("*.safetensors"):
             with safe_open(weights, framework="np"):
                 pass
-        return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).hidden_size)
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        dimension, positions = int(settings.hidden_size), settings.max_position_embeddings
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"encoder.model: {folder} cannot be loaded: {reason}") from error
+    if max_length > positions:
+        raise ModelError(
+            f"encoder.max_length: {max_length} is more than the {positions} positions of {folder}"
+        )
+    return dimension
 
 
 def model_sha256(folder: Path) -> str:
@@ -321,7 +340,7 @@ def describe_model(config: EncoderConfig) -> EncoderModel:
     device, dtype = resolve_device(config)
     return EncoderModel(
         sha256=model_sha256(folder),
-        dimension=model_dimension(folder),
+        dimension=model_dimension(folder, config.max_length),
         pooling=config.pooling,
         max_length=config.max_length,
         batch_tokens=config.batch_tokens,

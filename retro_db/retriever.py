@@ -93,8 +93,10 @@ class Retriever:
             WordPiece, and squared L2 distances float32 [n, k], infinity there.
 
         Raises:
-            InputError: `exclude` has another length than `texts`.
+            InputError: `texts` is a string, or `exclude` has another length.
         """
+        if isinstance(texts, str):
+            raise InputError("texts: a single string; give a list of texts")
         if exclude is not None and len(exclude) != len(texts):
             raise InputError(f"exclude: {len(exclude)} ranges for {len(texts)} texts")
         # Stored keys are float16: so are queries, so that a stored chunk is at distance 0 of itself.
@@ -102,13 +104,11 @@ class Retriever:
         ids = np.full((len(texts), k), -1, np.int64)
         distances = np.full((len(texts), k), np.inf, np.float32)
         rerank = max(k, self.database.manifest.index.rerank)
-        for row in np.flatnonzero(keys.any(axis=1)):
-            ids[row], distances[row] = find_neighbors(
-                keys[row : row + 1],
-                exclude[row] if exclude is not None else None,
-                self._searcher,
-                self._keys,
-                k,
-                rerank,
-            )
+        keyed = np.flatnonzero(keys.any(axis=1))
+        groups = [(keyed, None)] if exclude is None else [([row], exclude[row]) for row in keyed]
+        for rows, own in groups:
+            if len(rows):
+                ids[rows], distances[rows] = find_neighbors(
+                    keys[rows], own, self._searcher, self._keys, k, rerank
+                )
         return ids, distances

@@ -60,7 +60,7 @@ class Tokenizer:
             file = file / "tokenizer.json"
         if file.exists():
             return cls._from_file(file)
-        if file.parent.is_dir() and len(Path(path).parts) > 2:
+        if path.startswith((".", "/", "~")) or path.endswith((".json", "/")):
             raise ModelError(f"tokenizer.path: {file} does not exist; correct the path")
         return cls._from_hub(path)
 

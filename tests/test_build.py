@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +267,119 @@ def test_stages_by_themselves_give_the_same_database(project: Project, tmp_path:
         assert run([str(apart.config)], stage_command(stage)) == 0
     assert apart.build() == 0
     assert apart.files() == project.files()
+
+
+def test_fewer_partitions_leave_no_old_ones(small: Project, tmp_path: Path) -> None:
+    shutil.copytree(small.output, tmp_path / "db")
+    changed = copy_of(small, tmp_path / "db", index={"key": "IVF8,PQ48x4fs", "partitions": 1})
+    assert changed.build() == 0
+    assert run(["verify", str(changed.output)]) == 0
+    names = sorted(path.name for path in (changed.output / "index").iterdir())
+    assert names == ["partition-00000.faissindex", "trained.faissindex"]
+    assert (changed.open().neighbors[:] == small.open().neighbors[:]).all()
+
+
+def test_a_corpus_of_white_space(project: Project, capsys: Any) -> None:
+    (project.folder / "corpus.jsonl").write_bytes(orjson.dumps({"id": "a", "text": " \n " * 50}))
+    refused(project, capsys, "corpus", "no chunk has a word")
+
+
+def test_an_empty_corpus(project: Project, capsys: Any) -> None:
+    (project.folder / "corpus.jsonl").write_bytes(b"")
+    refused(project, capsys, "corpus", "no document with a token")
+
+
+def test_a_smoke_folder_with_other_files(project: Project, capsys: Any) -> None:
+    other = Path(f"{project.output}-smoke")
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    assert project.build("--smoke") == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert (other / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("IVF1,Blah", "does not take"),
+        ("IVF1,PQ0", "do not divide"),
+        ("IVF1,Flat,RFlat", "re-ranked exactly"),
+    ],
+)
+def test_an_index_key_that_faiss_refuses(
+    project: Project, capsys: Any, key: str, words: str
+) -> None:
+    project.settings["index"] = {"key": key}
+    refused(project, capsys, "index.key", key, words)
+
+
+def test_a_model_without_its_tokenizer(project: Project, capsys: Any) -> None:
+    model = project.folder / "model"
+    shutil.copytree(project.settings["encoder"]["model"], model)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (model / name).unlink()
+    project.settings["encoder"] = {"model": str(model)}
+    refused(project, capsys, "encoder.model", "no tokenizer")
+
+
+def test_texts_longer_than_the_model_takes(project: Project, capsys: Any) -> None:
+    project.settings["encoder"]["max_length"] = 600
+    refused(project, capsys, "encoder.max_length", "512 positions")
+
+
+def test_only_validation_documents(project: Project, capsys: Any) -> None:
+    project.settings["split"] = {"validation": 0.999999}
+    refused(project, capsys, "split.validation")
+
+
+def test_a_filesystem_that_is_not_installed(project: Project, capsys: Any) -> None:
+    project.settings["corpus"][0]["paths"] = ["nofs://bucket/file.jsonl"]
+    refused(project, capsys, "corpus.0.paths.0", "nofs")
+
+
+def test_mostly_blank_documents_take_an_automatic_key(tmp_path: Path) -> None:
+    texts = [" "] * 1100 + [f"text number {number}" for number in range(20)]
+    project = make_project(tmp_path, texts)
+    assert project.build() == 0
+    manifest = project.open().manifest
+    assert manifest.index.key == "IVF1,Flat"
+    assert manifest.counts.keyless_chunks == 1100
+    assert manifest.counts.indexed_chunks == 20
+
+
+def test_another_text_field_redoes_everything(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ["x"])
+    path = project.folder / "corpus.jsonl"
+    lines = [{"id": str(i), "text": f"text {i}", "body": f"another story {i}"} for i in range(4)]
+    path.write_bytes(b"\n".join(orjson.dumps(line) for line in lines))
+    assert project.build() == 0
+    before = project.files()
+    assert project.build("--set", "corpus.0.text=body") == 0
+    assert project.files()["tokenizer/tokenizer.json"] != before["tokenizer/tokenizer.json"]
+    assert project.build() == 0
+    assert project.files() == before
+
+
+def test_a_lost_file_is_built_again(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ["one text", "another text", "the third"])
+    assert project.build() == 0
+    before = project.files()
+    (project.output / "chunks/part-0000000-0000.arrow").unlink()
+    assert project.build() == 0
+    assert project.files() == before
+
+
+def test_an_interrupted_build_ends_with_130_and_goes_on(tmp_path: Path) -> None:
+    project = make_project(tmp_path, python_sources(12))
+    command = [Path(sys.executable).with_name("retro-db"), "build", project.config]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    progress = project.output / "state" / "records" / "chunk.jsonl"
+    while not progress.exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, message = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "error: interrupted" in message
+    assert project.build() == 0
+    assert run(["verify", str(project.output)]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import pytest
 import zstandard
 from conftest import make_project
 
-from retro_db.config import Config, parse_config
+from retro_db.config import Config, load_config, parse_config
 from retro_db.corpus.planning import Shard, plan_shards, sample_shards
 from retro_db.corpus.reading import Document, Reject, read_shard
 from retro_db.hashing import fraction_of, fractions_of
+from retro_db_pipelines.tokenizer import sample_texts
 
 TEXTS = ["first text", "second\ntext with a line", "", "ünïcode 🐘 and \x00 and \u202e", "last"]
 
@@ -211,3 +213,42 @@ def test_hashed_numbers_are_uniform() -> None:
         counts = np.histogram(sample, bins=8, range=(0, 1))[0]
         assert counts.min() > 400
     assert fraction_of("ab", "c") != fraction_of("a", "bc")
+
+
+def test_links_and_brackets_are_names_like_others(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("linked")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").symlink_to(tmp_path / "real" / "a.txt")
+    (tmp_path / "in" / "b[1].txt").write_text("brackets")
+    for paths in ([tmp_path / "in"], [tmp_path / "in/a.txt", tmp_path / "in/b[1].txt"]):
+        records = read(configure(paths))
+        assert [r.text for r in records if isinstance(r, Document)] == ["linked", "brackets"]
+
+
+@pytest.mark.parametrize("suffix", [".bz2", ".gz", ".xz", ".zst"])
+def test_a_file_that_is_not_compressed_as_named_is_a_bad_record(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(b"this is no compressed file")
+    [record] = read(configure([path]))
+    assert isinstance(record, Reject)
+    assert "damaged" in record.reason
+
+
+def test_the_tokenizer_does_not_depend_on_file_times(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ["unused"])
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number}.txt").write_text(f"words of file {number} " * 20)
+    project.settings["corpus"] = [{"name": "s", "paths": [str(folder)]}]
+    project.settings["chunk"] = {"shard_size": 500}
+    project.settings["tokenizer"] = {"train": {"vocab_size": 400, "sample": 2000}}
+    config = load_config(project.config)
+    first = list(sample_texts(plan_shards(config), config, 2000, lambda count: None))
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    assert first == list(sample_texts(plan_shards(config), config, 2000, lambda count: None))
+    assert 0 < len(first) < 30

@@ -91,7 +91,7 @@ def test_partitions_equal_one_plain_index(
     folder = Folder(str(tmp_path / "db"))
     (tmp_path / "db" / "index").mkdir(parents=True)
     key = parse_key(text, D)
-    template = train_index(key, sample_keys(parts, 10_000, seed=0), threads=1)
+    template = train_index(key, sample_keys(parts, 10_000, seed=0))
     fill(folder, template, parts, partitions)
 
     plain = faiss.clone_index(template)
@@ -133,7 +133,7 @@ def test_an_excluded_range_is_never_found(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "db"))
     (tmp_path / "db" / "index").mkdir(parents=True)
     text = "IVF16,PQ8x4fs"
-    template = train_index(parse_key(text, D), sample_keys(parts, 10_000, seed=0), threads=1)
+    template = train_index(parse_key(text, D), sample_keys(parts, 10_000, seed=0))
     fill(folder, template, parts, 2)
     paths = [folder.local(partition_path(number)) for number in range(2)]
     searcher = Searcher(folder.local(PATH), paths, text, nprobe=16)
@@ -146,7 +146,7 @@ def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
     parts = make_parts(tmp_path, keys, 1)
     folder = Folder(str(tmp_path / "db"))
     (tmp_path / "db" / "index").mkdir(parents=True)
-    template = train_index(parse_key("IVF8,SQ8", D), sample_keys(parts, 1000, seed=0), threads=1)
+    template = train_index(parse_key("IVF8,SQ8", D), sample_keys(parts, 1000, seed=0))
     fill(folder, template, parts, 1)
     moved = tmp_path / "elsewhere.faissindex"
     folder.local(partition_path(0)).rename(moved)
@@ -224,3 +224,24 @@ def test_large_automatic_keys_fit_the_vectors() -> None:
 def test_reduced_keys_can_be_trained(points: int) -> None:
     for text in ("OPQ48_192,IVF65536_HNSW32,PQ48", "IVF4096(IVF64,PQ8),SQ8", "IVF64,PQ192x4fs"):
         check_trainable(parse_key(reduce_key(text, points, 384), 384), points)
+
+
+def test_training_and_encoding_do_not_depend_on_threads(tmp_path: Path) -> None:
+    # At this size k-means with one thread and with two differ in the last bits.
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(30_000, 64)).astype(np.float32)
+    templates = []
+    for threads in (1, 4):
+        faiss.omp_set_num_threads(threads)
+        trained = train_index(parse_key("IVF690,PQ16x4fs", 64), points)
+        templates.append(faiss.serialize_index(trained).tobytes())
+    assert templates[0] == templates[1]
+
+
+def test_training_leaves_no_warning_of_few_points(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    points = make_keys(400).astype(np.float32)
+    for text in ("IVF8,PQ8x4fs", "OPQ4_16,IVF8,PQ4", "PCA16,IVF8,SQ8", "IVF8_HNSW8,RaBitQ"):
+        train_index(parse_key(text, D), points)
+    assert capfd.readouterr() == ("", "")

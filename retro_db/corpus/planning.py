@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import fsspec
 
@@ -101,20 +102,37 @@ def list_files(source: SourceConfig, where: str) -> list[InputFile]:
     """
     found: dict[str, InputFile] = {}
     for number, path in enumerate(source.paths):
-        fs, pattern = fsspec.core.url_to_fs(os.path.expanduser(path))
-        if fs.isdir(pattern):
-            pattern = f"{pattern.rstrip('/')}/**"
-        matches = fs.glob(pattern, detail=True)
-        files = {name: info for name, info in matches.items() if info["type"] == "file"}
+        place = f"{where}.paths.{number}"
+        try:
+            fs, pattern = fsspec.core.url_to_fs(os.path.expanduser(path))
+            base, files = _matches(fs, pattern)
+        except (ImportError, ValueError) as error:
+            raise CorpusError(f"{place}: {path}: {error}") from error
         if not files:
             problem = "matches no file" if _is_glob(pattern) else "does not exist"
-            raise CorpusError(f"{where}.paths.{number}: {path} {problem}; correct the path")
-        base = _base_folder(pattern)
-        for name, info in files.items():
-            url = fs.unstrip_protocol(name)
+            raise CorpusError(f"{place}: {path} {problem}; correct the path")
+        for full, info in files.items():
+            url = fs.unstrip_protocol(full)
+            # A name that is not UTF-8 reads with replacement characters; its URL stays as it is.
+            name = full[len(base) :].lstrip("/").encode("utf-8", "replace").decode("utf-8")
             version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
-            found[url] = InputFile(url, name[len(base) :].lstrip("/"), info["size"], str(version))
+            found[url] = InputFile(url, name, info["size"], str(version))
     return sorted(found.values(), key=lambda file: (file.name, file.url))
+
+
+def _matches(fs: Any, pattern: str) -> tuple[str, dict[str, Any]]:
+    """The folder that names are counted from, and every file with what the filesystem says of it."""
+    if fs.isfile(pattern):
+        return pattern.rpartition("/")[0], {pattern: fs.info(pattern)}
+    if fs.isdir(pattern):
+        pattern = f"{pattern.rstrip('/')}/**"
+    entries = fs.glob(pattern, detail=True)
+    files = {
+        name: info
+        for name, info in entries.items()
+        if info["type"] == "file" or (info.get("islink") and fs.isfile(name))
+    }
+    return _base_folder(pattern), files
 
 
 def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int) -> list[Shard]:

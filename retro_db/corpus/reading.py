@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -92,14 +93,22 @@ def _records(file: InputFile, kind: str, source: SourceConfig) -> Iterator[tuple
         ) from error
     except PermissionError as error:
         raise CorpusError(f"{file.url}: no permission to read it; grant it") from error
-    except (
-        EOFError,
-        zstandard.ZstdError,
-        lzma.LZMAError,
-        gzip.BadGzipFile,
-        pa.ArrowInvalid,
-    ) as error:
+    except _DAMAGE as error:
+        # The system's own errors have a number; what decompressors raise has none.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         yield position + 1, _Bad(f"the file is damaged from here on: {error}")
+
+
+_DAMAGE = (
+    EOFError,
+    OSError,
+    UnicodeDecodeError,
+    lzma.LZMAError,
+    pa.ArrowException,
+    zlib.error,
+    zstandard.ZstdError,
+)
 
 
 def _open(file: InputFile) -> IO[bytes]:

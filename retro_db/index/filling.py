@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.tables import IpcFile, TableWriter
 from retro_db.threads import use_faiss_threads
 
-_ENCODE_ROWS = 65_536
+_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,27 @@ def encode_part(
         part: Its keys.
         path: Of the codes file, relative to the folder.
         template: The trained index.
-        threads: For Faiss.
+        threads: Blocks of keys encoded side by side; the result does not depend on it.
         folder: The database.
         report: Told, now and again, how many more chunks are done.
     """
-    use_faiss_threads(threads)
     ivf = inverted_file(template)
     rows = np.flatnonzero(part.indexed)
     lists = np.empty(len(rows), np.int64)
     codes = np.empty((len(rows), ivf.code_size), np.uint8)
-    for start in range(0, len(rows), _ENCODE_ROWS):
-        chosen = rows[start : start + _ENCODE_ROWS]
+
+    def encode(start: int) -> int:
+        stop = min(start + _BLOCK_ROWS, len(rows))
+        chosen = rows[start:stop]
         vectors = part.embeddings.read("vector", chosen[0], chosen[-1] + 1)[chosen - chosen[0]]
-        lists[start : start + len(chosen)], codes[start : start + len(chosen)] = encode_keys(
+        lists[start:stop], codes[start:stop] = encode_keys(
             template, ivf, vectors.astype(np.float32)
         )
-        report(len(chosen))
+        return stop - start
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in pool.map(encode, range(0, len(rows), _BLOCK_ROWS)):
+            report(done)
     order = np.argsort(lists, kind="stable")
     table = contract("codes")
     with folder.writing(path) as temporary:
@@ -87,6 +93,8 @@ def encode_keys(
     template: faiss.Index, ivf: faiss.IndexIVF, keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The list and the code of each key: float32 [n, d] to int64 [n] and uint8 [n, code_size]."""
+    # One thread a call: assignments to lists could differ in a tie with another number.
+    use_faiss_threads(1)
     x = np.ascontiguousarray(transform(template, keys))
     _, nearest = ivf.quantizer.search(x, 1)
     lists = np.ascontiguousarray(nearest[:, 0])
@@ -168,8 +176,9 @@ def _empty_partition(template: faiss.Index, first: int, end: int) -> faiss.Index
     centroids = inverted_file(template).quantizer.reconstruct_n(first, end - first)
     quantizer = faiss.IndexFlatL2(ivf.d)
     quantizer.add(centroids)
+    replaced = ivf.quantizer
     ivf.quantizer = quantizer
-    ivf.own_fields = True
     quantizer.this.disown()
+    replaced.this.own(True)
     ivf.nlist = end - first
     return index

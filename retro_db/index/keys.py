@@ -75,7 +75,7 @@ def parse_key(text: str, dimension: int) -> IndexKey:
     if fast_scan and bits != 4:
         raise IndexKeyError(f"index.key: {text}: FastScan needs 4-bit codes, PQ{count}x4{suffix}")
     width = _coded_dimension(text, dimension)
-    if width % count:
+    if count < 1 or width % count:
         raise IndexKeyError(
             f"index.key: {text}: {count} sub-quantizers do not divide {width} dimensions"
         )

@@ -12,6 +12,9 @@ from retro_db.index.structure import faiss, inverted_file, read_index
 from retro_db.store.tables import ColumnReader
 from retro_db.threads import use_faiss_threads
 
+# Tables for residual codes are the template's business: partitions would each compute their own.
+_MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+
 
 class Searcher:
     """The partitions of an index, memory-mapped and searched as one.
@@ -34,7 +37,7 @@ class Searcher:
         self.lists = int(ivf.nlist)
         self.nprobe = nprobe
         # Faiss keeps pointers into the mapped partitions: they live as long as this object.
-        self._partitions = [read_index(path, faiss.IO_FLAG_MMAP) for path in partitions]
+        self._partitions = [read_index(path, _MAPPED) for path in partitions]
         self._join(ivf)
         if parse_key(key, self._index.d).fast_scan:
             self._become_fast_scan(ivf)

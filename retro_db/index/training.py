@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retro_db.errors import CorpusError, IndexKeyError
 from retro_db.hashing import fractions_of
 from retro_db.index.keys import MAX_POINTS_PER_LIST, IndexKey, check_trainable
 from retro_db.index.structure import faiss, inverted_file
@@ -15,6 +16,9 @@ from retro_db.store.tables import IpcFile
 from retro_db.threads import use_faiss_threads
 
 PATH = "index/trained.faissindex"
+# k-means and rotations differ in their last bits between one thread and several: so their number
+# must depend neither on the workers nor on the cores.
+_THREADS = 2
 # At construction the graph over centroids is searched wide: a key in the wrong list is lost to it.
 _HNSW_EF_CONSTRUCTION = 200
 _HNSW_EF_SEARCH = 128
@@ -61,20 +65,41 @@ def sample_keys(parts: Sequence[PartKeys], points: int, seed: int) -> np.ndarray
     return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
 
 
-def train_index(key: IndexKey, points: np.ndarray, threads: int) -> faiss.Index:
+def create_index(key: IndexKey, dimension: int) -> faiss.Index:
+    """The empty, untrained index of a key.
+
+    Raises:
+        IndexKeyError: Faiss does not know it, or it is more than transforms, lists and codes.
+    """
+    try:
+        index = faiss.index_factory(dimension, key.factory, faiss.METRIC_L2)
+    except RuntimeError as error:
+        raise IndexKeyError(
+            f"index.key: Faiss does not take {key.text} for {dimension} dimensions; see its factory's "
+            "language, or use auto"
+        ) from error
+    inner = index.index if isinstance(index, faiss.IndexPreTransform) else index
+    if not isinstance(faiss.downcast_index(inner), faiss.IndexIVF):
+        raise IndexKeyError(
+            f"index.key: {key.text} is more than transforms, inverted lists and codes; leave refining "
+            "out, candidates are re-ranked exactly"
+        )
+    return index
+
+
+def train_index(key: IndexKey, points: np.ndarray) -> faiss.Index:
     """Trains quantizers; the result holds no vectors.
 
     Args:
         key: What to train.
         points: float32 [n, d].
-        threads: For Faiss. OPQ alone depends on their number, and gets one.
 
     Raises:
         IndexKeyError: There are too few points.
     """
     check_trainable(key, len(points))
-    use_faiss_threads(1 if "OPQ" in key.text else threads)
-    index = faiss.index_factory(points.shape[1], key.factory, faiss.METRIC_L2)
+    use_faiss_threads(_THREADS)
+    index = create_index(key, points.shape[1])
     ivf = inverted_file(index)
     ivf.cp.seed = 1234
     # Keys with fewer points than Faiss likes have been refused or chosen already.
@@ -108,7 +133,6 @@ def train_part(
     parts: Sequence[PartKeys],
     key: IndexKey,
     seed: int,
-    threads: int,
     folder: Folder,
     report: Callable[[int], None],
 ) -> tuple[FileEntry, int]:
@@ -116,10 +140,18 @@ def train_part(
 
     Returns:
         Its file, and how many points trained it.
+
+    Raises:
+        CorpusError: There is no key at all.
+        IndexKeyError: There are too few.
     """
     points = sample_keys(parts, max(key.lists, key.codebook_size) * MAX_POINTS_PER_LIST, seed)
+    if not len(points):
+        raise CorpusError(
+            "corpus: no chunk has a word that the encoder knows; check the text field"
+        )
     report(len(points))
-    index = train_index(key, points, threads)
+    index = train_index(key, points)
     with folder.writing(PATH) as temporary:
         faiss.write_index(index, str(temporary))
         return describe(temporary, PATH), len(points)

@@ -100,7 +100,7 @@ class Folder:
         return bytes(fs.cat_file(self.locate(path)))
 
     def local(self, path: str) -> Path:
-        """A local path with the file's content: the file itself, or a copy fetched once.
+        """A local path with the file's content: the file itself, or a copy fetched when it changed.
 
         Raises:
             DamagedFileError: There is no such file.
@@ -110,7 +110,8 @@ class Folder:
         if not self.is_local:
             cache = Path(tempfile.gettempdir()) / "retro-db-cache"
             target = fsspec.open_local(
-                f"filecache::{fs.unstrip_protocol(target)}", filecache={"cache_storage": str(cache)}
+                f"filecache::{fs.unstrip_protocol(target)}",
+                filecache={"cache_storage": str(cache), "check_files": True},
             )
         if not os.path.isfile(target):
             raise DamagedFileError(f"{self.url}: {path} is missing; restore it or build again")

@@ -177,20 +177,24 @@ class ColumnReader:
         """Rows by global id, in the order asked for.
 
         Args:
-            ids: int64 [n], one id, or a slice of step 1.
+            ids: Integers [n], of another shape, a single one, or a slice.
 
         Returns:
-            A new array [n, ...] (without the first axis for one id).
+            A new array: the ids' shape, then the column's.
 
         Raises:
-            IndexError: An id is negative or too large; -1 marks a missing neighbor, not a row.
+            IndexError: An id is no integer, negative or too large; -1 marks a missing neighbor, not a row.
         """
         if isinstance(ids, slice):
             start, stop, step = ids.indices(len(self))
             return self[np.arange(start, stop, step)]
-        wanted = np.asarray(ids, dtype=np.int64)
-        if wanted.ndim == 0:
-            return self[wanted[None]][0]
+        given = np.asarray(ids)
+        if given.size and given.dtype.kind not in "iu":
+            raise IndexError(f"row ids must be integers, not {given.dtype}")
+        wanted = given.astype(np.int64)
+        if wanted.ndim != 1:
+            flat = self[wanted.reshape(-1)]
+            return flat.reshape(*wanted.shape, *flat.shape[1:])
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(
                 f"row ids must be in [0, {len(self)}), got {wanted.min()} to {wanted.max()}"
