@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
-DEMO_DOCUMENTS ?= 120
+DEMO_DOCUMENTS ?= 100
 
 bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
@@ -10,10 +10,14 @@ stamp := $(VENV)/.retro-db-installed
 
 setup: $(stamp)
 
-# One environment serves demo, tests and development. A torch that is there already and in range stays.
+# One environment serves demo, tests and development. A torch that is there already, such as a CPU
+# build, stays if it is within the bounds of pyproject.toml.
 $(stamp): pyproject.toml constraints.txt
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	if $(bin)/python -m pip show --quiet torch 2>/dev/null; \
+	then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
+	else cp constraints.txt $(VENV)/constraints.txt; fi
+	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[dev]'
 	touch $(stamp)
 
 demo: setup

@@ -344,6 +344,6 @@ def _planned(shards: list[Shard], whole: int) -> str:
 
 
 if __name__ == "__main__":
-    from .cli import run
+    from .cli import end_process, run
 
-    raise SystemExit(run(["build", *sys.argv[1:]]))
+    end_process(run(["build", *sys.argv[1:]]))

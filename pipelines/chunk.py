@@ -110,6 +110,6 @@ def _check_rejects(build: Build, chunked: list[ChunkedShard]) -> None:
 
 if __name__ == "__main__":
     # The classes above must be pickled under their module's name, so the command imports them anew.
-    from .cli import run, stage_command
+    from .cli import end_process, run, stage_command
 
-    raise SystemExit(run(sys.argv[1:], stage_command("chunk")))
+    end_process(run(sys.argv[1:], stage_command("chunk")))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -12,6 +14,7 @@ from retro_db.errors import ExecutionError, RetroDBError
 
 from .console import Console
 
+INTERRUPTED = 130
 _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
 _SET = click.option(
     "--set", "overrides", multiple=True, metavar="a.b=value", help="Change one setting."
@@ -132,6 +135,16 @@ def stage_command(stage: str) -> click.Command:
     return command
 
 
+def end_process(code: int) -> NoReturn:
+    """Ends the process with an exit code."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == INTERRUPTED:
+        # Threads of native libraries may still run, and would abort an orderly exit.
+        os._exit(code)
+    sys.exit(code)
+
+
 def run(arguments: Sequence[str], command: click.Command = cli) -> int:
     """Runs one command.
 
@@ -153,7 +166,7 @@ def run(arguments: Sequence[str], command: click.Command = cli) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         console.fail("interrupted; run the same command again to continue")
-        return 130
+        return INTERRUPTED
     except SystemExit as error:
         return int(error.code or 0)
     except Exception as error:

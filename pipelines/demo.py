@@ -24,6 +24,8 @@ from .engine import Engine
 from .reading import describe_chunks, show_built, show_chunk
 
 _SHOWN = 3
+# Tests, third parties, and tables of characters.
+_DULL = {"site-packages", "test", "tests", "idlelib", "encodings"}
 
 
 def encoder_folder() -> Path:
@@ -39,8 +41,7 @@ def write_config(folder: Path, documents: int) -> Path:
     modules = [
         path
         for path in sorted(library.rglob("*.py"))
-        if not {"site-packages", "test", "tests", "idlelib"} & set(path.relative_to(library).parts)
-        and 2_000 < path.stat().st_size < 40_000
+        if not _DULL & set(path.relative_to(library).parts) and 2_000 < path.stat().st_size < 40_000
     ]
     modules.sort(key=lambda path: fraction_of("demo", path.relative_to(library).as_posix()))
     corpus = folder / "corpus"
@@ -48,7 +49,7 @@ def write_config(folder: Path, documents: int) -> Path:
     for module in modules[:documents]:
         target = corpus / module.relative_to(library)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(module.read_bytes())
+        shutil.copy2(module, target)
     config = folder / "demo.yaml"
     settings = {
         "output": str(folder / "db"),
@@ -75,7 +76,7 @@ def show_examples(database: Database, console: Console) -> None:
 
 @click.command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
-@click.option("--documents", type=click.IntRange(min=3), default=120, show_default=True)
+@click.option("--documents", type=click.IntRange(min=3), default=100, show_default=True)
 def demo(folder: Path, documents: int) -> None:
     """Build a database from modules of the Python standard library, verify it and look into it."""
     console = Console()

@@ -71,7 +71,9 @@ def embed_stage(
         "token_type": tokenizer.token_type,
         "chunk_tokens": config.chunk.tokens,
     }
-    job = EmbedJob(config.encoder, build.folder, build.engine.threads, parameters)
+    # What auto stands for was resolved where the build started; a worker without it fails.
+    encoder = config.encoder.model_copy(update={"device": model.device, "dtype": model.dtype})
+    job = EmbedJob(encoder, build.folder, build.engine.threads, parameters)
     tasks = [
         Task(
             part.name,
@@ -88,6 +90,6 @@ def embed_stage(
 
 if __name__ == "__main__":
     # The classes above must be pickled under their module's name, so the command imports them anew.
-    from .cli import run, stage_command
+    from .cli import end_process, run, stage_command
 
-    raise SystemExit(run(sys.argv[1:], stage_command("embed")))
+    end_process(run(sys.argv[1:], stage_command("embed")))

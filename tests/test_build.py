@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +384,31 @@ def test_an_interrupted_build_ends_with_130_and_goes_on(tmp_path: Path) -> None:
     assert "error: interrupted" in message
     assert project.build() == 0
     assert run(["verify", str(project.output)]) == 0
+
+
+@pytest.fixture
+def job_service(tmp_path: Path) -> Iterator[str]:
+    """Beam's own portable job service, in a process of its own."""
+    port_file = tmp_path / "port"
+    module = "apache_beam.runners.portability.local_job_service_main"
+    command = [sys.executable, "-m", module, "--port_file", port_file]
+    service = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (port_file.exists() and port_file.read_text()):
+            assert service.poll() is None
+            time.sleep(0.1)
+        yield f"localhost:{port_file.read_text()}"
+    finally:
+        service.terminate()
+        service.wait()
+
+
+def test_another_runner_gives_the_same_bytes(
+    project: Project, tmp_path: Path, job_service: str
+) -> None:
+    assert project.build() == 0
+    apart = copy_of(project, tmp_path / "apart" / "db")
+    apart.folder.mkdir()
+    options = ["--runner=PortableRunner", f"--job_endpoint={job_service}"]
+    assert apart.build("--", *options, "--environment_type=LOOPBACK") == 0
+    assert apart.files() == project.files()
