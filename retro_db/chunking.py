@@ -84,13 +84,33 @@ def chunk_documents(
 
 
 def split_of(document: Document, source: str, validation: float, seed: int) -> str:
-    """The split that a document's hash decides."""
+    """The split that a document's hash decides.
+
+    Args:
+        document: What is split.
+        source: Name of its corpus.
+        validation: Share of documents, 0 to 1, that is set apart.
+        seed: Another seed, another choice.
+
+    Returns:
+        `train` or `validation`.
+    """
     in_validation = fraction_of("split", seed, source, document.identity) < validation
     return VALIDATION if in_validation else TRAIN
 
 
 def is_kept(document: Document, source: str, fraction: float, seed: int) -> bool:
-    """Whether a document's hash lies in the source's share; larger shares contain smaller ones."""
+    """Whether a document's hash lies in the source's share; larger shares contain smaller ones.
+
+    Args:
+        document: What is kept or dropped.
+        source: Name of its corpus.
+        fraction: Share of documents, 0 to 1, that is kept.
+        seed: Another seed, another choice.
+
+    Returns:
+        True for about `fraction` of all documents.
+    """
     return fraction >= 1.0 or fraction_of("keep", seed, source, document.identity) < fraction
 
 
@@ -109,6 +129,12 @@ def chunk_shard(
         tokenizer: Of the language model.
         folder: The database.
         report: Told, now and again, how many more characters are done.
+
+    Returns:
+        The files of every part and the counts of documents read, kept, dropped and rejected.
+
+    Raises:
+        CorpusError: A file vanished or cannot be opened.
     """
     source = next(source for source in config.corpus if source.name == shard.source)
     tally = _Tally()

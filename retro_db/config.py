@@ -213,6 +213,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         path: The YAML file.
         overrides: `a.b=value` each, the value in YAML; list items by number, `corpus.0.name=x`.
 
+    Returns:
+        The checked configuration.
+
     Raises:
         ConfigError: The file cannot be read, a key is unknown or a value wrong.
     """
@@ -236,6 +239,9 @@ def parse_config(data: dict[str, Any], where: str) -> Config:
     Args:
         data: What the file holds.
         where: Its name, for error messages.
+
+    Returns:
+        The checked configuration.
 
     Raises:
         ConfigError: Names the first wrong key and, where one is near, the key that was meant.

@@ -109,7 +109,18 @@ class Database:
         return table
 
     def column(self, table: str, column: str) -> ColumnReader:
-        """One column of an Arrow table over all its files."""
+        """One column of an Arrow table over all its files.
+
+        Args:
+            table: chunks, embeddings or neighbors.
+            column: One of its columns.
+
+        Returns:
+            A reader that takes global chunk ids.
+
+        Raises:
+            DamagedFileError: A file is missing, or disagrees with the manifest.
+        """
         return ColumnReader(self.files(table), column)
 
     def files(self, table: str) -> list[IpcFile]:
@@ -145,6 +156,9 @@ def open_table(
         entries: What the manifest or the completion records say of them.
         table: Name of the contract.
         parameters: For the contract's types; those that it does not name are ignored.
+
+    Returns:
+        One open file for each entry.
 
     Raises:
         DamagedFileError: A file is missing, of another size, or holds something else.

@@ -89,6 +89,13 @@ def _download(name: str) -> Path:
 def model_dimension(folder: Path, max_length: int) -> int:
     """The size of a model's keys, from its configuration; its weights' headers are read as well.
 
+    Args:
+        folder: Of the model.
+        max_length: WordPieces that a text may have, the special ones included.
+
+    Returns:
+        d, the size of the last hidden layer.
+
     Raises:
         ModelError: The configuration or the weights cannot be read, or the model does not take
             texts of `max_length`.
@@ -314,7 +321,17 @@ def embed_part(
 
 
 def chunk_texts(chunks: IpcFile, tokenizer: Tokenizer, start: int, stop: int) -> list[str]:
-    """Text of rows start to stop, characters cut at a chunk's edge being U+FFFD."""
+    """Text of rows start to stop, characters cut at a chunk's edge being U+FFFD.
+
+    Args:
+        chunks: One part's chunks.
+        tokenizer: What made the tokens.
+        start: First row.
+        stop: One after the last row.
+
+    Returns:
+        One text for each row, without padding.
+    """
     tokens, lengths = chunks.read("tokens", start, stop), chunks.read("length", start, stop)
     return tokenizer.decode(row[:length] for row, length in zip(tokens, lengths, strict=True))
 

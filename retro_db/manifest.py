@@ -184,7 +184,15 @@ class Manifest:
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> Manifest:
-    """Seals the manifest and puts it in place in one step; the folder is a database from then on."""
+    """Seals the manifest and puts it in place in one step; the folder is a database from then on.
+
+    Args:
+        folder: The database.
+        manifest: Without its sha256, or with an old one.
+
+    Returns:
+        The manifest as written.
+    """
     sealed = manifest.sealed()
     text = json.dumps(to_json(sealed), indent=1, sort_keys=True, allow_nan=False)
     folder.write(FILE, (text + "\n").encode("ascii"))

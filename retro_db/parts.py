@@ -43,7 +43,11 @@ class Part:
 
     @property
     def keys_file(self) -> FileEntry:
-        """Its embeddings file, which the embed stage wrote."""
+        """Its embeddings file, which the embed stage wrote.
+
+        Raises:
+            ValueError: There is none yet.
+        """
         if self.embeddings is None:
             raise ValueError(f"{self.name} is not embedded yet")
         return self.embeddings
@@ -55,14 +59,37 @@ class Part:
 
 
 def load_documents(folder: Folder, part: Part) -> Documents:
-    """The part's documents that have chunks."""
+    """The part's documents that have chunks.
+
+    Args:
+        folder: The database.
+        part: Which part.
+
+    Returns:
+        Where each document's chunks are.
+
+    Raises:
+        DamagedFileError: The documents file is missing.
+    """
     table = pq.read_table(folder.local(part.documents.path), columns=["first_chunk", "chunk_count"])
     counts = table["chunk_count"].to_numpy()
     return Documents(part.first_id, table["first_chunk"].to_numpy()[counts > 0], counts[counts > 0])
 
 
 def load_keys(folder: Folder, part: Part, dimension: int) -> PartKeys:
-    """The part's keys, and which of them are indexed: of training documents, with a WordPiece."""
+    """The part's keys, and which of them are indexed: of training documents, with a WordPiece.
+
+    Args:
+        folder: The database.
+        part: Which part; it must be embedded.
+        dimension: d.
+
+    Returns:
+        The embeddings, and a bool for each.
+
+    Raises:
+        DamagedFileError: A file is missing, or of another size than was written.
+    """
     [embeddings] = open_table(folder, [part.keys_file], "embeddings", {"dimension": dimension})
     table = pq.read_table(folder.local(part.documents.path), columns=["chunk_count", "split"])
     trained = np.repeat(
@@ -78,7 +105,19 @@ def load_keys(folder: Folder, part: Part, dimension: int) -> PartKeys:
 
 
 def key_column(folder: Folder, parts: Sequence[Part], dimension: int) -> ColumnReader:
-    """The keys of all parts by global id."""
+    """The keys of all parts by global id.
+
+    Args:
+        folder: The database.
+        parts: All of them, in order.
+        dimension: d.
+
+    Returns:
+        A reader of float16 [n, d].
+
+    Raises:
+        DamagedFileError: A file is missing, or of another size than was written.
+    """
     entries = [part.keys_file for part in parts]
     return ColumnReader(
         open_table(folder, entries, "embeddings", {"dimension": dimension}), "vector"

@@ -48,6 +48,9 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
         data: What `json.loads` returned.
         where: Path of `data` in its file, for error messages.
 
+    Returns:
+        The dataclass.
+
     Raises:
         DecodeError: A field is missing, unknown or of another type.
     """

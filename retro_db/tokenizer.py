@@ -154,6 +154,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Args:
         texts: What it learns its merges from; the result depends on the texts, not on threads.
         vocab_size: Entries at most, the 256 bytes and `<|endoftext|>` included.
+
+    Returns:
+        The tokenizer; 0 is the id of `<|endoftext|>`.
     """
     rust = RustTokenizer(models.BPE())
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -97,6 +97,9 @@ def list_files(source: SourceConfig, where: str) -> list[InputFile]:
         source: Its `paths` are files, folders or globs on any fsspec filesystem.
         where: The source's place in the configuration, for error messages.
 
+    Returns:
+        Every file once, with its size in bytes.
+
     Raises:
         CorpusError: A path is missing or a glob matches nothing.
     """

@@ -44,6 +44,13 @@ class Reject:
 def read_shard(shard: Shard, source: SourceConfig) -> Iterator[Document | Reject]:
     """All records of a shard, in order, before any choice by `fraction`.
 
+    Args:
+        shard: Which files, and their format.
+        source: Which fields hold text and id, and how long a document may be.
+
+    Returns:
+        Documents, and in the place of each bad record what is wrong with it.
+
     Raises:
         CorpusError: A file vanished or cannot be opened.
     """

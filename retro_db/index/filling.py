@@ -54,6 +54,9 @@ def encode_part(
         threads: Blocks of keys encoded side by side; the result does not depend on it.
         folder: The database.
         report: Told, now and again, how many more chunks are done.
+
+    Returns:
+        The codes file.
     """
     ivf = inverted_file(template)
     rows = np.flatnonzero(part.indexed)
@@ -92,7 +95,16 @@ def encode_part(
 def encode_keys(
     template: faiss.Index, ivf: faiss.IndexIVF, keys: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The list and the code of each key: float32 [n, d] to int64 [n] and uint8 [n, code_size]."""
+    """The list and the code of each key: float32 [n, d] to int64 [n] and uint8 [n, code_size].
+
+    Args:
+        template: The trained index.
+        ivf: Its part with the inverted lists.
+        keys: float32 [n, d].
+
+    Returns:
+        Lists int64 [n], and codes uint8 [n, code_size].
+    """
     # One thread a call: assignments to lists could differ in a tie with another number.
     use_faiss_threads(1)
     x = np.ascontiguousarray(transform(template, keys))
@@ -106,7 +118,15 @@ def encode_keys(
 
 
 def list_ranges(lists: int, partitions: int) -> list[tuple[int, int]]:
-    """Cuts the lists into about equal ranges: `partitions` of them, or one for each list."""
+    """Cuts the lists into about equal ranges: `partitions` of them, or one for each list.
+
+    Args:
+        lists: Inverted lists in all.
+        partitions: Ranges wanted.
+
+    Returns:
+        First list and one after the last of each range, in order, none empty.
+    """
     count = min(partitions, lists)
     bounds = [lists * position // count for position in range(count + 1)]
     return list(itertools.pairwise(bounds))
@@ -139,6 +159,9 @@ def assemble_partition(
         path: Of the partition, relative to the folder.
         folder: The database.
         report: Told, now and again, how many more entries are done.
+
+    Returns:
+        The partition's file; its rows are the entries.
     """
     index = _empty_partition(template, first, end)
     ivf = inverted_file(index)

@@ -59,6 +59,9 @@ def parse_key(text: str, dimension: int) -> IndexKey:
         text: The key.
         dimension: d of the vectors.
 
+    Returns:
+        The key taken apart.
+
     Raises:
         IndexKeyError: It has no inverted lists, or its sub-quantizers do not divide the vectors.
     """
@@ -95,6 +98,9 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
         dimension: d.
         memory: Bytes that the index may use.
 
+    Returns:
+        A Faiss factory key that so many chunks can train.
+
     Raises:
         IndexKeyError: Nothing fits the memory.
     """
@@ -108,6 +114,10 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
 
 def check_trainable(key: IndexKey, points: int) -> None:
     """Refuses a key that so few points cannot train.
+
+    Args:
+        key: What is to be trained.
+        points: Keys that there are to train it with.
 
     Raises:
         IndexKeyError: Names the key, what it needs, what there is and what would do.
@@ -124,6 +134,14 @@ def reduce_key(text: str, points: int, dimension: int) -> str:
     """The nearest key that so few points can train: fewer lists, smaller codes, no graph.
 
     Used by smoke builds, which run the same stages on a sample.
+
+    Args:
+        text: The key of the whole build.
+        points: Chunks of the sample.
+        dimension: d of the vectors.
+
+    Returns:
+        A key that passes `check_trainable`.
     """
     key = parse_key(text, dimension)
     lists = max(min(key.lists, 2 ** int(math.log2(max(points / POINTS_PER_LIST, 1)))), 1)

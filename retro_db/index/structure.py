@@ -19,6 +19,9 @@ def read_index(path: Path, flags: int = 0) -> faiss.Index:
         path: Local file.
         flags: Faiss's, such as `faiss.IO_FLAG_MMAP`.
 
+    Returns:
+        The index, of its own class.
+
     Raises:
         DamagedFileError: Faiss cannot read it.
     """
@@ -35,7 +38,15 @@ def inverted_file(index: faiss.Index) -> faiss.IndexIVF:
 
 
 def transform(index: faiss.Index, x: np.ndarray) -> np.ndarray:
-    """Applies the transforms before the lists, such as OPQ: float32 [n, d] to float32 [n, d']."""
+    """Applies the transforms before the lists, such as OPQ: float32 [n, d] to float32 [n, d'].
+
+    Args:
+        index: Any index with inverted lists.
+        x: float32 [n, d].
+
+    Returns:
+        float32 [n, d'], `x` itself where there are no transforms.
+    """
     if isinstance(index, faiss.IndexPreTransform):
         for position in range(index.chain.size()):
             x = faiss.downcast_VectorTransform(index.chain.at(position)).apply(x)
@@ -43,7 +54,15 @@ def transform(index: faiss.Index, x: np.ndarray) -> np.ndarray:
 
 
 def list_ids(lists: faiss.InvertedLists, number: int) -> np.ndarray:
-    """A copy of one list's ids, int64 [n]."""
+    """A copy of one list's ids, int64 [n].
+
+    Args:
+        lists: Of an index.
+        number: Which list.
+
+    Returns:
+        int64 [n].
+    """
     size = lists.list_size(number)
     if size == 0:
         return np.empty(0, np.int64)
@@ -55,7 +74,15 @@ def list_ids(lists: faiss.InvertedLists, number: int) -> np.ndarray:
 
 
 def list_codes(lists: faiss.InvertedLists, number: int) -> np.ndarray:
-    """A copy of one list's codes, uint8 [n, code_size]."""
+    """A copy of one list's codes, uint8 [n, code_size].
+
+    Args:
+        lists: Of an index.
+        number: Which list.
+
+    Returns:
+        uint8 [n, code_size].
+    """
     size = lists.list_size(number)
     if size == 0:
         return np.empty((0, lists.code_size), np.uint8)

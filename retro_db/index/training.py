@@ -68,6 +68,13 @@ def sample_keys(parts: Sequence[PartKeys], points: int, seed: int) -> np.ndarray
 def create_index(key: IndexKey, dimension: int) -> faiss.Index:
     """The empty, untrained index of a key.
 
+    Args:
+        key: Parsed.
+        dimension: d of the vectors.
+
+    Returns:
+        An index with transforms, inverted lists and codes, comparing by squared L2.
+
     Raises:
         IndexKeyError: Faiss does not know it, or it is more than transforms, lists and codes.
     """
@@ -93,6 +100,9 @@ def train_index(key: IndexKey, points: np.ndarray) -> faiss.Index:
     Args:
         key: What to train.
         points: float32 [n, d].
+
+    Returns:
+        The trained index, called the template.
 
     Raises:
         IndexKeyError: There are too few points.
@@ -137,6 +147,13 @@ def train_part(
     report: Callable[[int], None],
 ) -> tuple[FileEntry, int]:
     """Samples, trains and writes the template.
+
+    Args:
+        parts: All keys.
+        key: What to train.
+        seed: Decides the sample.
+        folder: The database.
+        report: Told how many keys were sampled.
 
     Returns:
         Its file, and how many points trained it.

@@ -28,6 +28,11 @@ def sample_queries(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """About 1,000 chunks with a key, all where there are fewer, chosen by hashing ids.
 
+    Args:
+        parts: All keys.
+        documents: The documents of each part.
+        seed: Decides which chunks.
+
     Returns:
         Keys float32 [q, d], and the id range of each one's own document: int64 [q] and int64 [q].
     """
@@ -124,6 +129,9 @@ def measure_recall(
         truth: Exact squared distances, float32 [q, k] ascending, infinity where there are fewer.
         keys: Embeddings of all chunks.
         rerank: Candidates that are re-ranked.
+
+    Returns:
+        float64 [q], 0 to 1; 1 where a query has no true neighbor.
     """
     k = truth.shape[1]
     recall = np.ones(len(queries))
@@ -149,6 +157,16 @@ def tune_nprobe(
     """The least nprobe whose recall@10, as a one-sided 99% lower bound, reaches the target.
 
     nprobe grows to a quarter of the lists, and beyond only where the target cannot be met otherwise.
+
+    Args:
+        searcher: The index; its nprobe is set.
+        parts: All keys.
+        documents: The documents of each part.
+        keys: The same keys by global id.
+        rerank: Candidates that are re-ranked.
+        target: Recall@10 to reach, 0 to 1.
+        seed: Decides the queries.
+        report: Told, now and again, how many more keys were searched exactly.
 
     Returns:
         nprobe, the number of queries, and the measured curve.

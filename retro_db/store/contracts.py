@@ -40,7 +40,15 @@ class Contract:
     columns: list[Column]
 
     def name(self, shard: int, part: int) -> str:
-        """The path of one part's file, relative to the database folder."""
+        """The path of one part's file, relative to the database folder.
+
+        Args:
+            shard: Number of the planned shard.
+            part: Roll-over number within it.
+
+        Returns:
+            Such as `chunks/part-0000003-0000.arrow`.
+        """
         return self.path.format(shard=shard, part=part)
 
     def schema(self, **parameters: str | int) -> pa.Schema:

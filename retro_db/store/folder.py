@@ -143,7 +143,12 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes a small file in one step."""
+        """Writes a small file in one step.
+
+        Args:
+            path: Relative to the folder.
+            data: Its whole content.
+        """
         with self.writing(path) as temporary:
             temporary.write_bytes(data)
 
@@ -155,7 +160,16 @@ class Folder:
 
 
 def describe(file: Path, path: str, rows: int | None = None) -> FileEntry:
-    """Size and checksum of a local file, under the name that it has in the database."""
+    """Size and checksum of a local file, under the name that it has in the database.
+
+    Args:
+        file: On a local disk.
+        path: Its name in the database.
+        rows: Of the table in it, if it is one.
+
+    Returns:
+        The entry for a manifest or a record.
+    """
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return FileEntry(path=path, bytes=file.stat().st_size, sha256=sha256, rows=rows)

@@ -118,6 +118,13 @@ class IpcFile:
     def view(self, column: str, batch: int) -> np.ndarray:
         """One batch's column: [rows] or, for fixed-size lists, [rows, size]; read-only.
 
+        Args:
+            column: Name of the column.
+            batch: Number of the record batch.
+
+        Returns:
+            [rows] or [rows, size], of the column's type.
+
         Raises:
             DamagedFileError: The batch cannot be decoded, or has another number of rows.
         """
@@ -137,7 +144,19 @@ class IpcFile:
         return self._views[column, batch]
 
     def read(self, column: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start to stop of a column, copied where they span batches."""
+        """Rows start to stop of a column, copied where they span batches.
+
+        Args:
+            column: Name of the column.
+            start: First row.
+            stop: One after the last row; the end where left out.
+
+        Returns:
+            [stop - start] or [stop - start, size]; read-only where it is a view.
+
+        Raises:
+            DamagedFileError: A batch cannot be decoded.
+        """
         stop = self.rows if stop is None else min(stop, self.rows)
         pieces = []
         for batch in range(start // self.batch_rows, -(-stop // self.batch_rows)):
