@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from retro_db.chunking import ChunkedShard
 from retro_db.config import Config
-from retro_db.corpus.planning import COMPRESSIONS, Shard, plan_shards, sample_shards
+from retro_db.corpus.planning import Shard, expansion_of, plan_shards, sample_shards
 from retro_db.corpus.reading import read_shard
 from retro_db.encoder import EncoderModel, describe_model
 from retro_db.errors import ConfigError, InputError
@@ -39,21 +40,22 @@ from retro_db.retriever import LOCATIONS, Locations
 from retro_db.serialize import canonical, digest, to_json
 from retro_db.store.folder import Folder
 
-from . import chunk, embed, index, neighbors, tokenizer
+from . import chunk, embed, index, neighbors, screen, tokenizer
 from .chunk import chunk_stage
 from .console import Console, chatter_to
 from .embed import embed_stage
 from .engine import Engine
 from .index import BuiltIndex, decide_key, index_stages
 from .neighbors import NeighborsPart, neighbors_stage
+from .screen import screen_stage
 from .stage import Build
 from .tokenizer import TokenizerFiles, tokenizer_stage
 
-_VERSIONS = [module.VERSION for module in (tokenizer, chunk, embed, index, neighbors)]
+_VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, index, neighbors)]
 FINISHED = "state/finished"
 REPORT = "report/stages.json"
 LOG = "state/build.log"
-_TABLES = ("documents", "chunks", "embeddings", "index", "neighbors", "tokenizer")
+_TABLES = ("documents", "dropped", "chunks", "embeddings", "index", "neighbors", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         if manifest := _finished(started.folder, mark):
             console.say(f"{started.config.output} is up to date: nothing to do")
             return manifest
-        chunked, parts = chunk_stage(started, vocabulary)
+        chunked, parts = chunk_stage(started, vocabulary, screen_stage(started, vocabulary))
         # What cannot be trained is refused before anything is embedded, and known exactly after.
         decide_key(started, chunked, model.dimension)
         parts, keyless = embed_stage(started, parts, vocabulary, model)
@@ -108,7 +110,7 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
     """Runs one stage alone; the ones before it must be done.
 
     Args:
-        stage: tokenizer, chunk, embed, index (training to tuning) or neighbors.
+        stage: tokenizer, screen, chunk, embed, index (training to tuning) or neighbors.
         config: What to build.
         engine: What executes it.
         console: What people see.
@@ -120,7 +122,10 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
         vocabulary = tokenizer_stage(started)
         if stage == "tokenizer":
             return
-        chunked, parts = chunk_stage(started, vocabulary)
+        screened = screen_stage(started, vocabulary)
+        if stage == "screen":
+            return
+        chunked, parts = chunk_stage(started, vocabulary, screened)
         if stage == "chunk":
             return
         decide_key(started, chunked, model.dimension)
@@ -227,6 +232,7 @@ def _manifest(config: Config, results: _Results) -> Manifest:
             chunks=[part.chunks for part in parts],
             embeddings=[part.keys_file for part in parts] if config.embeddings.keep else [],
             neighbors=[part.file for part in found],
+            dropped=[shard.left_out for shard in chunked if shard.left_out],
         ),
         index_files=[index.template.file, *index.partitions],
         tokenizer_files=tokenizer.files,
@@ -247,12 +253,18 @@ def _source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> Sou
     own = [shard for shard in chunked if shard.source == name]
     counts = _counts(own)
     del counts["validation_chunks"]
+    dropped, rejected = Counter[str](), Counter[str]()
+    for shard in own:
+        dropped.update(shard.dropped)
+        rejected.update(shard.rejected)
     return SourceCounts(
         name=name,
         weight=weight,
         read=sum(shard.read for shard in own),
-        dropped=sum(shard.dropped for shard in own),
-        rejected=sum(shard.rejected for shard in own),
+        dropped=dropped.total(),
+        rejected=rejected.total(),
+        dropped_by=dict(dropped),
+        rejected_by=dict(rejected),
         **counts,
     )
 
@@ -314,30 +326,28 @@ def _finished(folder: Folder, mark: str) -> Manifest | None:
 
 
 def _estimate(shards: list[Shard], config: Config) -> int:
-    """About how many documents the plan holds, from the beginnings of a few files."""
+    """About how many documents the plan holds, from the beginnings of a few pieces."""
     sources = {source.name: source for source in config.corpus}
-    files = [(shard, file) for shard in shards for file in shard.files]
-    files.sort(key=lambda pair: fraction_of("estimate", config.seed, pair[1].name))
+    pieces = [(shard, piece) for shard in shards for piece in shard.pieces]
+    pieces.sort(key=lambda pair: fraction_of("estimate", config.seed, pair[1].file.name))
     documents, size = 0.0, 0
-    for shard, file in files[:8]:
-        records = list(
-            islice(
-                read_shard(Shard(0, shard.source, shard.format, [file]), sources[shard.source]), 200
-            )
-        )
+    for shard, piece in pieces[:8]:
+        source = sources[shard.source]
+        one = Shard(0, shard.source, shard.format, [piece])
+        records = list(islice(read_shard(one, source), 200))
         if len(records) < 200:
             documents += len(records)
         else:
-            read = sum(len(getattr(record, "text", "")) for record in records)
-            ratio = 4 if os.path.splitext(file.name)[1] in COMPRESSIONS else 1
-            documents += max(len(records), len(records) * file.bytes * ratio / max(read, 1))
-        size += file.bytes
+            read = sum(getattr(record, "size", 0) for record in records)
+            text = piece.bytes * expansion_of(piece.file.name, shard.format)
+            documents += max(len(records), len(records) * text / max(read, 1))
+        size += piece.bytes
     whole = sum(shard.bytes for shard in shards)
     return round(documents * whole / max(size, 1))
 
 
 def _planned(shards: list[Shard], whole: int) -> str:
-    files = sum(len(shard.files) for shard in shards)
+    files = len({piece.file.url for shard in shards for piece in shard.pieces})
     read = sum(shard.bytes for shard in shards)
     text = f"plan       {files:,} files, {read / 1e6:,.1f} MB, {len(shards):,} shards"
     return text if read == whole else f"{text}, a sample of {whole / 1e6:,.1f} MB"

@@ -1,9 +1,9 @@
-"""Stage 2: documents to chunks."""
+"""Stage 3: documents to chunks."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -11,16 +11,20 @@ import orjson
 from retro_db.chunking import ChunkedShard, chunk_shard
 from retro_db.config import Config
 from retro_db.corpus.planning import Shard
+from retro_db.corpus.screening import read_verdicts
 from retro_db.errors import CorpusError
 from retro_db.parts import Part
+from retro_db.serialize import to_json
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.tokenizer import Tokenizer
 
+from .screen import read_settings
 from .shards import Task, fingerprint
 from .stage import Build, run_stage
 from .tokenizer import TokenizerFiles
 
-VERSION = 1
+VERSION = 2
+REJECTS = "report/rejects.jsonl"
 
 
 @dataclass
@@ -35,17 +39,33 @@ class ChunkJob:
         """The language model's tokenizer."""
         return Tokenizer.of_database(self.folder)
 
-    def run(self, shared: Tokenizer, shard: Shard, report: Callable[[int], None]) -> ChunkedShard:
+    def run(
+        self,
+        shared: Tokenizer,
+        item: tuple[Shard, FileEntry | None],
+        report: Callable[[int], None],
+    ) -> ChunkedShard:
         """Writes chunks and documents."""
-        return chunk_shard(shard, self.config, shared, self.folder, report)
+        shard, screened = item
+        found = read_verdicts(self.folder, screened) if screened else []
+        verdicts = {verdict.number: verdict for verdict in found}
+        return chunk_shard(shard, self.config, shared, self.folder, verdicts, report)
 
     def files(self, result: ChunkedShard) -> list[FileEntry]:
-        """Every part's two files."""
-        return [file for part in result.parts for file in (part.chunks, part.documents)]
+        """Every part's two files, and the table of what was left out."""
+        files = [file for part in result.parts for file in (part.chunks, part.documents)]
+        return [*files, result.left_out] if result.left_out else files
 
 
-def chunk_stage(build: Build, tokenizer: TokenizerFiles) -> tuple[list[ChunkedShard], list[Part]]:
+def chunk_stage(
+    build: Build, tokenizer: TokenizerFiles, screened: Sequence[FileEntry | None]
+) -> tuple[list[ChunkedShard], list[Part]]:
     """Runs the stage, and stops where a source has too many bad records.
+
+    Args:
+        build: The build.
+        tokenizer: Of the database.
+        screened: The verdicts on every shard, if it was screened.
 
     Returns:
         What became of every shard, and all parts in order.
@@ -59,17 +79,15 @@ def chunk_stage(build: Build, tokenizer: TokenizerFiles) -> tuple[list[ChunkedSh
         config.chunk.model_dump(mode="json"),
         config.split.validation,
         config.seed,
+        config.leakage.names,
         tokenizer.sha256,
         tokenizer.pad_id,
     ]
-    sources = {source.name: source for source in config.corpus}
     tasks = []
-    for shard in build.shards:
-        source = sources[shard.source].model_dump(
-            mode="json", include={"text", "id", "max_document"}
-        )
-        mark = fingerprint(job.stage, VERSION, *settings, source, shard.identity)
-        tasks.append(Task(f"shard-{shard.number:07d}", mark, shard))
+    for shard, verdicts in zip(build.shards, screened, strict=True):
+        decides = [*read_settings(config, shard), verdicts.sha256 if verdicts else None]
+        mark = fingerprint(job.stage, VERSION, *settings, *decides)
+        tasks.append(Task(f"shard-{shard.number:07d}", mark, (shard, verdicts)))
     size = sum(shard.bytes for shard in build.shards)
     chunked = run_stage(build, job, tasks, ChunkedShard, "bytes", size)
     _check_rejects(build, chunked)
@@ -90,21 +108,25 @@ def parts_of(chunked: list[ChunkedShard]) -> list[Part]:
 
 
 def _check_rejects(build: Build, chunked: list[ChunkedShard]) -> None:
-    rejects = [reject for shard in chunked for reject in shard.rejects]
-    if rejects:
-        lines = b"".join(
-            orjson.dumps(reject, option=orjson.OPT_APPEND_NEWLINE) for reject in rejects
-        )
-        build.folder.write("report/rejects.jsonl", lines)
+    lines = [
+        orjson.dumps({"source": shard.source} | to_json(reject)) + b"\n"
+        for shard in chunked
+        for reject in shard.rejects
+    ]
+    if lines:
+        build.folder.write(REJECTS, b"".join(lines))
+    else:
+        build.folder.remove(REJECTS)
     for position, source in enumerate(build.config.corpus):
         own = [shard for shard in chunked if shard.source == source.name]
-        rejected, read = sum(s.rejected for s in own), sum(s.read for s in own)
+        read = sum(shard.read for shard in own)
+        rejected = sum(count for shard in own for count in shard.rejected.values())
         if rejected > source.max_bad * read:
             first = next(reject for shard in own for reject in shard.rejects)
             raise CorpusError(
                 f"corpus.{position}: {rejected:,} of {read:,} records of {source.name} are bad, more "
-                f"than max_bad {source.max_bad:g}; the first: {first.file}, record {first.position}, "
-                f"{first.reason}; mend the file or raise max_bad"
+                f"than max_bad {source.max_bad:g}; the first: {first}; mend the file "
+                f"or raise max_bad (more of them in {REJECTS})"
             )
 
 

@@ -125,10 +125,11 @@ def chatter_to(path: Path) -> Iterator[None]:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
     try:
-        yield
+        with warnings.catch_warnings():
+            logging.captureWarnings(True)
+            warnings.simplefilter("default")
+            yield
     finally:
         logging.captureWarnings(False)
         root.handlers[:] = before

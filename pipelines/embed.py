@@ -1,4 +1,4 @@
-"""Stage 3: chunks to keys, by the frozen BERT."""
+"""Stage 4: chunks to keys, by the frozen BERT."""
 
 from __future__ import annotations
 

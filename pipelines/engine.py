@@ -69,8 +69,13 @@ class Engine:
             )
         return options
 
-    def run(self, job: Job, tasks: Sequence[Task]) -> None:
+    def run(self, job: Job, tasks: Sequence[Task], spread: beam.PTransform | None = None) -> None:
         """Runs the tasks to their end.
+
+        Args:
+            job: What to do.
+            tasks: With what.
+            spread: How the tasks reach the workers, where that is more than a reshuffle.
 
         Raises:
             RetroDBError: What a task raised.
@@ -86,7 +91,7 @@ class Engine:
                 _ = (
                     pipeline
                     | f"{job.stage} tasks" >> beam.Create(list(tasks))
-                    | f"{job.stage}" >> RunShards(job)
+                    | f"{job.stage}" >> (RunShards(job, spread) if spread else RunShards(job))
                 )
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
             log.exception("stage %s failed: %s", job.stage, trace.getvalue())

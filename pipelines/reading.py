@@ -30,11 +30,10 @@ def show_built(output: str, manifest: Manifest, console: Console) -> None:
         f"{counts.tokens:,} tokens, {size / 1e6:,.1f} MB"
     )
     for source in manifest.sources:
-        if source.rejected or source.dropped:
-            console.say(
-                f"           {source.name}: {source.rejected:,} records rejected, "
-                f"{source.dropped:,} documents dropped by fraction"
-            )
+        for word, counted in (("dropped", source.dropped_by), ("rejected", source.rejected_by)):
+            if counted:
+                reasons = ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
+                console.say(f"           {source.name}: {word} {reasons}")
     for count, words in (
         (counts.keyless_chunks, "without a WordPiece, not indexed"),
         (counts.validation_chunks, "of the validation split, nobody's neighbors"),

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from retro_db.errors import RetroDBError
@@ -65,15 +65,17 @@ class RunShards(beam.PTransform):
 
     Args:
         job: What to do.
+        spread: How the tasks reach the workers; one that shuffles may fill in what they work on.
     """
 
     job: Job
+    spread: beam.PTransform = field(default_factory=beam.Reshuffle)
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
         """Spreads the descriptors over the workers."""
         return (
             tasks
-            | "Spread" >> beam.Reshuffle()
+            | "Spread" >> self.spread
             | "Run" >> beam.ParDo(CommitShard(self.job)).with_output_types(str)
         )
 

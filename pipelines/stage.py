@@ -16,10 +16,15 @@ from retro_db.store.records import Record, StageRecords
 
 from .console import Console
 from .engine import Engine
+from .quiet import beam
 from .shards import Job, Task, read_progress
 
 Result = TypeVar("Result")
-_INDEX_STAGES = ("train", "encode", "assemble", "tune")
+# Modules that run several stages.
+_MODULES = {
+    **dict.fromkeys(("evaluation", "screen", "pairs", "resolve"), "screen"),
+    **dict.fromkeys(("train", "encode", "assemble", "tune"), "index"),
+}
 
 
 @dataclass
@@ -55,6 +60,7 @@ def run_stage(
     result: type[Result],
     unit: str,
     total: int,
+    spread: beam.PTransform | None = None,
 ) -> list[Result]:
     """Runs the tasks of a stage that are not done yet.
 
@@ -65,6 +71,7 @@ def run_stage(
         result: The dataclass that the job returns.
         unit: What progress counts.
         total: Units in all tasks.
+        spread: How the tasks reach the workers, where that is more than a reshuffle.
 
     Returns:
         The results of all tasks, in order.
@@ -78,7 +85,7 @@ def run_stage(
     kept = {task.name: found[task.name] for task in tasks if _holds(build.folder, task, found)}
     todo = [task for task in tasks if task.name not in kept]
     if todo:
-        module = "index" if job.stage in _INDEX_STAGES else job.stage
+        module = _MODULES.get(job.stage, job.stage)
         if build.only not in (None, module):
             raise InputError(
                 f"{build.config.output}: {len(todo)} of {len(tasks)} shards of the stage {job.stage} "
@@ -91,7 +98,7 @@ def run_stage(
         with build.console.stage(
             job.stage, unit, total, lambda: read_progress(build.folder, job.stage)
         ) as remark:
-            build.engine.run(job, todo)
+            build.engine.run(job, todo, spread)
             done = f"{len(todo)} of {len(tasks)} shards, " if len(tasks) > 1 else ""
             remark(f"{done}{total:,} {unit}")
         kept = records.load()

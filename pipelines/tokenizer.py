@@ -6,18 +6,19 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from retro_db.chunking import is_kept
 from retro_db.config import Config
-from retro_db.corpus.planning import Shard
+from retro_db.corpus.planning import Shard, expansion_of
 from retro_db.corpus.reading import Document, read_shard
+from retro_db.corpus.selection import is_kept
 from retro_db.hashing import fraction_of
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.tokenizer import Tokenizer, train_tokenizer
+from retro_db.tokenizer import Tokenizer
+from retro_db.tokenizer_training import train_tokenizer
 
 from .shards import Task, fingerprint
 from .stage import Build, run_stage, sole
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TokenizerJob:
             tokenizer = Tokenizer.load(str(settings.path))
         else:
             texts = sample_texts(shards, self.config, int(settings.train.sample), report)
-            tokenizer = train_tokenizer(texts, settings.train.vocab_size)
+            tokenizer = train_tokenizer(texts, settings.train)
         entries = []
         for name, data in tokenizer.files.items():
             path = f"tokenizer/{name}"
@@ -79,8 +80,8 @@ def sample_texts(
     Args:
         shards: The plan.
         config: Of the build.
-        wanted: Bytes of input, about; everything where there is no more.
-        report: Told, now and again, how many more characters were read.
+        wanted: Bytes of text, about; everything where there is no more.
+        report: Told, now and again, how many more bytes of the files were read.
     """
     order = sorted(shards, key=lambda shard: fraction_of("train", config.seed, *_names(shard)))
     chosen, size = [], 0
@@ -88,23 +89,26 @@ def sample_texts(
         if size >= 4 * wanted:
             break
         chosen.append(shard)
-        size += shard.bytes
+        size += sum(
+            piece.bytes * expansion_of(piece.file.name, shard.format) for piece in shard.pieces
+        )
     share = min(1.0, wanted / max(size, 1))
     sources = {source.name: source for source in config.corpus}
     for shard in chosen:
-        for record in read_shard(shard, sources[shard.source]):
+        for record in read_shard(shard, sources[shard.source], report):
             if (
                 isinstance(record, Document)
+                and record.text is not None
                 and is_kept(record, shard.source, shard.fraction, config.seed)
                 and fraction_of("train", config.seed, shard.source, record.identity) < share
             ):
-                report(len(record.text))
                 yield record.text
 
 
 def _names(shard: Shard) -> list[str]:
     """What a shard is on every machine: its place and time of change do not count."""
-    return [shard.source, *(file.name for file in shard.files)]
+    begins = (str(piece.range.begin if piece.range else 0) for piece in shard.pieces)
+    return [shard.source, *(piece.file.name for piece in shard.pieces), *begins]
 
 
 def tokenizer_stage(build: Build) -> TokenizerFiles:

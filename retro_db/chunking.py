@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from retro_db.config import Config
 from retro_db.corpus.planning import Shard
 from retro_db.corpus.reading import Document, Reject, read_shard
+from retro_db.corpus.screening import Verdict
+from retro_db.corpus.selection import Tally, select
 from retro_db.hashing import fraction_of
 from retro_db.manifest import TRAIN, VALIDATION
 from retro_db.store.contracts import contract
@@ -20,8 +22,7 @@ from retro_db.tokenizer import Tokenizer
 
 # Enough for the tokenizer's threads, little beside the model of one worker.
 _BATCH_DOCUMENTS = 1024
-_BATCH_CHARACTERS = 4_000_000
-_SAMPLED_REJECTS = 20
+_BATCH_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,19 @@ class ChunkedShard:
         source: Name of the corpus.
         parts: Its files in order; a shard without documents has none.
         read: Records in the input.
-        dropped: Documents left out by `fraction`.
-        rejected: Bad records.
+        dropped: Documents left out, by reason: fraction, name, leakage, duplicate.
+        rejected: Bad records, by reason.
         rejects: The first of them.
+        left_out: The table of documents left out for their content; None where there are none.
     """
 
     source: str
     parts: list[ChunkedPart]
     read: int
-    dropped: int
-    rejected: int
-    rejects: list[Reject] = field(default_factory=list)
+    dropped: dict[str, int]
+    rejected: dict[str, int]
+    rejects: list[Reject]
+    left_out: FileEntry | None = None
 
 
 def chunk_documents(
@@ -68,18 +71,16 @@ def chunk_documents(
     Returns:
         tokens [n, m] of the ids' dtype, lengths uint16 [n], and chunks of each document int64 [D].
     """
-    sizes = np.array([len(document) for document in ids], dtype=np.int64)
-    counts = -(-sizes // chunk_tokens)
+    counts = np.array([-(-len(document) // chunk_tokens) for document in ids], dtype=np.int64)
     total = int(counts.sum())
     dtype = ids[0].dtype if ids else np.uint16
     tokens = np.full(total * chunk_tokens, pad_id, dtype=dtype)
     lengths = np.full(total, chunk_tokens, dtype=np.uint16)
-    if total:
-        first_row = np.cumsum(counts) - counts
-        shift = first_row * chunk_tokens - (np.cumsum(sizes) - sizes)
-        tokens[np.arange(sizes.sum()) + np.repeat(shift, sizes)] = np.concatenate(ids)
-        last_row = (first_row + counts - 1)[counts > 0]
-        lengths[last_row] = (sizes - (counts - 1) * chunk_tokens)[counts > 0]
+    end = 0
+    for document, count in zip(ids, counts.tolist(), strict=True):
+        start, end = end, end + count
+        tokens[start * chunk_tokens : start * chunk_tokens + len(document)] = document
+        lengths[start:end][-1:] = len(document) - (count - 1) * chunk_tokens
     return tokens.reshape(total, chunk_tokens), lengths, counts
 
 
@@ -99,26 +100,12 @@ def split_of(document: Document, source: str, validation: float, seed: int) -> s
     return VALIDATION if in_validation else TRAIN
 
 
-def is_kept(document: Document, source: str, fraction: float, seed: int) -> bool:
-    """Whether a document's hash lies in the source's share; larger shares contain smaller ones.
-
-    Args:
-        document: What is kept or dropped.
-        source: Name of its corpus.
-        fraction: Share of documents, 0 to 1, that is kept.
-        seed: Another seed, another choice.
-
-    Returns:
-        True for about `fraction` of all documents.
-    """
-    return fraction >= 1.0 or fraction_of("keep", seed, source, document.identity) < fraction
-
-
 def chunk_shard(
     shard: Shard,
     config: Config,
     tokenizer: Tokenizer,
     folder: Folder,
+    verdicts: Mapping[int, Verdict],
     report: Callable[[int], None],
 ) -> ChunkedShard:
     """Reads, tokenizes and cuts one shard, and writes its chunks and documents.
@@ -128,7 +115,8 @@ def chunk_shard(
         config: Of the build.
         tokenizer: Of the language model.
         folder: The database.
-        report: Told, now and again, how many more characters are done.
+        verdicts: Records, by number, that are left out for their content.
+        report: Told, now and again, how many more bytes of the files are read.
 
     Returns:
         The files of every part and the counts of documents read, kept, dropped and rejected.
@@ -137,8 +125,10 @@ def chunk_shard(
         CorpusError: A file vanished or cannot be opened.
     """
     source = next(source for source in config.corpus if source.name == shard.source)
-    tally = _Tally()
-    documents = _kept(read_shard(shard, source), shard, config.seed, tally)
+    tally = Tally()
+    left_out: list[tuple[str, Verdict]] = []
+    selected = select(read_shard(shard, source, report), shard, config, tokenizer, tally)
+    documents = _pass_over(selected, verdicts, tally, left_out)
     parts: list[ChunkedPart] = []
     # Batches are small beside a part, so that a part ends near its limit.
     characters = min(_BATCH_CHARACTERS, config.chunk.part_rows * config.chunk.tokens)
@@ -149,51 +139,62 @@ def chunk_shard(
         with part.open(folder):
             while batch is not None and part.rows < config.chunk.part_rows:
                 part.append(batch)
-                report(sum(len(document.text) for document in batch))
                 batch = next(batches, None)
         parts.append(part.result)
     return ChunkedShard(
         source=shard.source,
         parts=parts,
         read=tally.read,
-        dropped=tally.dropped,
-        rejected=tally.rejected,
+        dropped=dict(tally.dropped),
+        rejected=dict(tally.rejected),
         rejects=tally.rejects,
+        left_out=_write_left_out(left_out, shard, folder) if left_out else None,
     )
 
 
-@dataclass
-class _Tally:
-    read: int = 0
-    dropped: int = 0
-    rejected: int = 0
-    rejects: list[Reject] = field(default_factory=list)
-
-
-def _kept(
-    records: Iterable[Document | Reject], shard: Shard, seed: int, tally: _Tally
+def _pass_over(
+    selected: Iterable[tuple[int, Document]],
+    verdicts: Mapping[int, Verdict],
+    tally: Tally,
+    left_out: list[tuple[str, Verdict]],
 ) -> Iterator[Document]:
-    for record in records:
-        tally.read += 1
-        if isinstance(record, Reject):
-            tally.rejected += 1
-            if len(tally.rejects) < _SAMPLED_REJECTS:
-                tally.rejects.append(record)
-        elif is_kept(record, shard.source, shard.fraction, seed):
-            yield record
+    for number, document in selected:
+        if verdict := verdicts.get(number):
+            tally.dropped[verdict.reason] += 1
+            left_out.append((document.id, verdict))
         else:
-            tally.dropped += 1
+            yield document
+
+
+def _write_left_out(
+    left_out: Sequence[tuple[str, Verdict]], shard: Shard, folder: Folder
+) -> FileEntry:
+    table = contract("dropped")
+    path = table.name(shard.number, 0)
+    with folder.writing(path) as file:
+        with TableWriter(file, table.schema(), table.batch_rows, parquet=True) as writer:
+            writer.append(
+                {
+                    "source": [shard.source] * len(left_out),
+                    "id": [name for name, _ in left_out],
+                    "reason": [verdict.reason for _, verdict in left_out],
+                    "by": [verdict.by for _, verdict in left_out],
+                    "similarity": np.array([verdict.similarity for _, verdict in left_out]),
+                }
+            )
+        return describe(file, path, len(left_out))
 
 
 def _batched(documents: Iterable[Document], limit: int) -> Iterator[list[Document]]:
+    """Documents gathered up to a limit of characters; a long one comes alone."""
     batch: list[Document] = []
     characters = 0
     for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if len(batch) >= _BATCH_DOCUMENTS or characters >= limit:
+        if batch and (len(batch) == _BATCH_DOCUMENTS or characters + document.size > limit):
             yield batch
             batch, characters = [], 0
+        batch.append(document)
+        characters += document.size
     if batch:
         yield batch
 
@@ -242,23 +243,55 @@ class _Part:
 
     def append(self, batch: list[Document]) -> None:
         """Tokenizes, cuts and writes documents."""
-        config, source = self._config, self._shard.source
-        ids = self._tokenizer.encode([document.text for document in batch])
-        tokens, lengths, counts = chunk_documents(ids, config.chunk.tokens, self._tokenizer.pad_id)
+        if len(batch) == 1 and batch[0].text is not None:
+            counts = self._write_long(batch[0].text)
+        else:
+            ids = self._encode(batch)
+            counts = self._write(ids, self._documents.rows + np.arange(len(batch)))
+        self._describe(batch, counts)
+
+    def _encode(self, batch: list[Document]) -> list[np.ndarray]:
+        texts = [document.text for document in batch if document.text is not None]
+        encoded = iter(self._tokenizer.encode(texts))
+        return [next(encoded) if document.tokens is None else document.tokens for document in batch]
+
+    def _write_long(self, text: str) -> np.ndarray:
+        """Writes one document a segment at a time, and returns its number of chunks, int64 [1]."""
+        m, first = self._config.chunk.tokens, self._chunks.rows
+        row = np.array([self._documents.rows])
+        rest = np.empty(0, self._tokenizer.token_type)
+        for ids in self._tokenizer.encode_long(text):
+            ids = np.concatenate([rest, ids])
+            whole = len(ids) - len(ids) % m
+            self._write([ids[:whole]], row)
+            rest = ids[whole:]
+        self._write([rest], row)
+        return np.array([self._chunks.rows - first])
+
+    def _write(self, ids: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+        """Cuts token ids and writes the chunks of documents with these rows; returns their counts."""
+        m, pad_id = self._config.chunk.tokens, self._tokenizer.pad_id
+        tokens, lengths, counts = chunk_documents(ids, m, pad_id)
+        self._chunks.append(
+            {"tokens": tokens, "length": lengths, "document": np.repeat(rows, counts)}
+        )
+        self._tokens += int(lengths.sum(dtype=np.int64))
+        return counts
+
+    def _describe(self, batch: list[Document], counts: np.ndarray) -> None:
+        """Writes the rows of documents whose chunks were just written."""
+        source, config = self._shard.source, self._config
         splits = [
             split_of(document, source, config.split.validation, config.seed) for document in batch
         ]
-        first_chunks = self._chunks.rows + np.cumsum(counts) - counts
-        rows = np.repeat(self._documents.rows + np.arange(len(batch)), counts)
-        self._chunks.append({"tokens": tokens, "length": lengths, "document": rows})
+        first = self._chunks.rows - int(counts.sum())
         self._documents.append(
             {
                 "source": [source] * len(batch),
                 "id": [document.id for document in batch],
-                "first_chunk": first_chunks,
+                "first_chunk": first + np.cumsum(counts) - counts,
                 "chunk_count": counts,
                 "split": splits,
             }
         )
-        self._tokens += int(lengths.sum(dtype=np.int64))
         self._validation_chunks += int(counts[np.array(splits) == VALIDATION].sum())

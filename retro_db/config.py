@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 from retro_db.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Below a tenth, candidates can no longer be told from everything else.
+Similarity = Annotated[float, Field(ge=0.1, le=1.0)]
 
 
 class _Section(BaseModel):
@@ -22,32 +25,54 @@ class _Section(BaseModel):
     )
 
 
-class SourceConfig(_Section):
-    """One corpus."""
+class FilesConfig(_Section):
+    """Files with documents in them."""
 
-    name: str
-    """Name of the source in the database; no two are alike."""
     paths: Annotated[list[str], Field(min_length=1)]
-    """Files: paths, globs, any fsspec URL."""
-    format: Literal["jsonl", "parquet", "text", "arrow"] | None = None
-    """Inferred from the file names where it is left out."""
+    """Files, folders and globs: paths or fsspec URLs."""
+    format: Literal["jsonl", "parquet", "text", "arrow", "megatron"] | None = None
+    """Told from the file names where it is left out."""
     text: str = "text"
     """Field that holds the text."""
     id: str | None = None
     """Field that names the document; its place in the files where it is left out."""
+    separator: str | None = None
+    """Of text files: a regular expression for what stands between two documents, matched in many
+    lines mode. One that only looks ahead, such as `^(?=# )`, loses nothing. Without it a file is one
+    document."""
+    max_document: ByteSize = ByteSize(200_000_000)
+    """Documents with more bytes of UTF-8 are rejected."""
+
+    @pydantic.field_validator("separator")
+    @classmethod
+    def _is_a_pattern(cls, separator: str | None) -> str | None:
+        try:
+            pattern = re.compile((separator or "$").encode(), re.MULTILINE)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        if pattern.fullmatch(b"xx", 1, 1):
+            raise ValueError("matches between any two letters")
+        return separator
+
+
+class SourceConfig(FilesConfig):
+    """One corpus."""
+
+    name: str
+    """Name of the source in the database; no two are alike."""
     weight: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
     """Sampling weight in training, recorded for the trainer."""
     fraction: Share = 1.0
     """Share of the documents that is kept, chosen by hash; a larger share contains the smaller."""
     max_bad: Share = 0.001
     """Share of bad records above which the build stops."""
-    max_document: ByteSize = ByteSize(200_000_000)
-    """Documents with more bytes of UTF-8 are rejected."""
 
 
 class TrainTokenizerConfig(_Section):
-    """A byte-level BPE, trained on a hashed sample of the corpus."""
+    """A byte-level tokenizer, trained on a hashed sample of the corpus."""
 
+    model: Literal["bpe", "unigram"] = "bpe"
+    """Byte-pair encoding (merges), or Unigram (a vocabulary with probabilities)."""
     vocab_size: Annotated[int, Field(ge=257, le=128_000)] = 128_000
     """Entries, the 256 bytes and the end-of-document token included."""
     sample: ByteSize = ByteSize(1_000_000_000)
@@ -58,7 +83,7 @@ class TokenizerConfig(_Section):
     """The language model's tokenizer: one that exists, or one to train."""
 
     path: str | None = None
-    """A tokenizer.json, a folder with one, or a hub name."""
+    """A tokenizer.json, a SentencePiece .model, a folder with one, or a hub name."""
     train: TrainTokenizerConfig | None = None
     """Settings of a tokenizer to train; {} takes the defaults."""
 
@@ -139,24 +164,24 @@ class NeighborsConfig(_Section):
         return self
 
 
-class LeakageConfig(_Section):
+class LeakageConfig(FilesConfig):
     """Documents too close to evaluation texts are left out (paper, section 2.1)."""
 
     paths: list[str] = []
     """Evaluation texts."""
     ngram: Annotated[int, Field(ge=1)] = 13
     """Words of a gram."""
-    jaccard: Share = 0.8
-    """Similarity from which a document is left out."""
+    jaccard: Similarity = 0.8
+    """Jaccard similarity of two documents' grams from which the corpus's one is left out."""
     names: list[str] = []
     """Ids of documents that are left out."""
 
 
 class DedupConfig(_Section):
-    """Near-duplicate documents within the corpus."""
+    """Near-duplicate documents within the corpus; grams are those of `leakage.ngram` words."""
 
-    jaccard: Share | None = None
-    """Similarity from which all but one are left out; null keeps all."""
+    jaccard: Similarity | None = None
+    """Similarity from which all but the first are left out; null keeps all."""
 
 
 class Config(_Section):
@@ -189,8 +214,8 @@ class Config(_Section):
 
     @pydantic.model_validator(mode="after")
     def _what_this_release_does(self) -> Config:
-        if self.queries or self.leakage != LeakageConfig() or self.dedup != DedupConfig():
-            raise ValueError("queries, leakage and dedup are not in this release: leave them out")
+        if self.queries:
+            raise ValueError("queries are not in this release: leave them out")
         return self
 
     def portable(self) -> dict[str, Any]:
@@ -200,8 +225,8 @@ class Config(_Section):
         same bytes are built; their contents are recorded by hash.
         """
         data = self.model_dump(mode="json", exclude={"output": True, "tokenizer": {"path"}})
-        for source in data["corpus"]:
-            del source["paths"]
+        for files in (*data["corpus"], data["leakage"]):
+            del files["paths"]
         data["encoder"]["model"] = self.encoder.model.rstrip("/").rsplit("/", 1)[-1]
         return data
 

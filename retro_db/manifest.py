@@ -13,15 +13,25 @@ from retro_db.store.folder import FileEntry, Folder
 
 FILE = "manifest.json"
 FORMAT = "retro-db"
-VERSION = "1.0"
+VERSION = "1.1"
 TRAIN, VALIDATION = "train", "validation"
 
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """What became of one corpus.
+    """What became of one corpus: `read` = `documents` + `dropped` + `rejected`.
 
-    `read` documents = `documents` kept + `dropped` by `fraction` + `rejected` bad records.
+    Attributes:
+        name: Of the corpus.
+        weight: Sampling weight in training.
+        read: Records in its files.
+        documents: Documents that are in the database.
+        chunks: Of these documents.
+        tokens: Of these documents, without padding.
+        dropped: Good documents that were left out.
+        rejected: Bad records.
+        dropped_by: Dropped documents by reason: fraction, name, leakage, duplicate.
+        rejected_by: Rejected records by reason.
     """
 
     name: str
@@ -32,6 +42,8 @@ class SourceCounts:
     tokens: int
     dropped: int
     rejected: int
+    dropped_by: dict[str, int] = field(default_factory=dict)
+    rejected_by: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,12 +145,17 @@ class NeighborsInfo:
 
 @dataclass(frozen=True)
 class Tables:
-    """Files of every table, in reading order; `embeddings` is empty where they were not kept."""
+    """Files of every table, in reading order.
+
+    `embeddings` is empty where they were not kept, `dropped` where no document was left out for its
+    content; it alone has no file for every part.
+    """
 
     documents: list[FileEntry]
     chunks: list[FileEntry]
     embeddings: list[FileEntry]
     neighbors: list[FileEntry]
+    dropped: list[FileEntry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -174,6 +191,7 @@ class Manifest:
             *tables.chunks,
             *tables.embeddings,
             *tables.neighbors,
+            *tables.dropped,
             *self.index_files,
             *self.tokenizer_files,
         ]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from retro_db.errors import DamagedFileError, ModelError
+from retro_db.segments import LONGEST_SEGMENT, SEGMENT, is_cut_before_spaces, segments
+from retro_db.sentencepiece_model import convert_model
 from retro_db.store.folder import Folder
 
-END_OF_DOCUMENT = "<|endoftext|>"
 FOLDER = "tokenizer"
 _SETTINGS = "tokenizer_config.json"
+_SEGMENTS_AT_ONCE = 32
 
 
 class Tokenizer:
@@ -50,17 +53,23 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str) -> Tokenizer:
-        """Loads a tokenizer.json, a folder with one, or a hub name of a fast tokenizer.
+        """Loads a tokenizer.json, a SentencePiece model, a folder with one, or a hub name.
+
+        Args:
+            path: Where it is. Hub names stand for fast tokenizers; no code of theirs is run.
 
         Raises:
             ModelError: There is no such tokenizer, or it is not a fast one.
         """
         file = Path(os.path.expanduser(path))
         if file.is_dir():
-            file = file / "tokenizer.json"
+            names = ["tokenizer.json", *sorted(found.name for found in file.glob("*.model"))]
+            file = next((file / name for name in names if (file / name).exists()), file / names[0])
+        if file.suffix == ".model" and file.exists():
+            return cls(*convert_model(file))
         if file.exists():
             return cls._from_file(file)
-        if path.startswith((".", "/", "~")) or path.endswith((".json", "/")):
+        if path.startswith((".", "/", "~")) or path.endswith((".json", ".model", "/")):
             raise ModelError(f"tokenizer.path: {file} does not exist; correct the path")
         return cls._from_hub(path)
 
@@ -86,7 +95,8 @@ class Tokenizer:
                 f"tokenizer.path: {name} is neither a folder with a tokenizer.json nor a fast "
                 f"tokenizer on the hub ({reason})"
             ) from error
-        settings = {"pad_token": loaded.pad_token} if loaded.pad_token else {}
+        names = ("pad_token", "eos_token")
+        settings = {name: getattr(loaded, name) for name in names if getattr(loaded, name)}
         return cls(rust.to_str(), settings)
 
     @classmethod
@@ -119,14 +129,55 @@ class Tokenizer:
         return hashlib.sha256(self.definition.encode("utf-8")).hexdigest()
 
     @property
+    def end_id(self) -> int | None:
+        """The id that ends documents in corpora stored as tokens; None where the settings name none."""
+        return self._named_id("eos_token")
+
+    @property
     def token_type(self) -> np.dtype:
         """uint16 where every id fits, else uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, as arrays of `token_type`."""
-        encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=self.token_type) for encoding in encodings]
+        """Ids of each text, as arrays of `token_type`; long texts are encoded in segments."""
+        parts = [list(self._segments(text)) for text in texts]
+        encodings = self._rust.encode_batch_fast(
+            list(itertools.chain.from_iterable(parts)), add_special_tokens=False
+        )
+        ids = (np.array(encoding.ids, dtype=self.token_type) for encoding in encodings)
+        return [
+            next(ids) if len(part) == 1 else np.concatenate(list(itertools.islice(ids, len(part))))
+            for part in parts
+        ]
+
+    def encode_long(self, text: str) -> Iterator[np.ndarray]:
+        """Ids of one long text, a part at a time, equal to those of the whole.
+
+        Args:
+            text: One that `can_encode`.
+
+        Returns:
+            Arrays of `token_type` that together are the text's ids.
+        """
+        parts = self._segments(text)
+        while group := list(itertools.islice(parts, _SEGMENTS_AT_ONCE)):
+            yield np.concatenate(self.encode(group))
+
+    def can_encode(self, text: str) -> bool:
+        """Whether a text can be tokenized in bounded memory: whole, or in segments if it is long."""
+        if 4 * len(text) <= LONGEST_SEGMENT:
+            return True
+        return all(
+            4 * len(part) <= LONGEST_SEGMENT or len(part.encode("utf-8")) <= LONGEST_SEGMENT
+            for part in self._segments(text)
+        )
+
+    def _segments(self, text: str) -> Iterator[str]:
+        return segments(text) if len(text) > SEGMENT and self._can_cut else iter([text])
+
+    @functools.cached_property
+    def _can_cut(self) -> bool:
+        return is_cut_before_spaces(self._rust)
 
     def decode(self, rows: Iterable[np.ndarray]) -> list[str]:
         """Text of each row of ids (without padding); characters cut at an end become U+FFFD."""
@@ -140,32 +191,13 @@ class Tokenizer:
 
     def _pad_id(self, padding: dict[str, Any] | None) -> int:
         """The tokenizer's own padding id, else 0: `length` decides what is padding."""
-        token = self.settings.get("pad_token")
-        if isinstance(token, dict):
-            token = token.get("content")
-        if token is not None and (own := self._rust.token_to_id(token)) is not None:
+        own = self._named_id("pad_token")
+        if own is not None:
             return own
         return int(padding["pad_id"]) if padding else 0
 
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE, which encodes any text and gives it back exactly.
-
-    Args:
-        texts: What it learns its merges from; the result depends on the texts, not on threads.
-        vocab_size: Entries at most, the 256 bytes and `<|endoftext|>` included.
-
-    Returns:
-        The tokenizer; 0 is the id of `<|endoftext|>`.
-    """
-    rust = RustTokenizer(models.BPE())
-    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    rust.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_DOCUMENT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    rust.train_from_iterator(texts, trainer=trainer)
-    return Tokenizer(rust.to_str(), {"eos_token": END_OF_DOCUMENT})
+    def _named_id(self, setting: str) -> int | None:
+        token = self.settings.get(setting)
+        if isinstance(token, dict):
+            token = token.get("content")
+        return None if token is None else self._rust.token_to_id(token)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retro_db.corpus.selection import CONTENT_REASONS
 from retro_db.database import Database
 from retro_db.database import open as open_database
 from retro_db.errors import RetroDBError
@@ -68,7 +69,15 @@ def _check_files(database: Database) -> Iterator[str]:
         found = describe(database.folder.local(entry.path), entry.path, entry.rows)
         if found != entry:
             yield f"{entry.path}: its bytes are not those that were written"
-    for folder in ("documents", "chunks", "embeddings", "index", "neighbors", "tokenizer"):
+    for folder in (
+        "documents",
+        "dropped",
+        "chunks",
+        "embeddings",
+        "index",
+        "neighbors",
+        "tokenizer",
+    ):
         for name in database.folder.list(folder):
             if f"{folder}/{name}" not in listed:
                 yield f"{folder}/{name}: not in {FILE}"
@@ -89,6 +98,14 @@ def _check_counts(database: Database) -> Iterator[str]:
     for source in database.manifest.sources:
         if source.read != source.documents + source.dropped + source.rejected:
             yield f"{FILE}: source {source.name}: read is not kept + dropped + rejected"
+        if source.dropped_by and sum(source.dropped_by.values()) != source.dropped:
+            yield f"{FILE}: source {source.name}: dropped is not the sum of its reasons"
+    if sum(entry.rows or 0 for entry in tables.dropped) != sum(
+        source.dropped_by.get(reason, 0)
+        for source in database.manifest.sources
+        for reason in CONTENT_REASONS
+    ):
+        yield f"{FILE}: the dropped table has other rows than documents were left out"
 
 
 def _check_documents(database: Database) -> Iterator[str]:

@@ -74,7 +74,10 @@ def test_overrides(tmp_path: Path) -> None:
         ({"split": {"validation": 1.5}}, "split.validation"),
         ({"encoder": {"model": "m", "pooling": "max"}}, "encoder.pooling"),
         ({"index": {"memory": "lots"}}, "index.memory"),
-        ({"dedup": {"jaccard": 0.8}}, "not in this release"),
+        ({"queries": [MINIMAL["corpus"][0]]}, "not in this release"),
+        ({"dedup": {"jaccard": 0.01}}, "dedup.jaccard"),
+        ({"corpus": [MINIMAL["corpus"][0] | {"separator": "("}]}, "not a regular expression"),
+        ({"corpus": [MINIMAL["corpus"][0] | {"separator": "\\s*"}]}, "between any two letters"),
     ],
 )
 def test_wrong_settings_are_named(change: dict[str, Any], words: str) -> None:

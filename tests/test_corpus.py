@@ -48,6 +48,11 @@ def jsonl(texts: list[str]) -> bytes:
     return b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts)
 
 
+def offsets(texts: list[str]) -> list[int]:
+    """Where each line of `jsonl` begins."""
+    return [len(jsonl(texts[:number])) for number in range(len(texts))]
+
+
 def two_frames(data: bytes) -> bytes:
     middle = len(data) // 2
     return zstandard.compress(data[:middle]) + zstandard.compress(data[middle:])
@@ -71,7 +76,7 @@ def test_json_lines_plain_and_compressed(
     path.write_bytes(compress(jsonl(TEXTS)))
     records = read(configure([path]))
     assert [record.text for record in records if isinstance(record, Document)] == TEXTS
-    names = [f"{path.name}:{number}" for number in range(1, 6)]
+    names = [f"{path.name}:{offset}" for offset in offsets(TEXTS)]
     assert [record.id for record in records if isinstance(record, Document)] == names
 
 
@@ -118,7 +123,8 @@ def test_bad_records_are_returned_with_their_place(tmp_path: Path) -> None:
     records = read(configure([path]))
     assert [isinstance(record, Document) for record in records] == [True] + [False] * 6 + [True]
     rejects = [record for record in records if isinstance(record, Reject)]
-    assert [reject.position for reject in rejects] == [2, 3, 4, 5, 6, 7]
+    starts = [len(b"\n".join([*lines[:number], b""])) for number in range(len(lines))]
+    assert [reject.offset for reject in rejects] == starts[1:7]
     assert all(reject.file == "a.jsonl" for reject in rejects)
 
 
@@ -148,9 +154,9 @@ def test_plans_are_stable_and_lose_nothing(tmp_path: Path) -> None:
     shards = plan_shards(config)
     assert shards == plan_shards(config)
     assert [shard.number for shard in shards] == list(range(len(shards)))
-    names = [file.name for shard in shards for file in shard.files]
+    names = [piece.file.name for shard in shards for piece in shard.pieces]
     assert names == sorted(f"{number:02d}.jsonl" for number in range(30)), "none twice"
-    assert all(shard.bytes <= 1000 or len(shard.files) == 1 for shard in shards)
+    assert all(shard.bytes <= 1000 for shard in shards)
 
 
 def test_a_sample_is_spread_over_files_and_keeps_every_source(tmp_path: Path) -> None:
@@ -160,13 +166,13 @@ def test_a_sample_is_spread_over_files_and_keeps_every_source(tmp_path: Path) ->
             (tmp_path / f"{name}{file:03d}.jsonl").write_bytes(jsonl(["text"]))
         config = configure([tmp_path / f"{name}*.jsonl"])
         [shard] = plan_shards(config)
-        shards.append(Shard(number, name, shard.format, shard.files))
+        shards.append(Shard(number, name, shard.format, shard.pieces))
     sampled = sample_shards(shards, 10, 1000, seed=0)
     assert sampled == sample_shards(shards, 10, 1000, seed=0)
     assert [shard.source for shard in sampled] == ["a", "b"]
-    names = [file.name for file in sampled[0].files]
+    names = [piece.file.name for piece in sampled[0].pieces]
     assert 4 < len(names) < 40
-    assert set(names) < {file.name for file in shards[0].files}
+    assert set(names) < {piece.file.name for piece in shards[0].pieces}
     assert max(names) > "a100", "not a prefix"
     assert sampled[0].fraction == pytest.approx(1 / 8)
 

@@ -1,16 +1,17 @@
-"""From globs to shards of about equal size: the same input gives the same plan."""
+"""From a configuration to shards of about equal work: the same input gives the same plan."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import re
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import fsspec
-
-from retro_db.config import ChunkConfig, Config, SourceConfig
-from retro_db.errors import CorpusError
+from retro_db.config import Config, LeakageConfig
+from retro_db.corpus.listing import InputFile, Listing
+from retro_db.corpus.splitting import Piece, split_file
+from retro_db.corpus.streams import BY_NAME
+from retro_db.errors import ConfigError, CorpusError
 from retro_db.hashing import fraction_of
 from retro_db.serialize import digest
 
@@ -24,122 +25,115 @@ FORMATS = {
     ".text": "text",
     ".md": "text",
     ".py": "text",
+    ".bin": "megatron",
+    ".idx": "megatron",
 }
-COMPRESSIONS = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One file of a corpus.
-
-    Attributes:
-        url: Where it is.
-        name: Its path below the folder that the glob starts from: the same on every machine.
-        bytes: Its size.
-        version: What changes when its content does: the ETag or the time of the last change.
-    """
-
-    url: str
-    name: str
-    bytes: int
-    version: str
+# Bytes of text in a byte of the file, about: what makes work equal, nothing that must be exact.
+_EXPANSION_COMPRESSED = 4
+_EXPANSION = {"parquet": 3, "megatron": 2}
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Files that one task reads from first to last, all of one source.
+    """What one task reads from first to last, all of one source.
 
     Attributes:
         number: Position in the plan; chunk ids follow it.
         source: Name of the corpus.
-        format: jsonl, parquet, text or arrow.
-        files: What to read.
+        format: jsonl, parquet, text, arrow or megatron.
+        pieces: What to read.
         fraction: Share of documents to keep: the source's, and in a smoke build less.
     """
 
     number: int
     source: str
     format: str
-    files: list[InputFile] = field(default_factory=list)
+    pieces: list[Piece]
     fraction: float = 1.0
 
     @property
     def bytes(self) -> int:
-        """Size of all its files."""
-        return sum(file.bytes for file in self.files)
+        """Size of all that it reads."""
+        return sum(piece.bytes for piece in self.pieces)
 
     @property
     def identity(self) -> str:
         """A hash of what would be read."""
-        return digest(
-            [self.source, self.format, self.fraction, [vars(file) for file in self.files]]
-        )
+        pieces = [dataclasses.astuple(piece) for piece in self.pieces]
+        return digest([self.source, self.format, self.fraction, pieces])
 
 
 def plan_shards(config: Config) -> list[Shard]:
-    """Lists every source once and packs its files, in name order, into shards.
+    """Lists every source and packs its files, in name order, into shards.
+
+    A shard takes small files until it holds about `chunk.shard_size` bytes of text; a larger file is
+    divided where its format allows it.
+
+    Raises:
+        CorpusError: A path is missing, a glob matches nothing, or a format cannot be told.
+        ConfigError: A source holds tokens, and the tokenizer is to be trained.
+    """
+    listing = Listing()
+    shards: list[Shard] = []
+    for position, source in enumerate(config.corpus):
+        files = listing.files(source.paths, f"corpus.{position}.paths")
+        kind = source.format or infer_format(files, f"corpus.{position}")
+        if kind == "megatron" and config.tokenizer.path is None:
+            raise ConfigError(
+                f"corpus.{position}: {source.name} is tokens already; name the tokenizer that made "
+                "them in tokenizer.path"
+            )
+        packs = _pack(select_files(files, kind), kind, int(config.chunk.shard_size))
+        for pieces in packs:
+            shards.append(Shard(len(shards), source.name, kind, pieces, source.fraction))
+    return shards
+
+
+def plan_evaluation(settings: LeakageConfig, shard_size: int) -> list[Shard]:
+    """Lists and packs the evaluation texts of the leakage filter.
+
+    Args:
+        settings: Where they are.
+        shard_size: Bytes of text of a shard.
 
     Raises:
         CorpusError: A path is missing, a glob matches nothing, or a format cannot be told.
     """
-    shards: list[Shard] = []
-    for position, source in enumerate(config.corpus):
-        files = list_files(source, f"corpus.{position}")
-        kind = source.format or _infer_format(files, f"corpus.{position}")
-        shards += _pack(files, source, kind, config.chunk, len(shards))
-    return shards
+    files = Listing().files(settings.paths, "leakage.paths")
+    kind = settings.format or infer_format(files, "leakage")
+    packs = _pack(select_files(files, kind), kind, shard_size)
+    return [Shard(number, "leakage", kind, pieces) for number, pieces in enumerate(packs)]
 
 
-def list_files(source: SourceConfig, where: str) -> list[InputFile]:
-    """All files of a source, sorted by name, none twice.
+def infer_format(files: Sequence[InputFile], where: str) -> str:
+    """The format that the names of the files tell.
 
     Args:
-        source: Its `paths` are files, folders or globs on any fsspec filesystem.
+        files: Of one source.
         where: The source's place in the configuration, for error messages.
 
-    Returns:
-        Every file once, with its size in bytes.
-
     Raises:
-        CorpusError: A path is missing or a glob matches nothing.
+        CorpusError: A name tells none, or two tell different ones.
     """
-    found: dict[str, InputFile] = {}
-    for number, path in enumerate(source.paths):
-        place = f"{where}.paths.{number}"
-        try:
-            fs, pattern = fsspec.core.url_to_fs(os.path.expanduser(path))
-            base, files = _matches(fs, pattern)
-        except (ImportError, ValueError) as error:
-            raise CorpusError(f"{place}: {path}: {error}") from error
-        if not files:
-            problem = "matches no file" if _is_glob(pattern) else "does not exist"
-            raise CorpusError(f"{place}: {path} {problem}; correct the path")
-        for full, info in files.items():
-            url = fs.unstrip_protocol(full)
-            # A name that is not UTF-8 reads with replacement characters; its URL stays as it is.
-            name = full[len(base) :].lstrip("/").encode("utf-8", "replace").decode("utf-8")
-            version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
-            found[url] = InputFile(url, name, info["size"], str(version))
-    return sorted(found.values(), key=lambda file: (file.name, file.url))
+    kinds = {FORMATS.get(_suffix(file.name)) for file in files}
+    if len(kinds) != 1 or None in kinds:
+        strange = next((f.name for f in files if _suffix(f.name) not in FORMATS), files[0].name)
+        raise CorpusError(
+            f"{where}.format: cannot be told from {strange}; set it to jsonl, parquet, text, arrow or "
+            "megatron"
+        )
+    return str(kinds.pop())
 
 
-def _matches(fs: Any, pattern: str) -> tuple[str, dict[str, Any]]:
-    """The folder that names are counted from, and every file with what the filesystem says of it."""
-    if fs.isfile(pattern):
-        return pattern.rpartition("/")[0], {pattern: fs.info(pattern)}
-    if fs.isdir(pattern):
-        pattern = f"{pattern.rstrip('/')}/**"
-    entries = fs.glob(pattern, detail=True)
-    files = {
-        name: info
-        for name, info in entries.items()
-        if info["type"] == "file" or (info.get("islink") and fs.isfile(name))
-    }
-    return _base_folder(pattern), files
+def select_files(files: Sequence[InputFile], kind: str) -> list[InputFile]:
+    """The files that hold documents: of Megatron's pairs, the .bin files."""
+    if kind != "megatron":
+        return list(files)
+    return [file for file in files if not file.name.endswith(".idx")]
 
 
 def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int) -> list[Shard]:
-    """Shards thinned to about so many documents: a hashed sample of files, then of documents.
+    """Shards thinned to about so many documents: a hashed sample of pieces, then of documents.
 
     Args:
         shards: The whole plan.
@@ -148,54 +142,57 @@ def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int)
         seed: Decides which.
 
     Returns:
-        Shards numbered anew from 0. Every source keeps at least one file.
+        Shards numbered anew from 0. Every source keeps at least one piece.
     """
     share = min(1.0, documents / max(estimate, 1))
     # Reading eight times the sample is cheap, and mixes documents of many files.
-    file_share = min(1.0, 8 * share)
+    piece_share = min(1.0, 8 * share)
+
+    def place(piece: Piece) -> float:
+        begin = piece.range.begin if piece.range else 0
+        return fraction_of("smoke", seed, piece.file.name, begin)
+
     sampled: list[Shard] = []
+    sources: set[str] = set()
     for shard in shards:
-        files = [file for file in shard.files if fraction_of("smoke", seed, file.name) < file_share]
-        first_of_source = all(other.source != shard.source for other in sampled)
-        if not files and first_of_source and shard.files:
-            files = [min(shard.files, key=lambda file: fraction_of("smoke", seed, file.name))]
-        if files:
-            fraction = shard.fraction * min(1.0, share / file_share)
-            sampled.append(Shard(len(sampled), shard.source, shard.format, files, fraction))
+        pieces = [piece for piece in shard.pieces if place(piece) < piece_share]
+        if not pieces and shard.source not in sources:
+            pieces = [min(shard.pieces, key=place)]
+        if pieces:
+            sources.add(shard.source)
+            fraction = shard.fraction * min(1.0, share / piece_share)
+            sampled.append(Shard(len(sampled), shard.source, shard.format, pieces, fraction))
     return sampled
 
 
-def _pack(
-    files: list[InputFile], source: SourceConfig, kind: str, chunk: ChunkConfig, first: int
-) -> list[Shard]:
-    shards: list[Shard] = []
+def _pack(files: Sequence[InputFile], kind: str, shard_size: int) -> list[list[Piece]]:
+    """Pieces in order, gathered into groups of about `shard_size` bytes of text."""
+    packs: list[list[Piece]] = []
+    room = 0.0
     for file in files:
-        if not shards or shards[-1].bytes + file.bytes > chunk.shard_size:
-            shards.append(Shard(first + len(shards), source.name, kind, [], source.fraction))
-        shards[-1].files.append(file)
-    return shards
+        expansion = expansion_of(file.name, kind)
+        for piece in split_file(file, kind, max(shard_size // expansion, 1)):
+            work = piece.bytes * expansion
+            if not packs or work > room:
+                packs.append([])
+                room = shard_size
+            packs[-1].append(piece)
+            room -= work
+    return packs
 
 
-def _infer_format(files: list[InputFile], where: str) -> str:
-    kinds = {FORMATS.get(_suffix(file.name)) for file in files}
-    if len(kinds) != 1 or None in kinds:
-        strange = next((f.name for f in files if _suffix(f.name) not in FORMATS), files[0].name)
-        raise CorpusError(
-            f"{where}.format: cannot be told from {strange}; set it to jsonl, parquet, text or arrow"
-        )
-    return str(kinds.pop())
+def expansion_of(name: str, kind: str) -> int:
+    """Bytes of text in a byte of a file, about.
+
+    Args:
+        name: Of the file.
+        kind: Its format.
+    """
+    if os.path.splitext(name)[1] in BY_NAME:
+        return _EXPANSION_COMPRESSED
+    return _EXPANSION.get(kind, 1)
 
 
 def _suffix(name: str) -> str:
     stem, suffix = os.path.splitext(name)
-    return os.path.splitext(stem)[1] if suffix in COMPRESSIONS else suffix
-
-
-def _is_glob(pattern: str) -> bool:
-    return re.search(r"[*?\[]", pattern) is not None
-
-
-def _base_folder(pattern: str) -> str:
-    """The longest folder of a pattern without wildcards; of a plain path, its parent."""
-    plain = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-    return plain.rsplit("/", 1)[0] if "/" in plain else ""
+    return os.path.splitext(stem)[1] if suffix in BY_NAME else suffix

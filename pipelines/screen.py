@@ -1,0 +1,282 @@
+"""Stage 2: which documents are left out for their content, where the configuration asks for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from retro_db.config import Config
+from retro_db.corpus.duplicates import (
+    Pairs,
+    SignedShard,
+    band_entries,
+    count_partitions,
+    find_pairs,
+    resolve,
+)
+from retro_db.corpus.grams import Bands
+from retro_db.corpus.planning import Shard, plan_evaluation
+from retro_db.corpus.screening import (
+    EvaluationSet,
+    ScreenedShard,
+    open_evaluation,
+    screen_shard,
+    write_evaluation,
+)
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.tokenizer import Tokenizer
+
+from .quiet import beam
+from .shards import Task, fingerprint
+from .stage import Build, run_stage, sole
+from .tokenizer import TokenizerFiles
+
+VERSION = 1
+
+
+@dataclass
+class EvaluationJob:
+    """Signs the evaluation documents."""
+
+    config: Config
+    folder: Folder
+    stage: str = field(default="evaluation", init=False)
+
+    def open(self) -> None:
+        """Nothing to share."""
+
+    def run(self, shared: None, shards: list[Shard], report: Callable[[int], None]) -> FileEntry:
+        """Writes one file of signatures."""
+        return write_evaluation(shards, self.config.leakage, self.folder)
+
+    def files(self, result: FileEntry) -> list[FileEntry]:
+        """The signatures."""
+        return [result]
+
+
+@dataclass
+class ScreenJob:
+    """Screens one planned shard."""
+
+    config: Config
+    folder: Folder
+    stage: str = field(default="screen", init=False)
+
+    def open(self) -> tuple[Tokenizer, EvaluationSet | None]:
+        """The tokenizer, and the evaluation documents if there are any."""
+        leakage = self.config.leakage
+        evaluation = open_evaluation(self.folder, leakage) if leakage.paths else None
+        return Tokenizer.of_database(self.folder), evaluation
+
+    def run(
+        self,
+        shared: tuple[Tokenizer, EvaluationSet | None],
+        shard: Shard,
+        report: Callable[[int], None],
+    ) -> ScreenedShard:
+        """Writes verdicts and signatures."""
+        return screen_shard(shard, self.config, *shared, self.folder, report)
+
+    def files(self, result: ScreenedShard) -> list[FileEntry]:
+        """Verdicts, and signatures where there are any."""
+        return [file for file in (result.verdicts, result.signatures) if file]
+
+
+@dataclass
+class PairsJob:
+    """Compares the documents that share a band, in one partition of the bands."""
+
+    folder: Folder
+    shards: list[SignedShard]
+    similarity: float
+    stage: str = field(default="pairs", init=False)
+
+    def open(self) -> None:
+        """Nothing to share."""
+
+    def run(
+        self, shared: None, item: tuple[int, Iterable[bytes]], report: Callable[[int], None]
+    ) -> Pairs:
+        """Writes the pairs."""
+        partition, blocks = item
+        found = find_pairs(partition, blocks, self.shards, self.similarity, self.folder)
+        report(1)
+        return found
+
+    def files(self, result: Pairs) -> list[FileEntry]:
+        """The pairs."""
+        return [result.file]
+
+
+@dataclass
+class GatherBands(beam.PTransform):
+    """The one shuffle of payload: brings equal band keys of all shards together.
+
+    Args:
+        folder: The database.
+        shards: Whose signatures are read.
+        partitions: Tasks, each of which gets its part of the keys.
+    """
+
+    folder: Folder
+    shards: list[SignedShard]
+    partitions: int
+
+    def expand(self, tasks: beam.PCollection) -> beam.PCollection:
+        """Gives every task, whose item is a partition's number, the entries of that partition."""
+        blocks = (
+            tasks.pipeline
+            | "Shards" >> beam.Create(self.shards)
+            | "Spread" >> beam.Reshuffle()
+            | "Read bands"
+            >> beam.FlatMap(band_entries, self.folder, self.partitions).with_output_types(
+                tuple[int, bytes]
+            )
+        )
+        keyed = tasks | "By partition" >> beam.Map(_by_partition).with_output_types(
+            tuple[int, Task]
+        )
+        return {"tasks": keyed, "blocks": blocks} | beam.CoGroupByKey() | beam.FlatMap(_gathered)
+
+
+def _by_partition(task: Task) -> tuple[int, Task]:
+    return task.item, task
+
+
+def _gathered(group: tuple[int, dict[str, Iterable]]) -> Iterator[Task]:
+    """The task of a partition with its blocks; none if it was done before."""
+    partition, found = group
+    for task in found["tasks"]:
+        yield Task(task.name, task.fingerprint, (partition, found["blocks"]))
+
+
+@dataclass
+class ResolveJob:
+    """Decides which document of every pair stays."""
+
+    folder: Folder
+    sources: dict[int, str]
+    screened: dict[int, ScreenedShard]
+    shards: list[SignedShard]
+    stage: str = field(default="resolve", init=False)
+
+    def open(self) -> None:
+        """Nothing to share."""
+
+    def run(self, shared: None, pairs: list[Pairs], report: Callable[[int], None]) -> Resolved:
+        """Writes the verdicts on every shard."""
+        found = resolve(self.screened, self.shards, pairs, self.sources, self.folder)
+        report(len(found))
+        return Resolved([found[number] for number in sorted(found)])
+
+    def files(self, result: Resolved) -> list[FileEntry]:
+        """The verdicts."""
+        return result.verdicts
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The verdicts on all shards, in order."""
+
+    verdicts: list[FileEntry]
+
+
+def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[FileEntry | None]:
+    """Runs the stages that the configuration asks for.
+
+    Returns:
+        The verdicts on every shard; None where nothing is screened.
+    """
+    config = build.config
+    if not config.leakage.paths and config.dedup.jaccard is None:
+        return [None] * len(build.shards)
+    evaluation = _evaluate(build) if config.leakage.paths else None
+    screened = _screen(build, tokenizer, evaluation)
+    if config.dedup.jaccard is None:
+        return [shard.verdicts for shard in screened]
+    return list(_find_duplicates(build, screened, config.dedup.jaccard))
+
+
+def _evaluate(build: Build) -> FileEntry:
+    settings = build.config.leakage
+    shards = plan_evaluation(settings, int(build.config.chunk.shard_size))
+    job = EvaluationJob(build.config, build.folder)
+    decides: list[object] = [settings.model_dump(mode="json", exclude={"names"})]
+    decides += [shard.identity for shard in shards]
+    task = Task("evaluation", fingerprint(job.stage, VERSION, *decides), shards)
+    size = sum(shard.bytes for shard in shards)
+    return sole(run_stage(build, job, [task], FileEntry, "bytes", size))
+
+
+def _screen(
+    build: Build, tokenizer: TokenizerFiles, evaluation: FileEntry | None
+) -> list[ScreenedShard]:
+    config = build.config
+    job = ScreenJob(config, build.folder)
+    settings = [
+        tokenizer.sha256,
+        config.seed,
+        config.leakage.model_dump(mode="json", include={"ngram", "jaccard", "names"}),
+        evaluation.sha256 if evaluation else None,
+        config.dedup.jaccard,
+    ]
+    tasks = [
+        Task(
+            f"shard-{shard.number:07d}",
+            fingerprint(job.stage, VERSION, *settings, read_settings(config, shard)),
+            shard,
+        )
+        for shard in build.shards
+    ]
+    size = sum(shard.bytes for shard in build.shards)
+    return run_stage(build, job, tasks, ScreenedShard, "bytes", size)
+
+
+def read_settings(config: Config, shard: Shard) -> list[object]:
+    """Everything that decides which records are read from a shard."""
+    source = next(source for source in config.corpus if source.name == shard.source)
+    fields = {"text", "id", "separator", "max_document"}
+    return [source.model_dump(mode="json", include=fields), shard.identity]
+
+
+def _find_duplicates(
+    build: Build, screened: list[ScreenedShard], similarity: float
+) -> list[FileEntry]:
+    signed = [
+        SignedShard(number, shard.signatures)
+        for number, shard in enumerate(screened)
+        if shard.signatures
+    ]
+    partitions = count_partitions(signed, Bands.for_threshold(similarity).count)
+    marks = [shard.file.sha256 for shard in signed]
+    pairs_job = PairsJob(build.folder, signed, similarity)
+    tasks = [
+        Task(
+            f"partition-{number:07d}",
+            fingerprint(pairs_job.stage, VERSION, number, partitions, similarity, marks),
+            number,
+        )
+        for number in range(partitions)
+    ]
+    gather = GatherBands(build.folder, signed, partitions)
+    pairs = run_stage(build, pairs_job, tasks, Pairs, "partitions", partitions, gather)
+
+    sources = {shard.number: shard.source for shard in build.shards}
+    job = ResolveJob(build.folder, sources, dict(enumerate(screened)), signed)
+    decides = [
+        *[part.file.sha256 for part in pairs],
+        *[shard.verdicts.sha256 for shard in screened],
+        *marks,
+        *sources.values(),
+    ]
+    task = Task("resolve", fingerprint(job.stage, VERSION, *decides), pairs)
+    resolved = sole(run_stage(build, job, [task], Resolved, "shards", len(screened)))
+    return resolved.verdicts
+
+
+if __name__ == "__main__":
+    # The classes above must be pickled under their module's name, so the command imports them anew.
+    from .cli import end_process, run, stage_command
+
+    end_process(run(sys.argv[1:], stage_command("screen")))

@@ -1,0 +1,141 @@
+"""From paths, folders and globs to files. No folder is listed twice, however many paths name it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from retro_db.errors import CorpusError
+
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of a corpus.
+
+    Attributes:
+        url: Where it is.
+        name: Its path below the folder that the glob starts from: the same on every machine.
+        bytes: Its size.
+        version: What changes when its content does: the ETag or the time of the last change.
+    """
+
+    url: str
+    name: str
+    bytes: int
+    version: str
+
+
+class Listing:
+    """Lists what paths name, keeping every folder that it has seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, str], list[dict[str, Any]]] = {}
+
+    def files(self, paths: Sequence[str], where: str) -> list[InputFile]:
+        """All files that the paths name, sorted by name, none twice.
+
+        Args:
+            paths: Files, folders and globs on any fsspec filesystem. `**` stands for any folders;
+                wildcards and folders pass over names that begin with a dot, as a shell does.
+            where: The paths' place in the configuration, for error messages.
+
+        Returns:
+            Every file once, with its size in bytes.
+
+        Raises:
+            CorpusError: A path is missing or a glob matches nothing.
+        """
+        found: dict[str, InputFile] = {}
+        for number, path in enumerate(paths):
+            place = f"{where}.{number}"
+            try:
+                fs, pattern = fsspec.core.url_to_fs(os.path.expanduser(path))
+                base, entries = self._matches(fs, pattern)
+            except (ImportError, ValueError) as error:
+                raise CorpusError(f"{place}: {path}: {error}") from error
+            if not entries:
+                problem = "matches no file" if _WILDCARD.search(pattern) else "does not exist"
+                raise CorpusError(f"{place}: {path} {problem}; correct the path")
+            for entry in entries:
+                file = _describe(fs, base, entry)
+                found[file.url] = file
+        return sorted(found.values(), key=lambda file: (file.name, file.url))
+
+    def _matches(self, fs: Any, pattern: str) -> tuple[str, list[dict[str, Any]]]:
+        """The folder that names are counted from, and the entries of the files."""
+        pattern = pattern.rstrip("/")
+        try:
+            entry = fs.info(pattern)
+        except FileNotFoundError:
+            entry = None
+        if entry is not None and entry["type"] != "directory":
+            return os.path.dirname(pattern), [entry]
+        if entry is not None:
+            return pattern, list(self._walk(fs, pattern, ["**", "*"]))
+        if not _WILDCARD.search(pattern):
+            return "", []
+        plain = _WILDCARD.split(pattern, maxsplit=1)[0]
+        base = plain.rsplit("/", 1)[0] if "/" in plain else ""
+        return base, list(self._walk(fs, base, pattern[len(base) :].lstrip("/").split("/")))
+
+    def _walk(self, fs: Any, folder: str, parts: list[str]) -> Iterator[dict[str, Any]]:
+        """Entries of files below a folder whose path matches the parts of a pattern."""
+        first, *rest = parts
+        if first == "**":
+            yield from self._walk(fs, folder, rest or ["*"])
+            for entry in self._list(fs, folder):
+                # As find does, links to folders are not followed here: they may form a circle.
+                if entry["type"] == "directory" and not _is_hidden(entry) and not _is_link(entry):
+                    yield from self._walk(fs, entry["name"], parts)
+            return
+        matches = re.compile(fnmatch.translate(first)).match
+        for entry in self._list(fs, folder):
+            name = _own_name(entry)
+            if not matches(name) or (_is_hidden(entry) and not first.startswith(".")):
+                continue
+            is_folder = entry["type"] == "directory" or (
+                _is_link(entry) and fs.isdir(entry["name"])
+            )
+            if rest and is_folder:
+                yield from self._walk(fs, entry["name"], rest)
+            elif not rest and not is_folder and (entry["type"] == "file" or _is_link(entry)):
+                yield entry
+
+    def _list(self, fs: Any, folder: str) -> list[dict[str, Any]]:
+        key = (id(fs), folder)
+        if key not in self._seen:
+            try:
+                self._seen[key] = fs.ls(folder, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                self._seen[key] = []
+        return self._seen[key]
+
+
+def _describe(fs: Any, base: str, entry: dict[str, Any]) -> InputFile:
+    full = entry["name"]
+    if _is_link(entry):
+        entry = fs.info(os.path.realpath(full))
+    version = entry.get("ETag") or entry.get("mtime") or entry.get("LastModified") or ""
+    # A name that is not UTF-8 reads with replacement characters; its URL stays as it is.
+    name = full[len(base) :].lstrip("/").encode("utf-8", "replace").decode("utf-8")
+    return InputFile(fs.unstrip_protocol(full), name, entry["size"], str(version))
+
+
+def _own_name(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _is_hidden(entry: dict[str, Any]) -> bool:
+    return _own_name(entry).startswith(".")
+
+
+def _is_link(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("islink"))

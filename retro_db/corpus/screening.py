@@ -1,0 +1,242 @@
+"""Which documents are left out for their content: too close to an evaluation text (paper, section 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retro_db.config import Config, LeakageConfig
+from retro_db.corpus.grams import Bands, jaccard
+from retro_db.corpus.planning import Shard
+from retro_db.corpus.reading import Document, Reject, read_shard
+from retro_db.corpus.selection import LEAKAGE, Tally, select
+from retro_db.corpus.signatures import SignatureFile, SignatureWriter, Signed, sign
+from retro_db.errors import CorpusError
+from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.tokenizer import Tokenizer
+
+EVALUATION = "state/screen/evaluation.arrow"
+_VERDICTS = pa.schema(
+    [
+        pa.field("number", pa.int64()),
+        pa.field("reason", pa.string()),
+        pa.field("by", pa.string()),
+        pa.field("similarity", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a record is left out.
+
+    Attributes:
+        number: Of the record in its shard.
+        reason: leakage or duplicate.
+        by: Which document it is too close to.
+        similarity: How close, in Jaccard similarity.
+    """
+
+    number: int
+    reason: str
+    by: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class ScreenedShard:
+    """What the screening of a shard wrote.
+
+    Attributes:
+        verdicts: Table of the records that are left out.
+        signatures: Of those that are not, where duplicates are wanted.
+    """
+
+    verdicts: FileEntry
+    signatures: FileEntry | None
+
+
+class EvaluationSet:
+    """The evaluation documents, to be compared with any text.
+
+    Args:
+        file: Their signatures.
+        similarity: From which a text is too close.
+    """
+
+    def __init__(self, file: SignatureFile, similarity: float) -> None:
+        self._file = file
+        self._similarity = similarity
+        keys = file.keys.reshape(-1)
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+
+    def closest(self, grams: np.ndarray, keys: np.ndarray) -> tuple[str, float] | None:
+        """The evaluation document that a text is too close to.
+
+        Args:
+            grams: Of the text, uint64 [g].
+            keys: Of its bands, uint64 [b].
+
+        Returns:
+            Id and similarity of the closest one, the first of several; None where none is too close.
+        """
+        lows = np.searchsorted(self._keys, keys, side="left")
+        highs = np.searchsorted(self._keys, keys, side="right")
+        spans = [self._order[low:high] for low, high in zip(lows, highs, strict=True) if low < high]
+        best: tuple[str, float] | None = None
+        for row in np.unique(np.concatenate(spans) // len(keys)) if spans else ():
+            similarity = jaccard(grams, self._file.grams(row))
+            if similarity >= self._similarity and (best is None or similarity > best[1]):
+                best = (self._file.id(row), similarity)
+        return best
+
+
+def write_evaluation(shards: Sequence[Shard], settings: LeakageConfig, folder: Folder) -> FileEntry:
+    """Writes the signatures of all evaluation documents into one file.
+
+    Args:
+        shards: Of the evaluation texts.
+        settings: How they are read and compared.
+        folder: The database.
+
+    Returns:
+        The file.
+
+    Raises:
+        CorpusError: A record cannot be used: what is not compared would leak.
+    """
+    bands = Bands.for_threshold(settings.jaccard)
+    documents = (
+        (number, document)
+        for shard in shards
+        for number, document in enumerate(_all_good(read_shard(shard, settings)))
+    )
+    with folder.writing(EVALUATION) as file:
+        with SignatureWriter(file, bands) as writer:
+            for batch in sign(documents, _text, settings.ngram):
+                writer.append(batch)
+        return describe(file, EVALUATION, writer.rows)
+
+
+def _text(document: Document) -> str:
+    if document.text is None:
+        raise CorpusError("leakage.format: evaluation texts cannot be tokens; give them as text")
+    return document.text
+
+
+def _all_good(records: Iterable[Document | Reject]) -> Iterator[Document]:
+    for record in records:
+        if isinstance(record, Reject):
+            raise CorpusError(
+                f"leakage.paths: {record}; mend the file, as what cannot be read cannot be kept out"
+            )
+        yield record
+
+
+def open_evaluation(folder: Folder, settings: LeakageConfig) -> EvaluationSet:
+    """The evaluation documents that `write_evaluation` wrote.
+
+    Args:
+        folder: The database.
+        settings: The same.
+    """
+    return EvaluationSet(SignatureFile(folder.local(EVALUATION)), settings.jaccard)
+
+
+def screen_shard(
+    shard: Shard,
+    config: Config,
+    tokenizer: Tokenizer,
+    evaluation: EvaluationSet | None,
+    folder: Folder,
+    report: Callable[[int], None],
+) -> ScreenedShard:
+    """Compares the documents of a shard with the evaluation texts, and signs the others.
+
+    Args:
+        shard: What to read.
+        config: Of the build.
+        tokenizer: Of the language model.
+        evaluation: What no document may be close to.
+        folder: The database.
+        report: Told, now and again, how many more bytes of the files are read.
+
+    Returns:
+        The verdicts, and the signatures if duplicates are to be found.
+    """
+    source = next(source for source in config.corpus if source.name == shard.source)
+    selected = select(read_shard(shard, source, report), shard, config, tokenizer, Tally())
+    threshold = config.dedup.jaccard
+    path = f"state/screen/signatures-{shard.number:07d}.arrow"
+    verdicts: list[Verdict] = []
+
+    def text_of(document: Document) -> str:
+        if document.text is not None:
+            return document.text
+        return tokenizer.decode([document.tokens])[0]  # type: ignore[list-item]
+
+    def unleaked() -> Iterator[list[Signed]]:
+        bands = Bands.for_threshold(config.leakage.jaccard)
+        for batch in sign(selected, text_of, config.leakage.ngram):
+            if evaluation is None:
+                yield batch
+                continue
+            keys = bands.keys([signed.grams for signed in batch])
+            found = [
+                evaluation.closest(signed.grams, own)
+                for signed, own in zip(batch, keys, strict=True)
+            ]
+            verdicts.extend(
+                Verdict(signed.number, LEAKAGE, *close)
+                for signed, close in zip(batch, found, strict=True)
+                if close
+            )
+            yield [signed for signed, close in zip(batch, found, strict=True) if not close]
+
+    if threshold is None:
+        for _ in unleaked():
+            pass
+        return ScreenedShard(write_verdicts(verdicts, shard.number, "screen", folder), None)
+    with folder.writing(path) as file:
+        with SignatureWriter(file, Bands.for_threshold(threshold)) as writer:
+            for batch in unleaked():
+                writer.append(batch)
+        signatures = describe(file, path, writer.rows)
+    return ScreenedShard(write_verdicts(verdicts, shard.number, "screen", folder), signatures)
+
+
+def write_verdicts(
+    verdicts: Sequence[Verdict], shard: int, stage: str, folder: Folder
+) -> FileEntry:
+    """Writes the verdicts on one shard.
+
+    Args:
+        verdicts: In the order of their records.
+        shard: Its number.
+        stage: Which one says so: screen, or resolve after duplicates are known.
+        folder: The database.
+
+    Returns:
+        The file, a table under `state/`.
+    """
+    path = f"state/{stage}/verdicts-{shard:07d}.parquet"
+    table = pa.Table.from_pylist([asdict(verdict) for verdict in verdicts], _VERDICTS)
+    with folder.writing(path) as file:
+        pq.write_table(table, file)
+        return describe(file, path, len(verdicts))
+
+
+def read_verdicts(folder: Folder, file: FileEntry) -> list[Verdict]:
+    """The verdicts on one shard, in the order of their records.
+
+    Args:
+        folder: The database.
+        file: What `write_verdicts` returned.
+    """
+    table = pq.read_table(folder.local(file.path), schema=_VERDICTS)
+    return [Verdict(**row) for row in table.to_pylist()]

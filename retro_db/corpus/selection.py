@@ -1,0 +1,116 @@
+"""Which documents of a shard are taken, and a count of every one that is not, with the reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from retro_db.config import Config
+from retro_db.corpus.planning import Shard
+from retro_db.corpus.reading import Document, Reject
+from retro_db.hashing import fraction_of
+from retro_db.tokenizer import Tokenizer
+
+_SAMPLED_REJECTS = 20
+FRACTION, NAME, LEAKAGE, DUPLICATE = "fraction", "name", "leakage", "duplicate"
+CONTENT_REASONS = (LEAKAGE, DUPLICATE)
+
+
+@dataclass
+class Tally:
+    """What became of the records of a shard: read = kept + dropped + rejected.
+
+    Attributes:
+        read: Records so far.
+        dropped: Good documents that were left out, by reason.
+        rejected: Bad records, by reason.
+        rejects: The first of them.
+    """
+
+    read: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    rejects: list[Reject] = field(default_factory=list)
+
+    def reject(self, reject: Reject) -> None:
+        """Counts bad records."""
+        self.rejected[reject.reason] += reject.count
+        if len(self.rejects) < _SAMPLED_REJECTS:
+            self.rejects.append(reject)
+
+
+def select(
+    records: Iterable[Document | Reject],
+    shard: Shard,
+    config: Config,
+    tokenizer: Tokenizer,
+    tally: Tally,
+) -> Iterator[tuple[int, Document]]:
+    """Documents that can be tokenized, are in the source's share and are not named to be left out.
+
+    Args:
+        records: Of the shard, in order.
+        shard: Whose source and fraction count.
+        config: Of the build.
+        tokenizer: Of the language model.
+        tally: Told what becomes of every record but those returned, and how many there were.
+
+    Returns:
+        The documents, each with its number among the shard's records. Tokens are checked, of the
+        stored type and without the id that ends a document.
+    """
+    names = set(config.leakage.names)
+    for number, record in enumerate(records):
+        tally.read += record.count if isinstance(record, Reject) else 1
+        checked = record if isinstance(record, Reject) else _encodable(record, tokenizer)
+        if isinstance(checked, Reject):
+            tally.reject(checked)
+        elif reason := _left_out(checked, shard, names, config.seed):
+            tally.dropped[reason] += 1
+        else:
+            yield number, checked
+
+
+def is_kept(document: Document, source: str, fraction: float, seed: int) -> bool:
+    """Whether a document's hash lies in the source's share; larger shares contain smaller ones.
+
+    Args:
+        document: What is kept or dropped.
+        source: Name of its corpus.
+        fraction: Share of documents, 0 to 1, that is kept.
+        seed: Another seed, another choice.
+
+    Returns:
+        True for about `fraction` of all documents.
+    """
+    return fraction >= 1.0 or fraction_of("keep", seed, source, document.identity) < fraction
+
+
+def _left_out(document: Document, shard: Shard, names: Set[str], seed: int) -> str | None:
+    if not is_kept(document, shard.source, shard.fraction, seed):
+        return FRACTION
+    return NAME if document.id in names else None
+
+
+def _encodable(document: Document, tokenizer: Tokenizer) -> Document | Reject:
+    """The document as it will be encoded, or why it cannot be."""
+    if document.tokens is not None:
+        return _checked_tokens(document, document.tokens, tokenizer)
+    if not tokenizer.can_encode(str(document.text)):
+        detail = "over 16 MB without a place where this tokenizer may cut"
+        return Reject(document.file, document.offset, "too long", detail)
+    return document
+
+
+def _checked_tokens(
+    document: Document, tokens: np.ndarray, tokenizer: Tokenizer
+) -> Document | Reject:
+    if len(tokens) and (tokens.min() < 0 or tokens.max() >= tokenizer.vocab_size):
+        detail = f"{tokens.min()} to {tokens.max()}, of {tokenizer.vocab_size} of the tokenizer"
+        return Reject(document.file, document.offset, "unknown token", detail)
+    if len(tokens) and tokens[-1] == tokenizer.end_id:
+        tokens = tokens[:-1]
+    return document.with_tokens(tokens.astype(tokenizer.token_type))

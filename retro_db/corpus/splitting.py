@@ -1,0 +1,175 @@
+"""Large files as ranges that can be read apart: at line ends, frames, row groups or documents."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retro_db.corpus.listing import InputFile
+from retro_db.corpus.megatron import open_index
+from retro_db.corpus.streams import MAGIC_BYTES, compression_of, open_raw
+
+# https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
+_SEEK_MAGIC = 0x8F92EAB1
+_SEEK_FOOTER = struct.Struct("<IBI")
+_SKIPPABLE = struct.Struct("<II")
+_SKIPPABLE_MAGIC = 0x184D2A5E
+
+
+@dataclass(frozen=True)
+class Range:
+    """A part of a file that is read apart from the rest.
+
+    Attributes:
+        begin: First unit: bytes of the decompressed lines, row groups or documents.
+        end: Unit after the last.
+        file_offset: For lines: a place in the file at or before the byte `begin` - 1, from which it
+            can be read.
+        offset: The byte of the decompressed lines that stands there.
+    """
+
+    begin: int
+    end: int
+    file_offset: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file, or a range of one; `bytes` is its share of the file's size."""
+
+    file: InputFile
+    bytes: int
+    range: Range | None = None
+
+
+def split_file(file: InputFile, kind: str, size: int) -> list[Piece]:
+    """Divides a file into ranges of about `size` bytes where its format allows it.
+
+    Plain JSON lines are divided at any byte, each line belonging to the range in which it begins;
+    zstd ones at their frames, if they have a seek table; Parquet at row groups, token files of
+    Megatron at documents. Everything else stays whole.
+
+    Args:
+        file: The file.
+        kind: Its format.
+        size: Of a piece, in bytes of the file.
+
+    Returns:
+        Its pieces in order, which together are the file.
+    """
+    ranges: Sequence[Range] = ()
+    if file.bytes > size and kind in _RANGES:
+        try:
+            with open_raw(file.url) as raw:
+                ranges = _RANGES[kind](raw, file, size)
+        except (OSError, ValueError, pa.ArrowException):
+            # A damaged file stays whole: reading it will count what is wrong.
+            ranges = ()
+    if len(ranges) < 2:
+        return [Piece(file, file.bytes)]
+    total = ranges[-1].end
+    return [
+        Piece(file, file.bytes * part.end // total - file.bytes * part.begin // total, part)
+        for part in ranges
+    ]
+
+
+def _line_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
+    kind = compression_of(file.name, raw.peek(MAGIC_BYTES))
+    if kind == "zstd":
+        return _frame_ranges(raw, file, size)
+    if kind is not None:
+        return []
+    bounds = _even(file.bytes, math.ceil(file.bytes / size))
+    # One byte before the range tells whether a line begins with it.
+    return [
+        Range(begin, end, max(begin - 1, 0), max(begin - 1, 0)) for begin, end in pairwise(bounds)
+    ]
+
+
+def _frame_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
+    """Ranges at frames. Each is read from the frame before, whose last byte tells if a line begins."""
+    table = _seek_table(raw, file.bytes)
+    if table is None:
+        return []
+    packed, unpacked = (np.concatenate([[0], np.cumsum(column)]) for column in table.T)
+    cuts = [0]
+    for frame in range(1, len(table)):
+        if packed[frame] - packed[cuts[-1]] >= size and unpacked[frame] > unpacked[cuts[-1]]:
+            cuts.append(frame)
+    ends = [*cuts[1:], len(table)]
+    return [
+        Range(
+            begin=int(unpacked[cut]),
+            end=int(unpacked[end]),
+            file_offset=int(packed[max(cut - 1, 0)]),
+            offset=int(unpacked[max(cut - 1, 0)]),
+        )
+        for cut, end in zip(cuts, ends, strict=True)
+    ]
+
+
+def _seek_table(raw: io.BufferedReader, size: int) -> np.ndarray | None:
+    """Compressed and decompressed bytes of every frame, int64 [f, 2]; None where there is no table.
+
+    Raises:
+        ValueError: There is a table that does not fit the file.
+    """
+    if size < _SEEK_FOOTER.size + _SKIPPABLE.size:
+        return None
+    raw.seek(size - _SEEK_FOOTER.size)
+    frames, descriptor, magic = _SEEK_FOOTER.unpack(raw.read(_SEEK_FOOTER.size))
+    if magic != _SEEK_MAGIC or frames == 0:
+        return None
+    words = 3 if descriptor & 0x80 else 2  # with checksums or without
+    body = frames * words * 4 + _SEEK_FOOTER.size
+    raw.seek(size - body - _SKIPPABLE.size)
+    if _SKIPPABLE.unpack(raw.read(_SKIPPABLE.size)) != (_SKIPPABLE_MAGIC, body):
+        raise ValueError("the seek table does not fit the file")
+    entries = np.frombuffer(raw.read(body - _SEEK_FOOTER.size), "<u4").reshape(frames, words)
+    table = entries[:, :2].astype(np.int64)
+    if table[:, 0].sum() + body + _SKIPPABLE.size != size:
+        raise ValueError("the seek table does not fit the frames")
+    return table
+
+
+def _row_group_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
+    metadata = pq.ParquetFile(raw).metadata
+    weights = [
+        metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)
+    ]
+    return _by_weight(np.array(weights), math.ceil(file.bytes / size))
+
+
+def _document_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
+    index = open_index(file.url)
+    return _by_weight(np.diff(index.bounds), math.ceil(file.bytes / size))
+
+
+def _by_weight(weights: np.ndarray, parts: int) -> list[Range]:
+    """Neighboring units gathered into at most so many ranges of about equal weight."""
+    done = np.cumsum(weights)
+    targets = _even(int(done[-1]) if len(done) else 0, parts)[1:-1]
+    cuts = np.unique([0, *np.searchsorted(done, targets, side="left") + 1, len(weights)])
+    cuts = cuts[cuts <= len(weights)]
+    return [Range(int(a), int(b)) for a, b in pairwise(cuts)]
+
+
+def _even(total: int, parts: int) -> list[int]:
+    return [total * part // parts for part in range(parts + 1)]
+
+
+_RANGES: dict[str, Callable[[io.BufferedReader, InputFile, int], list[Range]]] = {
+    "jsonl": _line_ranges,
+    "parquet": _row_group_ranges,
+    "megatron": _document_ranges,
+}

@@ -1,0 +1,127 @@
+"""The bytes of a file, whatever it is compressed with."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import re
+from collections.abc import Callable
+from typing import IO, Any, cast
+
+import fsspec
+import pyarrow as pa
+
+BY_NAME = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
+# The second of zstd is a skippable frame, which may come first.
+_MAGIC = {
+    re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): "zstd",
+    re.compile(rb"\x1f\x8b\x08"): "gzip",
+    re.compile(rb"BZh[1-9]1AY&SY"): "bz2",
+    re.compile(rb"\xfd7zXZ\x00"): "xz",
+}
+MAGIC_BYTES = 10
+_BLOCK = 1 << 20
+
+
+def compression_of(name: str, beginning: bytes) -> str | None:
+    """How a file is compressed: as its name says, else as its first bytes do.
+
+    Args:
+        name: Of the file.
+        beginning: Its first `MAGIC_BYTES` bytes, or all that it has.
+
+    Returns:
+        zstd, gzip, bz2, xz, or None where it is plain.
+    """
+    if named := BY_NAME.get(os.path.splitext(name)[1]):
+        return named
+    return next((kind for magic, kind in _MAGIC.items() if magic.match(beginning)), None)
+
+
+def open_raw(url: str, report: Callable[[int], None] = lambda count: None) -> io.BufferedReader:
+    """A file's bytes as they are, buffered.
+
+    Args:
+        url: Of the file.
+        report: Told how many more bytes were read.
+    """
+    return io.BufferedReader(_Counted(fsspec.open(url, "rb").open(), report), _BLOCK)
+
+
+def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
+    """The content of a file that stands at the beginning of compressed data, or is plain.
+
+    Args:
+        raw: Of the file.
+        name: Of the file, which tells the compression; if not, the content does.
+
+    Returns:
+        A stream that raises OSError or lzma.LZMAError where the data is damaged or cut off.
+    """
+    kind = compression_of(name, raw.peek(MAGIC_BYTES))
+    if kind is None:
+        return raw
+    if kind == "xz":
+        return io.BufferedReader(cast(Any, lzma.open(cast(IO[bytes], raw), "rb")), _BLOCK)
+    # Arrow reads any number of frames or members, and notices when the last is cut off.
+    inner = pa.CompressedInputStream(pa.PythonFile(raw, "r"), kind)
+    return io.BufferedReader(_Arrow(inner), _BLOCK)
+
+
+class _Counted(io.RawIOBase):
+    """A raw file that reports what is read of it."""
+
+    def __init__(self, file: Any, report: Callable[[int], None]) -> None:
+        self._file = file
+        self._report = report
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is: every fsspec file is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer as far as one read does."""
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._report(len(data))
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to another place."""
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """The place."""
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        """Closes the file with this view of it."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class _Arrow(io.RawIOBase):
+    """An Arrow stream as Python's buffered reader wants it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills the buffer as far as one read does."""
+        return int(self._stream.readinto(buffer))
+
+    def close(self) -> None:
+        """Closes the stream with this view of it."""
+        if not self.closed:
+            self._stream.close()
+        super().close()

@@ -1,0 +1,95 @@
+"""Long texts in segments that are tokenized apart, with the same result as the whole."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+
+# A text of this many characters is tokenized in segments of about as many. Short ones are faster too:
+# the tokenizer's time and memory for one text grow faster than its length.
+SEGMENT = 1 << 16
+# What cannot be cut is tokenized at once, at some 120 bytes of memory for a byte: no more than this.
+LONGEST_SEGMENT = 16_000_000
+
+_CUT = re.compile(r"(?<=\S) (?=\S)")
+_LOCAL_PRE_TOKENIZERS = {
+    "BertPreTokenizer",
+    "ByteLevel",
+    "Digits",
+    "Metaspace",
+    "Punctuation",
+    "Sequence",
+    "Split",
+    "Whitespace",
+    "WhitespaceSplit",
+}
+# What looks further than a match: behind, at boundaries, at the ends of the text.
+_FAR_SIGHT = re.compile(r"\(\?<[=!]|\\[bBAGKzZ]|(?<!\[)\^|\$")
+# One character of every kind that pre-tokenizers tell apart, white space last.
+_KINDS = "stAé1²'._-🐘中ش\u0301\u200d\n\t\u00a0 "
+
+
+def is_cut_before_spaces(tokenizer: RustTokenizer) -> bool:
+    """Whether a text may be cut before any single space between two other characters.
+
+    It may, if the pre-tokenizer cuts there too, whatever stands around. Nothing that acts on the text
+    before it (a normalizer, added tokens with white space in them) may be there; its parts may not
+    look far; and on every context of up to two characters of all kinds on both sides it must give the
+    same pieces for the whole as for the two halves.
+
+    Args:
+        tokenizer: With special tokens encoded as text.
+
+    Returns:
+        False where it could not be shown.
+    """
+    definition = json.loads(tokenizer.to_str())
+    if definition["normalizer"] is not None or definition["model"].get("dropout"):
+        return False
+    if any(_reaches_over_space(token) for token in definition["added_tokens"]):
+        return False
+    if definition["pre_tokenizer"] is None or not _is_local(definition["pre_tokenizer"]):
+        return False
+    return _cuts_every_context(tokenizer)
+
+
+def segments(text: str) -> Iterator[str]:
+    """A text in parts of about `SEGMENT` characters, cut before single spaces between others."""
+    start = 0
+    while len(text) - start > SEGMENT and (cut := _CUT.search(text, start + SEGMENT)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _reaches_over_space(token: dict[str, Any]) -> bool:
+    if token["special"]:
+        return False
+    return token["lstrip"] or token["rstrip"] or token["single_word"] or " " in token["content"]
+
+
+def _is_local(part: dict[str, Any]) -> bool:
+    if part["type"] not in _LOCAL_PRE_TOKENIZERS:
+        return False
+    if part["type"] == "Split" and _FAR_SIGHT.search(part["pattern"].get("Regex", "")):
+        return False
+    return all(_is_local(inner) for inner in part.get("pretokenizers", ()))
+
+
+def _cuts_every_context(tokenizer: RustTokenizer) -> bool:
+    def pieces(text: str) -> list[str]:
+        return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+    contexts = ["".join(kinds) for n in (1, 2) for kinds in itertools.product(_KINDS, repeat=n)]
+    before = {text: pieces(text) for text in contexts if not text[-1].isspace()}
+    after = {text: pieces(" " + text) for text in contexts if not text[0].isspace()}
+    return all(
+        pieces(f"{left} {right}") == left_pieces + right_pieces
+        for left, left_pieces in before.items()
+        for right, right_pieces in after.items()
+    )
