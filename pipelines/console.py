@@ -7,7 +7,6 @@ import logging
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -125,11 +124,9 @@ def chatter_to(path: Path) -> Iterator[None]:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
     try:
-        with warnings.catch_warnings():
-            logging.captureWarnings(True)
-            warnings.simplefilter("default")
-            yield
+        yield
     finally:
         logging.captureWarnings(False)
         root.handlers[:] = before
