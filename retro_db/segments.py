@@ -31,6 +31,7 @@ _LOCAL_PRE_TOKENIZERS = {
 # What looks further than a match: behind, at boundaries, at the ends of the text.
 _FAR_SIGHT = re.compile(r"\(\?<[=!]|\\[bBAGKzZ]|(?<!\[)\^|\$")
 # One character of every kind that pre-tokenizers tell apart, white space last.
+_CONTEXT = 3
 _KINDS = "stAé1²'._-🐘中ش\u0301\u200d\n\t\u00a0 "
 
 
@@ -39,8 +40,8 @@ def is_cut_before_spaces(tokenizer: RustTokenizer) -> bool:
 
     It may, if the pre-tokenizer cuts there too, whatever stands around. Nothing that acts on the text
     before it (a normalizer, added tokens with white space in them) may be there; its parts may not
-    look far; and on every context of up to two characters of all kinds on both sides it must give the
-    same pieces for the whole as for the two halves.
+    look far; and on every context of one character of any kind on one side and up to two on the other
+    it must give the same pieces for the whole as for the two halves.
 
     Args:
         tokenizer: With special tokens encoded as text.
@@ -92,4 +93,5 @@ def _cuts_every_context(tokenizer: RustTokenizer) -> bool:
         pieces(f"{left} {right}") == left_pieces + right_pieces
         for left, left_pieces in before.items()
         for right, right_pieces in after.items()
+        if len(left) + len(right) <= _CONTEXT
     )

@@ -415,3 +415,11 @@ def test_shards_have_about_equal_work(tmp_path: Path) -> None:
     assert sum(sizes) == sum(path.stat().st_size for path in tmp_path.iterdir())
     assert max(sizes) <= 10_000
     assert sorted(sizes)[1] > 5_000, "all but the last of the small ones are filled"
+
+
+def test_many_empty_files_are_not_one_shard(tmp_path: Path) -> None:
+    for number in range(12_000):
+        (tmp_path / f"{number}.jsonl").touch()
+    shards = plan_shards(configure([tmp_path]))
+    assert len(shards) == 2
+    assert sum(len(shard.pieces) for shard in shards) == 12_000

@@ -31,6 +31,8 @@ FORMATS = {
 # Bytes of text in a byte of the file, about: what makes work equal, nothing that must be exact.
 _EXPANSION_COMPRESSED = 4
 _EXPANSION = {"parquet": 3, "megatron": 2}
+# Files of a shard, if they are small: opening one is work too.
+_MOST_FILES = 10_000
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _pack(files: Sequence[InputFile], kind: str, shard_size: int) -> list[list[P
     for file in files:
         expansion = expansion_of(file.name, kind)
         for piece in split_file(file, kind, max(shard_size // expansion, 1)):
-            work = piece.bytes * expansion
+            work = piece.bytes * expansion + shard_size / _MOST_FILES
             if not packs or work > room:
                 packs.append([])
                 room = shard_size

@@ -19,7 +19,7 @@ from retro_db.config import FilesConfig
 from retro_db.corpus.megatron import open_index
 from retro_db.corpus.planning import Shard
 from retro_db.corpus.splitting import Piece
-from retro_db.corpus.streams import decompressed, open_raw
+from retro_db.corpus.streams import arrow_file, decompressed, open_raw
 from retro_db.errors import CorpusError
 
 _BLOCK = 1 << 20
@@ -306,7 +306,9 @@ def _read_parquet(
     raw: io.BufferedReader, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, _Record]]:
     # Buffered, so that a large row group is not held in memory.
-    table = pq.ParquetFile(raw, buffer_size=_BLOCK, page_checksum_verification=True)
+    table = pq.ParquetFile(
+        arrow_file(raw, piece.file.bytes), buffer_size=_BLOCK, page_checksum_verification=True
+    )
     columns = _columns(table.schema_arrow, source)
     rows = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     first, last = (piece.range.begin, piece.range.end) if piece.range else (0, len(rows))
@@ -329,7 +331,7 @@ def _read_parquet(
 def _read_arrow(
     raw: io.BufferedReader, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, _Record]]:
-    file = pa.PythonFile(raw, "r")
+    file = arrow_file(raw, piece.file.bytes)
     row = 0
     if raw.peek(6).startswith(b"ARROW1"):
         reader = pa.ipc.open_file(file)

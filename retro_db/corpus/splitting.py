@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from retro_db.corpus.listing import InputFile
 from retro_db.corpus.megatron import open_index
-from retro_db.corpus.streams import MAGIC_BYTES, compression_of, open_raw
+from retro_db.corpus.streams import MAGIC_BYTES, arrow_file, compression_of, open_raw
 
 # https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
 _SEEK_MAGIC = 0x8F92EAB1
@@ -143,7 +143,7 @@ def _seek_table(raw: io.BufferedReader, size: int) -> np.ndarray | None:
 
 
 def _row_group_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
-    metadata = pq.ParquetFile(raw).metadata
+    metadata = pq.ParquetFile(arrow_file(raw, file.bytes)).metadata
     weights = [
         metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)
     ]

@@ -69,6 +69,45 @@ def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
     return io.BufferedReader(_Arrow(inner), _BLOCK)
 
 
+def arrow_file(raw: io.BufferedReader, size: int) -> pa.PythonFile:
+    """A raw file for Arrow, whose readers may ask for as much as a damaged length says.
+
+    Args:
+        raw: The file.
+        size: Its bytes: no more are allocated for one read.
+    """
+    return pa.PythonFile(_Capped(raw, size), "r")
+
+
+class _Capped(io.RawIOBase):
+    """A file that never tries to read past its end."""
+
+    def __init__(self, raw: io.BufferedReader, size: int) -> None:
+        self._raw = raw
+        self._size = size
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """At most what is left."""
+        left = max(self._size - self._raw.tell(), 0)
+        return self._raw.read(left if size < 0 else min(size, left))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to another place."""
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._raw.tell()
+
+
 class _Counted(io.RawIOBase):
     """A raw file that reports what is read of it."""
 
