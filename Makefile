@@ -6,7 +6,7 @@ DEMO_DOCUMENTS ?= 100
 bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 
-.PHONY: setup demo test lint schemas lock clean
+.PHONY: setup demo test soak bench lint schemas lock clean
 
 setup: $(stamp)
 
@@ -25,6 +25,13 @@ demo: setup
 
 test: setup
 	$(bin)/python -m pytest
+
+# What is too long for every change; benchmarks/RESULTS.md has what they last printed.
+soak: setup
+	RETRO_DB_FUZZ_FILES=20000 $(bin)/python -m pytest tests/test_fuzz.py
+
+bench: setup
+	$(bin)/python benchmarks/chunking.py
 
 lint: setup
 	$(bin)/ruff check .

@@ -16,6 +16,7 @@ from retro_db.errors import CorpusError
 from retro_db.parts import Part
 from retro_db.serialize import to_json
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.threads import use_tokenizer_threads
 from retro_db.tokenizer import Tokenizer
 
 from .screen import read_settings
@@ -33,10 +34,12 @@ class ChunkJob:
 
     config: Config
     folder: Folder
+    threads: int
     stage: str = field(default="chunk", init=False)
 
     def open(self) -> Tokenizer:
         """The language model's tokenizer."""
+        use_tokenizer_threads(self.threads)
         return Tokenizer.of_database(self.folder)
 
     def run(
@@ -74,7 +77,7 @@ def chunk_stage(
         CorpusError: A source exceeds its `max_bad`, or nothing is left.
     """
     config = build.config
-    job = ChunkJob(config, build.folder)
+    job = ChunkJob(config, build.folder, build.engine.threads)
     settings = [
         config.chunk.model_dump(mode="json"),
         config.split.validation,

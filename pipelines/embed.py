@@ -13,6 +13,7 @@ from retro_db.parts import Part
 from retro_db.serialize import to_json
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.threads import use_tokenizer_threads
 from retro_db.tokenizer import Tokenizer
 
 from .shards import Task, fingerprint
@@ -42,6 +43,7 @@ class EmbedJob:
 
     def open(self) -> tuple[Encoder, Tokenizer]:
         """The model, and what turns ids back into text."""
+        use_tokenizer_threads(self.threads)
         return Encoder(self.config, self.threads), Tokenizer.of_database(self.folder)
 
     def run(

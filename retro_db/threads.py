@@ -16,6 +16,16 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def use_tokenizer_threads(count: int) -> None:
+    """Sets whether the Rust tokenizers of this process use a pool of threads of their own.
+
+    Args:
+        count: Threads of a worker. With one, texts are encoded by the worker itself, which is also
+            faster: threads of a pool wait for one another at the cache of merges.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
+
+
 def use_torch_threads(count: int) -> None:
     """Sets the threads of torch operations started from the calling thread."""
     import torch
