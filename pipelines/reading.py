@@ -29,11 +29,7 @@ def show_built(output: str, manifest: Manifest, console: Console) -> None:
         f"built      {output}: {counts.documents:,} documents, {counts.chunks:,} chunks, "
         f"{counts.tokens:,} tokens, {size / 1e6:,.1f} MB"
     )
-    for source in manifest.sources:
-        for word, counted in (("dropped", source.dropped_by), ("rejected", source.rejected_by)):
-            if counted:
-                reasons = ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
-                console.say(f"           {source.name}: {word} {reasons}")
+    _say_reasons(manifest, console)
     for count, words in (
         (counts.keyless_chunks, "without a WordPiece, not indexed"),
         (counts.validation_chunks, "of the validation split, nobody's neighbors"),
@@ -41,6 +37,15 @@ def show_built(output: str, manifest: Manifest, console: Console) -> None:
     ):
         if count:
             console.say(f"           {count:,} chunks {words}")
+
+
+def _say_reasons(manifest: Manifest, console: Console) -> None:
+    """Why documents of each source are not in the database."""
+    for source in manifest.sources:
+        for word, counted in (("dropped", source.dropped_by), ("rejected", source.rejected_by)):
+            if counted:
+                reasons = ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
+                console.say(f"           {source.name}: {word} {reasons}")
 
 
 def show_database(url: str, as_json: bool, console: Console) -> None:
@@ -61,6 +66,7 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
         numbers = (source.documents, source.chunks, source.tokens, source.dropped, source.rejected)
         sources.add_row(escape(source.name), f"{source.weight:g}", *(f"{n:,}" for n in numbers))
     console.rich.print(sources)
+    _say_reasons(manifest, console)
     tables = Table("table", "files", "MB", "bytes a chunk")
     for name, files in _files_by_table(manifest).items():
         size = sum(file.bytes for file in files)
@@ -90,6 +96,7 @@ def _files_by_table(manifest: Manifest) -> dict[str, list[Any]]:
     tables = manifest.tables
     return {
         "documents": tables.documents,
+        "dropped": tables.dropped,
         "chunks": tables.chunks,
         "embeddings": tables.embeddings,
         "neighbors": tables.neighbors,

@@ -17,8 +17,8 @@ from .console import Console
 from .engine import Engine
 from .reading import show_built
 
-# Their work is bounded by settings, not by the corpus.
-_BOUNDED = ("tokenizer", "train")
+# Their work is bounded by settings and evaluation texts, not by the corpus.
+_BOUNDED = ("tokenizer", "evaluation", "train")
 
 
 def run_smoke(config: Config, engine: Engine, console: Console, documents: int) -> None:

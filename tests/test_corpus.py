@@ -227,9 +227,13 @@ def test_links_and_brackets_are_names_like_others(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").symlink_to(tmp_path / "real" / "a.txt")
     (tmp_path / "in" / "b[1].txt").write_text("brackets")
-    for paths in ([tmp_path / "in"], [tmp_path / "in/a.txt", tmp_path / "in/b[1].txt"]):
+    (tmp_path / "in" / "c::d #%20.txt").write_text("colons")
+    for paths in ([tmp_path / "in"], [tmp_path / "in/a.txt", tmp_path / "in/[b-c]*.txt"]):
         records = read(configure(paths))
-        assert [r.text for r in records if isinstance(r, Document)] == ["linked", "brackets"]
+        texts = [record.text for record in records if isinstance(record, Document)]
+        assert texts == ["linked", "brackets", "colons"]
+    [record] = read(configure([tmp_path / "in/b[1].txt"]))
+    assert isinstance(record, Document)
 
 
 @pytest.mark.parametrize("suffix", [".bz2", ".gz", ".xz", ".zst"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 
+from retro_db.corpus.streams import open_raw
 from retro_db.errors import CorpusError
 
 # megatron/core/datasets/indexed_dataset.py: magic, version, code of the token type, counts of
@@ -50,7 +50,7 @@ def open_index(url: str) -> TokenIndex:
     """
     place = f"{url.removesuffix('.bin')}.idx"
     try:
-        with fsspec.open(place, "rb") as file:
+        with open_raw(place) as file:
             data = file.read()
     except FileNotFoundError as error:
         raise CorpusError(f"{place}: missing beside {url}; put both files there") from error

@@ -46,7 +46,11 @@ def open_raw(url: str, report: Callable[[int], None] = lambda count: None) -> io
         url: Of the file.
         report: Told how many more bytes were read.
     """
-    return io.BufferedReader(_Counted(fsspec.open(url, "rb").open(), report), _BLOCK)
+    protocol, path = fsspec.core.split_protocol(url)
+    # In URLs "::" joins two filesystems, but here it may be part of a name.
+    local = protocol == "file"
+    file = fsspec.filesystem("file").open(path, "rb") if local else fsspec.open(url, "rb").open()
+    return io.BufferedReader(_Counted(file, report), _BLOCK)
 
 
 def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
