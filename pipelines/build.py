@@ -90,7 +90,7 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
     with _prepared(config, engine, console, smoke) as (started, model):
         vocabulary = tokenizer_stage(started)
         shards = [shard.identity for shard in started.shards]
-        identities = [vocabulary.sha256, vocabulary.pad_id, to_json(model)]
+        identities = [vocabulary.sha256, vocabulary.pad_id, vocabulary.end_id, to_json(model)]
         mark = digest([_VERSIONS, started.config.portable(), shards, *identities])
         if manifest := _finished(started.folder, mark):
             console.say(f"{started.config.output} is up to date: nothing to do")
@@ -326,7 +326,7 @@ def _finished(folder: Folder, mark: str) -> Manifest | None:
 
 
 def _estimate(shards: list[Shard], config: Config) -> int:
-    """About how many documents the plan holds, from the beginnings of a few pieces."""
+    """About how many documents the plan keeps, from the beginnings of a few pieces."""
     sources = {source.name: source for source in config.corpus}
     pieces = [(shard, piece) for shard in shards for piece in shard.pieces]
     pieces.sort(key=lambda pair: fraction_of("estimate", config.seed, pair[1].file.name))
@@ -336,11 +336,11 @@ def _estimate(shards: list[Shard], config: Config) -> int:
         one = Shard(0, shard.source, shard.format, [piece])
         records = list(islice(read_shard(one, source), 200))
         if len(records) < 200:
-            documents += len(records)
+            documents += len(records) * shard.fraction
         else:
             read = sum(getattr(record, "size", 0) for record in records)
             text = piece.bytes * expansion_of(piece.file.name, shard.format)
-            documents += max(len(records), len(records) * text / max(read, 1))
+            documents += len(records) * max(1.0, text / max(read, 1)) * shard.fraction
         size += piece.bytes
     whole = sum(shard.bytes for shard in shards)
     return round(documents * whole / max(size, 1))

@@ -85,6 +85,7 @@ def chunk_stage(
         config.leakage.names,
         tokenizer.sha256,
         tokenizer.pad_id,
+        tokenizer.end_id,
     ]
     tasks = []
     for shard, verdicts in zip(build.shards, screened, strict=True):

@@ -216,6 +216,7 @@ def _screen(
     job = ScreenJob(config, build.folder)
     settings = [
         tokenizer.sha256,
+        tokenizer.end_id,
         config.seed,
         config.leakage.model_dump(mode="json", include={"ngram", "jaccard", "names"}),
         evaluation.sha256 if evaluation else None,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from retro_db.errors import RetroDBError
+from retro_db.errors import ExecutionError, RetroDBError
 from retro_db.serialize import digest, to_json
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.records import Record, StageRecords
@@ -104,6 +104,8 @@ class CommitShard(beam.DoFn):
         start = time.monotonic()
         try:
             result = self._job.run(self._opened.value, task.item, progress.add)
+        except ExecutionError:
+            raise  # trying again may help
         except RetroDBError as error:
             _record_failure(self._job, task.name, error)
             return []

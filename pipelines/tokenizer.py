@@ -18,7 +18,7 @@ from retro_db.tokenizer_training import train_tokenizer
 from .shards import Task, fingerprint
 from .stage import Build, run_stage, sole
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class TokenizerFiles:
     vocab_size: int
     token_type: str
     pad_id: int
+    end_id: int | None
 
 
 @dataclass
@@ -65,6 +66,7 @@ class TokenizerJob:
             vocab_size=tokenizer.vocab_size,
             token_type=tokenizer.token_type.name,
             pad_id=tokenizer.pad_id,
+            end_id=tokenizer.end_id,
         )
 
     def files(self, result: TokenizerFiles) -> list[FileEntry]:
@@ -89,9 +91,8 @@ def sample_texts(
         if size >= 4 * wanted:
             break
         chosen.append(shard)
-        size += sum(
-            piece.bytes * expansion_of(piece.file.name, shard.format) for piece in shard.pieces
-        )
+        text = (piece.bytes * expansion_of(piece.file.name, shard.format) for piece in shard.pieces)
+        size += round(sum(text) * shard.fraction)
     share = min(1.0, wanted / max(size, 1))
     sources = {source.name: source for source in config.corpus}
     for shard in chosen:

@@ -28,8 +28,22 @@ _LOCAL_PRE_TOKENIZERS = {
     "Whitespace",
     "WhitespaceSplit",
 }
-# What looks further than a match: behind, at boundaries, at the ends of the text.
-_FAR_SIGHT = re.compile(r"\(\?<[=!]|\\[bBAGKzZ]|(?<!\[)\^|\$")
+# Parts of the patterns of GPT-2, GPT-4, Llama 3, Qwen and their kin. Each matches a space only where it
+# begins, or among white space alone: none reaches over a space between two other characters. None looks
+# behind, and what looks ahead sees one character.
+_LETTER_OR_LESS = r"[^\r\n\p{L}\p{N}]?"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_LOCAL_PARTS = {
+    *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", _CONTRACTION),
+    *(r" ?\p{L}+", r"\p{L}+", _LETTER_OR_LESS + r"\p{L}+", _LETTER_OR_LESS + r"[\p{L}\p{M}]+"),
+    *(f"{_LETTER_OR_LESS}{_UPPER}*{_LOWER}+{end}" for end in ("", f"{_CONTRACTION}?")),
+    *(f"{_LETTER_OR_LESS}{_UPPER}+{_LOWER}*{end}" for end in ("", f"{_CONTRACTION}?")),
+    *(r" ?\p{N}+", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"[0-9]", r"\d", r"\d+"),
+    *(f" ?[^\\s\\p{{L}}\\p{{N}}]+{end}" for end in ("", r"[\r\n]*", r"[\r\n/]*")),
+    *(r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+", r"\S+", r"\w+", r"[^\w\s]+"),
+}
 # One character of every kind that pre-tokenizers tell apart, white space last.
 _CONTEXT = 3
 _KINDS = "stAé1²'._-🐘中ش\u0301\u200d\n\t\u00a0 "
@@ -39,9 +53,10 @@ def is_cut_before_spaces(tokenizer: RustTokenizer) -> bool:
     """Whether a text may be cut before any single space between two other characters.
 
     It may, if the pre-tokenizer cuts there too, whatever stands around. Nothing that acts on the text
-    before it (a normalizer, added tokens with white space in them) may be there; its parts may not
-    look far; and on every context of one character of any kind on one side and up to two on the other
-    it must give the same pieces for the whole as for the two halves.
+    before it (a normalizer, added tokens with white space in them) may be there; each of its parts is
+    of a kind, or has a pattern, that does not reach over such a space; and on every context of one
+    character of any kind on one side and up to two on the other it must give the same pieces for the
+    whole as for the two halves.
 
     Args:
         tokenizer: With special tokens encoded as text.
@@ -77,9 +92,21 @@ def _reaches_over_space(token: dict[str, Any]) -> bool:
 def _is_local(part: dict[str, Any]) -> bool:
     if part["type"] not in _LOCAL_PRE_TOKENIZERS:
         return False
-    if part["type"] == "Split" and _FAR_SIGHT.search(part["pattern"].get("Regex", "")):
-        return False
+    if part["type"] == "Split":
+        return set(_alternatives(part["pattern"].get("Regex", ""))) <= _LOCAL_PARTS
     return all(_is_local(inner) for inner in part.get("pretokenizers", ()))
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """What stands between the bars of a regular expression that are not inside parentheses."""
+    parts, depth = [""], 0
+    for character in pattern:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _cuts_every_context(tokenizer: RustTokenizer) -> bool:

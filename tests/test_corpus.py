@@ -18,6 +18,7 @@ import pytest
 import zstandard
 from conftest import make_project
 
+import retro_db
 from retro_db.config import Config, load_config, parse_config
 from retro_db.corpus.planning import Shard, plan_shards, sample_shards
 from retro_db.corpus.reading import Document, Reject, read_shard
@@ -208,6 +209,19 @@ def test_sources_follow_one_another_with_their_own_counts(tmp_path: Path) -> Non
     first, second = database.manifest.sources
     assert (first.documents, second.documents, second.weight) == (7, 3, 3.0)
     assert first.chunks + second.chunks == len(database)
+
+
+def test_samples_count_what_a_fraction_keeps(tmp_path: Path) -> None:
+    texts = [f"document {number} " * 20 for number in range(4000)]
+    project = make_project(tmp_path, texts, chunk={"shard_size": 50_000})
+    project.settings["corpus"][0]["fraction"] = 0.1
+    config = load_config(project.config)
+    shards = plan_shards(config)
+    sampled = sum(map(len, sample_texts(shards, config, 30_000, lambda count: None)))
+    assert 15_000 < sampled < 60_000
+    assert project.build("--smoke", "100") == 0
+    [source] = retro_db.open(f"{project.output}-smoke").manifest.sources
+    assert 50 < source.documents < 200
 
 
 def test_hashed_numbers_are_uniform() -> None:

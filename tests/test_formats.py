@@ -21,13 +21,14 @@ import pytest
 import zstandard
 from conftest import Project, make_project
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro_db.config import Config, TrainTokenizerConfig, parse_config
+from retro_db.config import Config, SourceConfig, TrainTokenizerConfig, parse_config
 from retro_db.corpus.planning import plan_shards
 from retro_db.corpus.reading import Document, Reject, read_shard, split_stream
-from retro_db.errors import ConfigError, CorpusError
+from retro_db.errors import ConfigError, CorpusError, ExecutionError
 from retro_db.tokenizer import Tokenizer
 from retro_db.tokenizer_training import train_tokenizer
 from retro_db_pipelines.cli import run, stage_command
@@ -347,7 +348,7 @@ def test_a_missing_index_of_stored_tokens_is_named(
     project.settings["tokenizer"] = {"path": str(project.output / "tokenizer")}
     project.settings["output"] = str(tmp_path / "other")
     assert project.build() == 2
-    assert "a.idx: missing" in capsys.readouterr().err
+    assert "a.idx: vanished" in capsys.readouterr().err
 
 
 def test_stored_tokens_need_their_tokenizer(tmp_path: Path) -> None:
@@ -395,6 +396,114 @@ def test_no_folder_is_listed_twice(tmp_path: Path) -> None:
     assert len(Counting.listed) == len(set(Counting.listed)) == 11
     with pytest.raises(CorpusError, match="matches no file"):
         plan_shards(configure([f"{base}/*/*.parquet"]))
+
+
+def test_ids_of_several_paths_differ_and_empty_folders_are_told(tmp_path: Path) -> None:
+    for language in ("en", "fr"):
+        (tmp_path / language).mkdir()
+        (tmp_path / language / "0.jsonl").write_bytes(jsonl([language]))
+    records = read(configure([tmp_path / "en" / "0.jsonl", tmp_path / "fr" / "*.jsonl"]))
+    assert [record.id for record in records if isinstance(record, Document)] == [
+        "en/0.jsonl:0",
+        "fr/0.jsonl:0",
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="matches no file"):
+        plan_shards(configure([tmp_path / "empty"]))
+
+
+class Hosted(MemoryFileSystem):
+    """Files in memory under URLs with a host, which the filesystem leaves out of its names."""
+
+    protocol = "hosted"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("hosted://").removeprefix("node:8020").lstrip("/")
+
+
+def test_hosts_in_urls_are_kept_and_changes_are_seen() -> None:
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    files = fsspec.filesystem("hosted")
+    files.pipe("/data/a.jsonl", jsonl(["one"]))
+    config = configure(["hosted://node:8020/data/*.jsonl"])
+    [shard] = plan_shards(config)
+    assert [piece.file.url for piece in shard.pieces] == ["hosted://node:8020/data/a.jsonl"]
+    assert texts_of(read(config)) == ["one"]
+    files.pipe("/data/a.jsonl", jsonl(["two"]))
+    assert plan_shards(config)[0].identity != shard.identity
+    with pytest.raises(CorpusError, match="joined filesystems"):
+        plan_shards(configure(["simplecache::hosted://node:8020/data/*.jsonl"]))
+
+
+class Failing(MemoryFileSystem):
+    """Files in memory behind a network that ends in the middle of each."""
+
+    protocol = "failing"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("failing://").lstrip("/")
+
+    def open(self, path: str, mode: str = "rb", **more: Any) -> Any:
+        file = super().open(path, mode, **more)
+        if mode == "rb":
+            content = file.getvalue()
+
+            def read(size: int = -1) -> bytes:
+                if file.tell() > len(content) // 2:
+                    raise TimeoutError
+                return io.BytesIO.read(file, size)
+
+            file.read = read
+        return file
+
+
+def test_a_failing_network_loses_nothing() -> None:
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    fsspec.filesystem("failing").pipe("/a.jsonl", jsonl(["text"] * 300_000))
+    fsspec.filesystem("failing").pipe("/b.parquet", b"PAR1" * 999_999)
+    for name in ("a.jsonl", "b.parquet"):
+        with pytest.raises(ExecutionError, match="cannot be read: TimeoutError"):
+            read(configure([f"failing://{name}"]))
+
+
+def test_frames_without_content_lose_nothing(tmp_path: Path) -> None:
+    texts = some_texts(60)
+    blocks = [block for text in texts for block in (jsonl([text]), b"")]
+    packed = [zstandard.compress(block) for block in blocks]
+    sizes = [struct.pack("<II", len(p), len(u)) for p, u in zip(packed, blocks, strict=True)]
+    body = b"".join(sizes) + struct.pack("<IBI", len(blocks), 0, 0x8F92EAB1)
+    table = struct.pack("<II", 0x184D2A5E, len(body)) + body
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(packed) + table)
+    for size in range(40, 1200, 90):
+        assert texts_of(read(configure([tmp_path / "a.jsonl.zst"], size))) == texts
+
+
+@pytest.mark.parametrize("kind", ["parquet", "megatron"])
+def test_uneven_units_are_weighed(tmp_path: Path, kind: str) -> None:
+    sizes = [3] * 400 + [20_000] * 20
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.bin")
+    if kind == "parquet":
+        schema = pa.schema({"text": pa.string()})
+        with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+            for size in sizes:
+                writer.write_table(pa.table({"text": ["x" * size]}))
+    else:
+        write_megatron(path, [np.zeros(size) for size in sizes])
+    shards = plan_shards(configure([path], 150_000))
+    large = [sum(record_size(r) > 1000 for r in read_shard(s, source_of(path))) for s in shards]
+    assert sum(large) == 20
+    assert max(large) <= 4
+
+
+def record_size(record: Document | Reject) -> int:
+    assert isinstance(record, Document)
+    return record.size
+
+
+def source_of(path: Path) -> SourceConfig:
+    return configure([path]).corpus[0]
 
 
 def test_links_that_form_a_circle_end(tmp_path: Path) -> None:

@@ -196,6 +196,17 @@ def test_many_copies_of_one_text_keep_one(tmp_path: Path) -> None:
     assert {row["by"] for row in found.values()} == {"test:doc-0"}
 
 
+def test_copies_are_found_among_any_number_of_like_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retro_db.corpus.duplicates._MOST_COMPARED", 10)
+    frame = " ".join(f"word{number}" for number in range(200))
+    texts = [f"{frame} {' '.join(f'own{page}x{n}' for n in range(50))}" for page in range(60)]
+    project = make_project(tmp_path, [*texts, *texts[40:]], dedup={"jaccard": 0.9})
+    chunk(project)
+    assert sorted(dropped(project)) == sorted(f"doc-{60 + number}" for number in range(20))
+
+
 def test_wikitext_splits_lose_nothing_to_each_other(tmp_path: Path) -> None:
     for corpus, evaluation in (("valid.txt", "test.txt"), ("test.txt", "valid.txt")):
         texts, others = wikitext(corpus), wikitext(evaluation)

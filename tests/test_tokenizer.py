@@ -33,6 +33,15 @@ GPT4 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+O200K = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ]
+)
 
 
 def trained(model: str = "bpe", size: int = 500) -> Tokenizer:
@@ -142,6 +151,10 @@ def test_ten_megabytes_in_segments_equal_the_whole() -> None:
         (lambda: with_pre_tokenizer(pre_tokenizers.Metaspace()), True),
         # Words of two, and pieces that look behind, at a boundary, or at the end of the text.
         (lambda: split_by(r"\S+ \S+|\s+|\S+"), False),
+        (lambda: split_by(r"[A-Z][a-z]+ [A-Z][a-z]+|\s+|\S+"), False),
+        (lambda: split_by(r"\p{N}{1,3}(?: \p{N}{3})*| ?\p{L}+|\s+|[^\s\p{L}\p{N}]+"), False),
+        (lambda: with_pre_tokenizer(pre_tokenizers.Split("New York", "isolated")), False),
+        (lambda: split_by(O200K), True),
         (lambda: split_by(r"(?<=a) \w+|\s+|\S+"), False),
         (lambda: split_by(r"\S+\b|\s+|\S+"), False),
         (lambda: split_by(r"\S+$|\s+|\S+"), False),

@@ -9,6 +9,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 import pyarrow as pa
+from xxhash import xxh3_128_digest
 
 from retro_db.corpus.grams import jaccard
 from retro_db.corpus.screening import (
@@ -136,21 +137,22 @@ def _close_pairs(
     key: np.uint64, documents: Sequence[int], files: _Signatures, similarity: float
 ) -> Iterator[tuple[int, int, float]]:
     """Pairs of one band. Those that share an earlier band too were found there."""
+    originals: dict[bytes, int] = {}
     different: list[int] = []
     for second in documents:
         grams, keys = files.grams(second), files.keys(second)
-        copy = False
+        original = originals.setdefault(xxh3_128_digest(grams.tobytes()), second)
+        if original != second:
+            # What a copy is close to, its original is close to as well.
+            if keys[0] == key:
+                yield original, second, 1.0
+            continue
         for first in different:
-            common = keys == files.keys(first)
-            if keys[np.argmax(common)] == key:
+            if keys[np.argmax(keys == files.keys(first))] == key:
                 found = jaccard(files.grams(first), grams)
                 if found >= similarity:
                     yield first, second, found
-            copy = bool(common.all()) and np.array_equal(files.grams(first), grams)
-            if copy:
-                break
-        # What a copy is close to, its original is close to as well.
-        if not copy and len(different) < _MOST_COMPARED:
+        if len(different) < _MOST_COMPARED:
             different.append(second)
 
 

@@ -10,10 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from retro_db.errors import CorpusError
 
 _WILDCARD = re.compile(r"[*?\[]")
+# What the filesystems of fsspec call that which changes with a file's content.
+_VERSIONS = [
+    "ETag",
+    "etag",
+    "generation",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "modified",
+    "created",
+]
 
 
 @dataclass(frozen=True)
@@ -22,7 +35,7 @@ class InputFile:
 
     Attributes:
         url: Where it is.
-        name: Its path below the folder that the glob starts from: the same on every machine.
+        name: Its path below the folder that the globs start from: the same on every machine.
         bytes: Its size.
         version: What changes when its content does: the ETag or the time of the last change.
     """
@@ -53,7 +66,8 @@ class Listing:
         Raises:
             CorpusError: A path is missing or a glob matches nothing.
         """
-        found: dict[str, InputFile] = {}
+        found: dict[str, tuple[Any, dict[str, Any]]] = {}
+        bases: set[str] = set()
         for number, path in enumerate(paths):
             place = f"{where}.{number}"
             try:
@@ -62,12 +76,16 @@ class Listing:
             except (ImportError, ValueError) as error:
                 raise CorpusError(f"{place}: {path}: {error}") from error
             if not entries:
-                problem = "matches no file" if _WILDCARD.search(pattern) else "does not exist"
+                known = _WILDCARD.search(pattern) or fs.isdir(pattern)
+                problem = "matches no file" if known else "does not exist"
                 raise CorpusError(f"{place}: {path} {problem}; correct the path")
-            for entry in entries:
-                file = _describe(fs, base, entry)
-                found[file.url] = file
-        return sorted(found.values(), key=lambda file: (file.name, file.url))
+            prefix = _prefix(fs, path, pattern, place)
+            bases.add(base)
+            found |= {prefix + entry["name"]: (fs, entry) for entry in entries}
+        # Names count from the folder that all paths have in common, so that no two are alike.
+        base = os.path.commonpath(bases) if len(bases) > 1 else bases.pop()
+        files = [_describe(fs, url, base, entry) for url, (fs, entry) in found.items()]
+        return sorted(files, key=lambda file: (file.name, file.url))
 
     def _matches(self, fs: Any, pattern: str) -> tuple[str, list[dict[str, Any]]]:
         """The folder that names are counted from, and the entries of the files."""
@@ -119,14 +137,23 @@ class Listing:
         return self._seen[key]
 
 
-def _describe(fs: Any, base: str, entry: dict[str, Any]) -> InputFile:
+def _prefix(fs: Any, path: str, pattern: str, place: str) -> str:
+    """What stands before the filesystem's names in their URLs, with the host if there is one."""
+    if isinstance(fs, LocalFileSystem):
+        return str(fs.unstrip_protocol("/"))[:-1]
+    if "::" in path or not path.endswith(pattern):
+        raise CorpusError(f"{place}: {path}: joined filesystems cannot be read; copy the files")
+    return path.removesuffix(pattern)
+
+
+def _describe(fs: Any, url: str, base: str, entry: dict[str, Any]) -> InputFile:
     full = entry["name"]
     if _is_link(entry):
         entry = fs.info(os.path.realpath(full))
-    version = entry.get("ETag") or entry.get("mtime") or entry.get("LastModified") or ""
+    version = next((entry[key] for key in _VERSIONS if entry.get(key)), "")
     # A name that is not UTF-8 reads with replacement characters; its URL stays as it is.
     name = full[len(base) :].lstrip("/").encode("utf-8", "replace").decode("utf-8")
-    return InputFile(fs.unstrip_protocol(full), name, entry["size"], str(version))
+    return InputFile(url, name, entry["size"], str(version))
 
 
 def _own_name(entry: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from retro_db.corpus.streams import open_raw
-from retro_db.errors import CorpusError
 
 # megatron/core/datasets/indexed_dataset.py: magic, version, code of the token type, counts of
 # sequences and of document bounds; then sizes int32, byte offsets int64, document bounds int64.
@@ -49,12 +48,8 @@ def open_index(url: str) -> TokenIndex:
         ValueError: It is damaged.
     """
     place = f"{url.removesuffix('.bin')}.idx"
-    try:
-        with open_raw(place) as file:
-            data = file.read()
-    except FileNotFoundError as error:
-        raise CorpusError(f"{place}: missing beside {url}; put both files there") from error
-    return parse_index(data)
+    with open_raw(place) as file:
+        return parse_index(file.read())
 
 
 def parse_index(data: bytes) -> TokenIndex:

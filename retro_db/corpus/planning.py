@@ -140,7 +140,7 @@ def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int)
     Args:
         shards: The whole plan.
         documents: How many are wanted.
-        estimate: How many the whole plan holds, about.
+        estimate: How many the whole plan keeps, about.
         seed: Decides which.
 
     Returns:

@@ -20,7 +20,6 @@ from retro_db.corpus.megatron import open_index
 from retro_db.corpus.planning import Shard
 from retro_db.corpus.splitting import Piece
 from retro_db.corpus.streams import arrow_file, decompressed, open_raw
-from retro_db.errors import CorpusError
 
 _BLOCK = 1 << 20
 _ROWS = 1024
@@ -132,16 +131,7 @@ def _records(
         with open_raw(file.url, report) as raw:
             for offset, record in _READERS[kind](raw, piece, source):
                 yield offset, record
-    except FileNotFoundError as error:
-        raise CorpusError(
-            f"{file.url}: vanished since the build was planned; restore it"
-        ) from error
-    except PermissionError as error:
-        raise CorpusError(f"{file.url}: no permission to read it; grant it") from error
     except _DAMAGE as error:
-        # The system's own errors have a number; what decompressors raise has none.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
         yield offset, _Bad("damaged file", " ".join(str(error).split())[:300])
 
 
@@ -321,8 +311,6 @@ def _read_parquet(
                     yield row, record
                     row += 1
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
             # The other row groups may be sound.
             yield row, _Bad("damaged file", " ".join(str(error).split())[:300], max(end - row, 1))
         row = end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -42,6 +43,9 @@ class Range:
     offset: int = 0
 
 
+_Weighted = tuple[Range, int]
+
+
 @dataclass(frozen=True)
 class Piece:
     """A file, or a range of one; `bytes` is its share of the file's size."""
@@ -66,7 +70,7 @@ def split_file(file: InputFile, kind: str, size: int) -> list[Piece]:
     Returns:
         Its pieces in order, which together are the file.
     """
-    ranges: Sequence[Range] = ()
+    ranges: Sequence[_Weighted] = ()
     if file.bytes > size and kind in _RANGES:
         try:
             with open_raw(file.url) as raw:
@@ -76,14 +80,15 @@ def split_file(file: InputFile, kind: str, size: int) -> list[Piece]:
             ranges = ()
     if len(ranges) < 2:
         return [Piece(file, file.bytes)]
-    total = ranges[-1].end
+    done = [0, *itertools.accumulate(weight for _, weight in ranges)]
+    ends = [file.bytes * weight // max(done[-1], 1) for weight in done]
     return [
-        Piece(file, file.bytes * part.end // total - file.bytes * part.begin // total, part)
-        for part in ranges
+        Piece(file, end - begin, part)
+        for (part, _), (begin, end) in zip(ranges, pairwise(ends), strict=True)
     ]
 
 
-def _line_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
+def _line_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_Weighted]:
     kind = compression_of(file.name, raw.peek(MAGIC_BYTES))
     if kind == "zstd":
         return _frame_ranges(raw, file, size)
@@ -92,12 +97,13 @@ def _line_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Ran
     bounds = _even(file.bytes, math.ceil(file.bytes / size))
     # One byte before the range tells whether a line begins with it.
     return [
-        Range(begin, end, max(begin - 1, 0), max(begin - 1, 0)) for begin, end in pairwise(bounds)
+        (Range(begin, end, max(begin - 1, 0), max(begin - 1, 0)), end - begin)
+        for begin, end in pairwise(bounds)
     ]
 
 
-def _frame_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
-    """Ranges at frames. Each is read from the frame before, whose last byte tells if a line begins."""
+def _frame_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_Weighted]:
+    """Ranges at frames, each read from a frame before, whose last byte tells if a line begins."""
     table = _seek_table(raw, file.bytes)
     if table is None:
         return []
@@ -106,16 +112,18 @@ def _frame_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Ra
     for frame in range(1, len(table)):
         if packed[frame] - packed[cuts[-1]] >= size and unpacked[frame] > unpacked[cuts[-1]]:
             cuts.append(frame)
-    ends = [*cuts[1:], len(table)]
-    return [
-        Range(
+    ranges = []
+    for cut, end in pairwise([*cuts, len(table)]):
+        # The last frame that begins before the byte before; frames may be empty.
+        start = max(int(np.searchsorted(unpacked, unpacked[cut], side="left")) - 1, 0)
+        part = Range(
             begin=int(unpacked[cut]),
             end=int(unpacked[end]),
-            file_offset=int(packed[max(cut - 1, 0)]),
-            offset=int(unpacked[max(cut - 1, 0)]),
+            file_offset=int(packed[start]),
+            offset=int(unpacked[start]),
         )
-        for cut, end in zip(cuts, ends, strict=True)
-    ]
+        ranges.append((part, int(packed[end] - packed[cut])))
+    return ranges
 
 
 def _seek_table(raw: io.BufferedReader, size: int) -> np.ndarray | None:
@@ -142,7 +150,7 @@ def _seek_table(raw: io.BufferedReader, size: int) -> np.ndarray | None:
     return table
 
 
-def _row_group_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
+def _row_group_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_Weighted]:
     metadata = pq.ParquetFile(arrow_file(raw, file.bytes)).metadata
     weights = [
         metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)
@@ -150,25 +158,24 @@ def _row_group_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> lis
     return _by_weight(np.array(weights), math.ceil(file.bytes / size))
 
 
-def _document_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[Range]:
+def _document_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_Weighted]:
     index = open_index(file.url)
     return _by_weight(np.diff(index.bounds), math.ceil(file.bytes / size))
 
 
-def _by_weight(weights: np.ndarray, parts: int) -> list[Range]:
+def _by_weight(weights: np.ndarray, parts: int) -> list[_Weighted]:
     """Neighboring units gathered into at most so many ranges of about equal weight."""
-    done = np.cumsum(weights)
-    targets = _even(int(done[-1]) if len(done) else 0, parts)[1:-1]
-    cuts = np.unique([0, *np.searchsorted(done, targets, side="left") + 1, len(weights)])
-    cuts = cuts[cuts <= len(weights)]
-    return [Range(int(a), int(b)) for a, b in pairwise(cuts)]
+    done = np.concatenate([[0], np.cumsum(weights)])
+    targets = _even(int(done[-1]), parts)[1:-1]
+    cuts = np.unique([0, *np.searchsorted(done, targets, side="left"), len(weights)])
+    return [(Range(int(a), int(b)), int(done[b] - done[a])) for a, b in pairwise(cuts)]
 
 
 def _even(total: int, parts: int) -> list[int]:
     return [total * part // parts for part in range(parts + 1)]
 
 
-_RANGES: dict[str, Callable[[io.BufferedReader, InputFile, int], list[Range]]] = {
+_RANGES: dict[str, Callable[[io.BufferedReader, InputFile, int], list[_Weighted]]] = {
     "jsonl": _line_ranges,
     "parquet": _row_group_ranges,
     "megatron": _document_ranges,

@@ -12,6 +12,8 @@ from typing import IO, Any, cast
 import fsspec
 import pyarrow as pa
 
+from retro_db.errors import CorpusError, ExecutionError
+
 BY_NAME = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 # The second of zstd is a skippable frame, which may come first.
 _MAGIC = {
@@ -45,12 +47,28 @@ def open_raw(url: str, report: Callable[[int], None] = lambda count: None) -> io
     Args:
         url: Of the file.
         report: Told how many more bytes were read.
+
+    Raises:
+        CorpusError: It vanished, or must not be read.
+        ExecutionError: Reading failed, now or later, in a way that may pass.
     """
     protocol, path = fsspec.core.split_protocol(url)
     # In URLs "::" joins two filesystems, but here it may be part of a name.
     local = protocol == "file"
-    file = fsspec.filesystem("file").open(path, "rb") if local else fsspec.open(url, "rb").open()
-    return io.BufferedReader(_Counted(file, report), _BLOCK)
+    try:
+        file = fsspec.filesystem("file").open(path, "rb") if local else fsspec.open(url).open()
+    except FileNotFoundError as error:
+        raise CorpusError(f"{url}: vanished since the build was planned; restore it") from error
+    except PermissionError as error:
+        raise CorpusError(f"{url}: no permission to read it; grant it") from error
+    except OSError as error:
+        raise _unread(url, error) from error
+    return io.BufferedReader(_Counted(file, url, report), _BLOCK)
+
+
+def _unread(url: str, error: OSError) -> ExecutionError:
+    reason = str(error) or type(error).__name__
+    return ExecutionError(f"{url}: cannot be read: {reason}; run the same command again")
 
 
 def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
@@ -115,8 +133,9 @@ class _Capped(io.RawIOBase):
 class _Counted(io.RawIOBase):
     """A raw file that reports what is read of it."""
 
-    def __init__(self, file: Any, report: Callable[[int], None]) -> None:
+    def __init__(self, file: Any, url: str, report: Callable[[int], None]) -> None:
         self._file = file
+        self._url = url
         self._report = report
 
     def readable(self) -> bool:
@@ -129,7 +148,11 @@ class _Counted(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fills the buffer as far as one read does."""
-        data = self._file.read(len(buffer))
+        try:
+            data = self._file.read(len(buffer))
+        except OSError as error:
+            # A failing disk or network is no damaged file: what was not read is not lost.
+            raise _unread(self._url, error) from error
         buffer[: len(data)] = data
         self._report(len(data))
         return len(data)
