@@ -89,13 +89,15 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
     """
     with _prepared(config, engine, console, smoke) as (started, model):
         vocabulary = tokenizer_stage(started)
+        screened = screen_stage(started, vocabulary)
         shards = [shard.identity for shard in started.shards]
+        verdicts = [file.sha256 if file else None for file in screened]
         identities = [vocabulary.sha256, vocabulary.pad_id, vocabulary.end_id, to_json(model)]
-        mark = digest([_VERSIONS, started.config.portable(), shards, *identities])
+        mark = digest([_VERSIONS, started.config.portable(), shards, verdicts, *identities])
         if manifest := _finished(started.folder, mark):
             console.say(f"{started.config.output} is up to date: nothing to do")
             return manifest
-        chunked, parts = chunk_stage(started, vocabulary, screen_stage(started, vocabulary))
+        chunked, parts = chunk_stage(started, vocabulary, screened)
         # What cannot be trained is refused before anything is embedded, and known exactly after.
         decide_key(started, chunked, model.dimension)
         parts, keyless = embed_stage(started, parts, vocabulary, model)

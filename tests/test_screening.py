@@ -265,6 +265,11 @@ def test_a_whole_build_tells_what_was_left_out_and_why(
     assert project.open().manifest.tables.dropped == []
     assert not (project.output / "dropped").exists()
     assert not verify_database(str(project.output)).problems
+    # Evaluation texts that come later count, though the manifest names no paths.
+    project.settings["leakage"] = {"paths": [str(evaluation)]}
+    assert project.build() == 0
+    [source] = project.open().manifest.sources
+    assert source.dropped_by == {"leakage": 1}
 
 
 def test_evaluation_texts_that_cannot_be_read_are_an_error(

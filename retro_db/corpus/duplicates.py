@@ -139,6 +139,8 @@ def _close_pairs(
     """Pairs of one band. Those that share an earlier band too were found there."""
     originals: dict[bytes, int] = {}
     different: list[int] = []
+    width = len(files.keys(documents[0]))
+    different_keys = np.empty((min(len(documents), _MOST_COMPARED), width), np.uint64)
     for second in documents:
         grams, keys = files.grams(second), files.keys(second)
         original = originals.setdefault(xxh3_128_digest(grams.tobytes()), second)
@@ -147,12 +149,14 @@ def _close_pairs(
             if keys[0] == key:
                 yield original, second, 1.0
             continue
-        for first in different:
-            if keys[np.argmax(keys == files.keys(first))] == key:
-                found = jaccard(files.grams(first), grams)
-                if found >= similarity:
-                    yield first, second, found
-        if len(different) < _MOST_COMPARED:
+        first_common = keys[np.argmax(different_keys[: len(different)] == keys, axis=1)]
+        for number in np.flatnonzero(first_common == key):
+            first = different[number]
+            found = jaccard(files.grams(first), grams)
+            if found >= similarity:
+                yield first, second, found
+        if len(different) < len(different_keys):
+            different_keys[len(different)] = keys
             different.append(second)
 
 
