@@ -197,6 +197,19 @@ def edited(project: Project, target: Path, **changes: Any) -> str:
     return str(target)
 
 
+def test_databases_of_format_1_0_are_read_and_verified(small: Project, tmp_path: Path) -> None:
+    data = json.loads((small.output / "manifest.json").read_text())
+    del data["tables"]["dropped"]
+    for source in data["sources"]:
+        del source["dropped_by"], source["rejected_by"]
+    old = edited(
+        small, tmp_path / "old", version="1.0", tables=data["tables"], sources=data["sources"]
+    )
+    assert retro_db.open(old).manifest.version == "1.0"
+    assert run(["verify", old]) == 0
+    assert run(["inspect", old]) == 0
+
+
 def test_damaged_manifests_are_refused(small: Project, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedVersionError, match=r"2\.0"):
         retro_db.open(edited(small, tmp_path / "a", version="2.0"))
