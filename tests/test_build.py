@@ -409,7 +409,13 @@ def job_service(tmp_path: Path) -> Iterator[str]:
 def test_another_runner_gives_the_same_bytes(
     project: Project, tmp_path: Path, job_service: str
 ) -> None:
+    # With the one stage that shuffles payload, and something for it to find.
+    lines = [{"id": str(n), "text": f"{text} of several words"} for n, text in enumerate("abca")]
+    corpus = b"\n".join(orjson.dumps(line) for line in lines)
+    (project.folder / "corpus.jsonl").write_bytes(corpus)
+    project.settings["dedup"] = {"jaccard": 0.8}
     assert project.build() == 0
+    assert project.open().manifest.sources[0].dropped_by == {"duplicate": 1}
     apart = copy_of(project, tmp_path / "apart" / "db")
     apart.folder.mkdir()
     options = ["--runner=PortableRunner", f"--job_endpoint={job_service}"]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from retro_db.corpus.duplicates import keep_first
 from retro_db.corpus.grams import Bands, gram_hashes, jaccard
 from retro_db.errors import CorpusError
+from retro_db.store.contracts import contract
 from retro_db.verify import verify_database
 from retro_db_pipelines.cli import run, stage_command
 
@@ -243,7 +244,9 @@ def test_a_whole_build_tells_what_was_left_out_and_why(
     assert source.dropped_by == {"name": 2, "leakage": 1, "duplicate": 2}
     assert (source.read, source.documents, source.dropped) == (22, 17, 5)
     [entry] = database.manifest.tables.dropped
-    rows = pq.read_table(project.output / entry.path).to_pylist()
+    table = pq.read_table(project.output / entry.path)
+    assert table.schema.equals(contract("dropped").schema())
+    rows = table.to_pylist()
     assert [(row["id"], row["reason"], row["by"]) for row in rows] == [
         ("doc-0", "leakage", "secret"),
         ("doc-20", "duplicate", "test:doc-3"),
