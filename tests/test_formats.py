@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import random
 import struct
 from collections.abc import Callable, Iterator
@@ -349,6 +350,19 @@ def test_a_missing_index_of_stored_tokens_is_named(
     project.settings["output"] = str(tmp_path / "other")
     assert project.build() == 2
     assert "a.idx: vanished" in capsys.readouterr().err
+
+
+def test_a_changed_index_of_stored_tokens_changes_the_shard(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "a.bin", [np.arange(5), np.arange(7)])
+    config = configure([tmp_path / "a.*"])
+    [before] = plan_shards(config)
+    data, moment = (tmp_path / "a.bin").read_bytes(), (tmp_path / "a.bin").stat().st_mtime
+    write_megatron(tmp_path / "a.bin", [np.arange(12)])
+    (tmp_path / "a.bin").write_bytes(data)
+    os.utime(tmp_path / "a.bin", (moment, moment))
+    os.utime(tmp_path / "a.idx", (1, 1))
+    [after] = plan_shards(config)
+    assert before.identity != after.identity
 
 
 def test_stored_tokens_need_their_tokenizer(tmp_path: Path) -> None:

@@ -128,10 +128,28 @@ def infer_format(files: Sequence[InputFile], where: str) -> str:
 
 
 def select_files(files: Sequence[InputFile], kind: str) -> list[InputFile]:
-    """The files that hold documents: of Megatron's pairs, the .bin files."""
+    """The files that hold documents: of Megatron's pairs, the .bin files.
+
+    Args:
+        files: Of one source.
+        kind: Their format.
+
+    Returns:
+        Each file; a .bin file changes with its .idx file, if the paths name both.
+    """
     if kind != "megatron":
         return list(files)
-    return [file for file in files if not file.name.endswith(".idx")]
+    indexes = {file.url: file.version for file in files if file.name.endswith(".idx")}
+    return [
+        dataclasses.replace(
+            file,
+            version=" ".join(
+                [file.version, indexes.get(f"{file.url.removesuffix('.bin')}.idx", "")]
+            ),
+        )
+        for file in files
+        if file.url not in indexes
+    ]
 
 
 def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int) -> list[Shard]:
