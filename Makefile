@@ -31,7 +31,9 @@ soak: setup
 	RETRO_DB_FUZZ_FILES=20000 $(bin)/python -m pytest tests/test_fuzz.py
 
 bench: setup
+	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[bench]'
 	$(bin)/python benchmarks/chunking.py
+	$(bin)/python benchmarks/embedding.py
 
 lint: setup
 	$(bin)/ruff check .

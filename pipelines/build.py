@@ -16,7 +16,7 @@ from retro_db.chunking import ChunkedShard
 from retro_db.config import Config
 from retro_db.corpus.planning import Shard, expansion_of, plan_shards, sample_shards
 from retro_db.corpus.reading import read_shard
-from retro_db.encoder import EncoderModel, describe_model
+from retro_db.encoder.models import EncoderModel, describe_model
 from retro_db.errors import ConfigError, InputError
 from retro_db.hashing import fraction_of
 from retro_db.index.keys import parse_key
@@ -35,6 +35,7 @@ from retro_db.manifest import (
     read_manifest,
     write_manifest,
 )
+from retro_db.meter import Work
 from retro_db.parts import Part
 from retro_db.retriever import LOCATIONS, Locations
 from retro_db.serialize import canonical, digest, to_json
@@ -43,7 +44,7 @@ from retro_db.store.folder import Folder
 from . import chunk, embed, index, neighbors, screen, tokenizer
 from .chunk import chunk_stage
 from .console import Console, chatter_to
-from .embed import embed_stage
+from .embed import embed_stage, probe_stage
 from .engine import Engine
 from .index import BuiltIndex, decide_key, index_stages
 from .neighbors import NeighborsPart, neighbors_stage
@@ -63,11 +64,13 @@ class StageReport:
     """What `report/stages.json` holds.
 
     Attributes:
-        seconds: Work in every stage, over all its tasks.
+        seconds: What every stage took, over all its tasks.
+        work: What every stage counted: units, further counts, and seconds by activity.
         scale: Documents of the whole corpus for each document built; above 1 in a smoke build.
     """
 
     seconds: dict[str, float]
+    work: dict[str, Work]
     scale: float
 
 
@@ -87,7 +90,8 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         InputError: Of a kind that names the field and the remedy.
         ExecutionError: The environment failed.
     """
-    with _prepared(config, engine, console, smoke) as (started, model):
+    with _prepared(config, engine, console, smoke) as (started, described):
+        model = probe_stage(started, described)
         vocabulary = tokenizer_stage(started)
         screened = screen_stage(started, vocabulary)
         shards = [shard.identity for shard in started.shards]
@@ -131,6 +135,7 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
         if stage == "chunk":
             return
         decide_key(started, chunked, model.dimension)
+        model = probe_stage(started, model)
         parts, keyless = embed_stage(started, parts, vocabulary, model)
         if stage == "embed":
             return
@@ -185,7 +190,7 @@ def _finish(build: Build, results: _Results, mark: str) -> Manifest:
     manifest = write_manifest(folder, _manifest(build.config, results))
     _sweep(folder, manifest)
     scale = 1.0 if build.smoke is None else build.smoke / manifest.counts.documents
-    report = StageReport(build.seconds, max(scale, 1.0))
+    report = StageReport(build.seconds, build.work, max(scale, 1.0))
     folder.write(REPORT, json.dumps(to_json(report), indent=1).encode())
     folder.write(FINISHED, mark.encode())
     return manifest
@@ -215,6 +220,7 @@ def _manifest(config: Config, results: _Results) -> Manifest:
             max_length=model.max_length,
             dtype=model.dtype,
             device=model.device,
+            batch_tokens=model.batch_tokens,
         ),
         index=IndexInfo(
             key=index.key,

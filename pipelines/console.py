@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.progress import Task as RichTask
 from rich.text import Text
 
+from retro_db.meter import Work
+
 _POLL_SECONDS = 0.25
 _LOG_SECONDS = 15.0
 
@@ -49,7 +51,7 @@ class Console:
 
     @contextlib.contextmanager
     def stage(
-        self, name: str, unit: str, total: int, done: Callable[[], int]
+        self, name: str, unit: str, total: int, progress: Callable[[], Work]
     ) -> Iterator[Callable[[str], None]]:
         """Shows a stage's progress while the block runs.
 
@@ -57,7 +59,7 @@ class Console:
             name: Of the stage.
             unit: What is counted.
             total: How many there are.
-            done: How many are done; polled.
+            progress: What is done; polled.
 
         Yields:
             A function that takes the closing remark, such as counts.
@@ -66,7 +68,9 @@ class Console:
         start = time.monotonic()
         stop = threading.Event()
         watch = self._watch_live if self.is_terminal else self._watch_log
-        watcher = threading.Thread(target=watch, args=(name, unit, total, done, stop), daemon=True)
+        watcher = threading.Thread(
+            target=watch, args=(name, unit, total, progress, stop), daemon=True
+        )
         watcher.start()
         try:
             yield remark.append
@@ -77,7 +81,12 @@ class Console:
         self.say(f"{name:<10} {' '.join(remark)} ({seconds:,.1f} s)")
 
     def _watch_live(
-        self, name: str, unit: str, total: int, done: Callable[[], int], stop: threading.Event
+        self,
+        name: str,
+        unit: str,
+        total: int,
+        progress: Callable[[], Work],
+        stop: threading.Event,
     ) -> None:
         columns = (
             TextColumn("{task.description:<10}"),
@@ -85,21 +94,43 @@ class Console:
             TextColumn("{task.percentage:>3.0f}%"),
             _RateColumn(unit),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[details]}"),
         )
-        with Progress(*columns, console=self.rich, transient=True) as progress:
-            task: TaskID = progress.add_task(name, total=total or None)
+        with Progress(*columns, console=self.rich, transient=True) as bar:
+            task: TaskID = bar.add_task(name, total=total or None, details="")
             while not stop.wait(_POLL_SECONDS):
-                progress.update(task, completed=min(done(), total))
+                work = progress()
+                more = details(work).removeprefix(", ")
+                bar.update(task, completed=min(work.done, total), details=more)
 
     def _watch_log(
-        self, name: str, unit: str, total: int, done: Callable[[], int], stop: threading.Event
+        self,
+        name: str,
+        unit: str,
+        total: int,
+        progress: Callable[[], Work],
+        stop: threading.Event,
     ) -> None:
         start = time.monotonic()
         while not stop.wait(_LOG_SECONDS):
-            count, seconds = min(done(), total), time.monotonic() - start
+            work = progress()
+            count, seconds = min(work.done, total), time.monotonic() - start
             rate = count / seconds
             left = f", {(total - count) / rate:,.0f} s left" if rate else ""
-            self.say(f"{name:<10} {count:,} of {total:,} {unit}, {rate:,.0f}/s{left}")
+            self.say(
+                f"{name:<10} {count:,} of {total:,} {unit}, {rate:,.0f}/s{left}{details(work)}"
+            )
+
+
+def details(work: Work) -> str:
+    """What a stage counts besides its units, behind a comma: tokens, padding, shares of the time."""
+    told = []
+    if tokens := work.counts.get("tokens", 0):
+        padding = work.counts.get("padding", 0)
+        told += [f"{tokens:,} tokens", f"padding {padding / (tokens + padding):.1%}"]
+    if whole := sum(work.seconds.values()):
+        told += [f"{name} {seconds / whole:.0%}" for name, seconds in sorted(work.seconds.items())]
+    return "".join(f", {item}" for item in told)
 
 
 class _RateColumn(ProgressColumn):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from retro_db.config import EncoderConfig
 from retro_db.database import open_table
-from retro_db.encoder import Encoder, EncoderModel, embed_part
+from retro_db.encoder.budget import find_budget, try_budget
+from retro_db.encoder.embedding import embed_part
+from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.models import CUDA, EncoderModel, gpu_count, resolve_model
+from retro_db.meter import Meter
 from retro_db.parts import Part
 from retro_db.serialize import to_json
 from retro_db.store.contracts import contract
@@ -16,11 +20,11 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.threads import use_tokenizer_threads
 from retro_db.tokenizer import Tokenizer
 
-from .shards import Task, fingerprint
-from .stage import Build, run_stage
+from .shards import Placement, Task, fingerprint
+from .stage import Build, run_stage, sole
 from .tokenizer import TokenizerFiles
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class EmbeddedPart:
 class EmbedJob:
     """Embeds one part."""
 
-    config: EncoderConfig
+    place: str
+    model: EncoderModel
     folder: Folder
     threads: int
     parameters: dict[str, str | int]
@@ -43,21 +48,72 @@ class EmbedJob:
 
     def open(self) -> tuple[Encoder, Tokenizer]:
         """The model, and what turns ids back into text."""
-        use_tokenizer_threads(self.threads)
-        return Encoder(self.config, self.threads), Tokenizer.of_database(self.folder)
+        encoder = _open_encoder(self.place, self.model, self.threads)
+        return encoder, Tokenizer.of_database(self.folder)
 
-    def run(
-        self, shared: tuple[Encoder, Tokenizer], part: Part, report: Callable[[int], None]
-    ) -> EmbeddedPart:
+    def run(self, shared: tuple[Encoder, Tokenizer], part: Part, meter: Meter) -> EmbeddedPart:
         """Writes the embeddings file."""
         encoder, tokenizer = shared
         [chunks] = open_table(self.folder, [part.chunks], "chunks", self.parameters)
         path = contract("embeddings").name(part.shard, part.number)
-        return EmbeddedPart(*embed_part(chunks, path, encoder, tokenizer, self.folder, report))
+        return EmbeddedPart(*embed_part(chunks, path, encoder, tokenizer, self.folder, meter))
 
     def files(self, result: EmbeddedPart) -> list[FileEntry]:
         """The embeddings file."""
         return [result.file]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Padded WordPieces of a batch that fit on the workers' GPUs."""
+
+    batch_tokens: int
+
+
+@dataclass
+class ProbeJob:
+    """Tries a worker's GPU: that it is there, and which batches it takes."""
+
+    place: str
+    model: EncoderModel
+    folder: Folder
+    stage: str = field(default="probe", init=False)
+
+    def open(self) -> Encoder:
+        """The model."""
+        return _open_encoder(self.place, self.model, threads=1)
+
+    def run(self, shared: Encoder, item: None, meter: Meter) -> Budget:
+        """Finds the budget, or tries the one that was given."""
+        if self.model.batch_tokens is None:
+            return Budget(find_budget(shared))
+        try_budget(shared, self.model.batch_tokens)
+        return Budget(self.model.batch_tokens)
+
+    def files(self, result: Budget) -> list[FileEntry]:
+        """None: the record is the result."""
+        return []
+
+
+def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
+    """Tries a worker's GPU, before any shard is worked on; a CPU needs no trial.
+
+    Where the keys are there already, no GPU is needed to go on.
+
+    Returns:
+        The model with its `batch_tokens`.
+
+    Raises:
+        ModelError: A worker has no CUDA device.
+        DeviceMemoryError: The configured batches do not fit.
+    """
+    if model.device != CUDA:
+        return model
+    job = ProbeJob(build.config.encoder.model, model, build.folder)
+    task = Task("gpu", fingerprint(job.stage, VERSION, to_json(model)), None)
+    placement = replace(_placement(build, model), processes=False)
+    budget = sole(run_stage(build, job, [task], Budget, "GPUs", 1, placement))
+    return replace(model, batch_tokens=budget.batch_tokens)
 
 
 def embed_stage(
@@ -73,9 +129,8 @@ def embed_stage(
         "token_type": tokenizer.token_type,
         "chunk_tokens": config.chunk.tokens,
     }
-    # What auto stands for was resolved where the build started; a worker without it fails.
-    encoder = config.encoder.model_copy(update={"device": model.device, "dtype": model.dtype})
-    job = EmbedJob(encoder, build.folder, build.engine.threads, parameters)
+    place = config.encoder.model
+    job = EmbedJob(place, model, build.folder, build.engine.threads, parameters)
     tasks = [
         Task(
             part.name,
@@ -85,9 +140,44 @@ def embed_stage(
         for part in parts
     ]
     total = sum(part.rows for part in parts)
-    embedded = run_stage(build, job, tasks, EmbeddedPart, "chunks", total)
+    placement = _placement(build, model)
+    embedded = run_stage(build, job, tasks, EmbeddedPart, "chunks", total, placement)
     held = [replace(part, embeddings=e.file) for part, e in zip(parts, embedded, strict=True)]
     return held, sum(e.keyless for e in embedded)
+
+
+def _placement(build: Build, model: EncoderModel) -> Placement:
+    """What a worker must have to embed; on a GPU each is a process, with a device of its own."""
+    config = build.config.encoder
+    hints = {
+        "accelerator": config.accelerator,
+        # Beam takes this number as text alone.
+        "max_active_bundles_per_worker": config.max_active_bundles
+        and str(config.max_active_bundles),
+    }
+    wanted = {name: value for name, value in hints.items() if value}
+    return Placement(hints=wanted, processes=model.device == CUDA)
+
+
+def _open_encoder(place: str, model: EncoderModel, threads: int) -> Encoder:
+    use_tokenizer_threads(threads)
+    gpu = gpu_of_worker(os.environ.get("WORKER_ID", ""), gpu_count()) if model.device == CUDA else 0
+    return Encoder(resolve_model(place), model, threads, gpu)
+
+
+def gpu_of_worker(worker: str, count: int) -> int:
+    """The GPU of a worker process among those that it sees: sibling workers take turns.
+
+    Args:
+        worker: Beam's id of the process, such as `worker_2` or `sdk-0-1`; its last number counts the
+            workers of a machine.
+        count: GPUs.
+
+    Returns:
+        A number below `count`; 0 where there is no id.
+    """
+    numbers = re.findall(r"\d+", worker)
+    return int(numbers[-1]) % max(1, count) if numbers else 0
 
 
 if __name__ == "__main__":

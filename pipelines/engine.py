@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 from retro_db import errors
@@ -13,7 +16,7 @@ from retro_db.errors import ExecutionError, InputError
 from retro_db.threads import available_cores
 
 from .quiet import PipelineOptions, StandardOptions, beam
-from .shards import FAILURES, Job, RunShards, Task, read_failures
+from .shards import FAILURES, Job, Placement, RunShards, Task, read_failures
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +48,11 @@ class Engine:
         """Threads of one worker: workers times threads is the number of cores."""
         return max(1, available_cores() // self.workers)
 
-    def options(self) -> PipelineOptions:
+    def options(self, processes: bool = False) -> PipelineOptions:
         """Beam's options.
+
+        Args:
+            processes: Whether local workers are processes rather than threads of this one.
 
         Raises:
             InputError: The runner is unknown, or known to lose data.
@@ -61,7 +67,7 @@ class Engine:
             # Beam's DirectRunner would first try to download Prism.
             standard.runner = "FnApiRunner"
             local = [
-                "--direct_running_mode=multi_threading",
+                f"--direct_running_mode={'multi_processing' if processes else 'multi_threading'}",
                 f"--direct_num_workers={self.workers}",
             ]
             options = PipelineOptions(
@@ -69,13 +75,13 @@ class Engine:
             )
         return options
 
-    def run(self, job: Job, tasks: Sequence[Task], spread: beam.PTransform | None = None) -> None:
+    def run(self, job: Job, tasks: Sequence[Task], placement: Placement) -> None:
         """Runs the tasks to their end.
 
         Args:
             job: What to do.
             tasks: With what.
-            spread: How the tasks reach the workers, where that is more than a reshuffle.
+            placement: Where.
 
         Raises:
             RetroDBError: What a task raised.
@@ -83,21 +89,58 @@ class Engine:
         """
         folder = job.folder
         folder.remove(FAILURES)
-        options = self.options()
+        options = self.options(placement.processes and self.workers > 1)
         # Beam's workers print the traces of what they raise; those go to the log.
         trace = io.StringIO()
         try:
-            with redirect_stderr(trace), beam.Pipeline(options=options) as pipeline:
+            with (
+                redirect_stderr(trace),
+                _watching_workers(),
+                beam.Pipeline(options=options) as pipeline,
+            ):
                 _ = (
                     pipeline
                     | f"{job.stage} tasks" >> beam.Create(list(tasks))
-                    | f"{job.stage}" >> (RunShards(job, spread) if spread else RunShards(job))
+                    | f"{job.stage}" >> RunShards(job, placement)
                 )
+        except ExecutionError:
+            raise
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
             log.exception("stage %s failed: %s", job.stage, trace.getvalue())
             raise _unforeseen(job.stage, error) from error
         for name, message in read_failures(folder):
             raise getattr(errors, name, ExecutionError)(message)
+
+
+@contextmanager
+def _watching_workers() -> Iterator[None]:
+    """Ends the block when a local worker process dies: Beam would wait for it forever.
+
+    Raises:
+        ExecutionError: One was killed, or ended by itself.
+    """
+    died: list[str] = []
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.thread is None or arguments.thread.name != "run_worker":
+            before(arguments)
+            return
+        died.append(str(arguments.exc_value))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.excepthook = hook
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not died:
+            raise
+        raise ExecutionError(
+            f"a worker process ended ({died[0]}), perhaps for want of memory; run the same command "
+            "again"
+        ) from error
+    finally:
+        threading.excepthook = before
 
 
 def _unforeseen(stage: str, error: Exception) -> ExecutionError:

@@ -28,7 +28,7 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.tokenizer import Tokenizer
 
 from .quiet import beam
-from .shards import Task, fingerprint
+from .shards import Placement, Task, fingerprint
 from .stage import Build, run_stage, sole
 from .tokenizer import TokenizerFiles
 
@@ -260,7 +260,7 @@ def _find_duplicates(
         )
         for number in range(partitions)
     ]
-    gather = GatherBands(build.folder, signed, partitions)
+    gather = Placement(spread=GatherBands(build.folder, signed, partitions))
     pairs = run_stage(build, pairs_job, tasks, Pairs, "partitions", partitions, gather)
 
     sources = {shard.number: shard.source for shard in build.shards}

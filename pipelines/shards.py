@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from retro_db.errors import ExecutionError, RetroDBError
-from retro_db.serialize import digest, to_json
+from retro_db.meter import Meter, Work
+from retro_db.serialize import canonical, digest, from_json, to_json
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.records import Record, StageRecords
 
@@ -38,6 +39,21 @@ class Task(Generic[Item]):
     item: Item
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a stage's tasks run.
+
+    Attributes:
+        spread: How they reach the workers; one that shuffles may fill in what they work on.
+        hints: Beam's resource hints, by name: what a worker must have.
+        processes: Whether local workers are processes rather than threads of one, as GPUs want.
+    """
+
+    spread: beam.PTransform = field(default_factory=beam.Reshuffle)
+    hints: Mapping[str, str] = field(default_factory=dict)
+    processes: bool = False
+
+
 class Job(Protocol):
     """What a stage does to one item; picklable, with the pure function of the library inside."""
 
@@ -47,7 +63,7 @@ class Job(Protocol):
     def open(self) -> Any:
         """What all tasks of a process share: a tokenizer, a model, an index."""
 
-    def run(self, shared: Any, item: Any, report: Callable[[int], None]) -> Any:
+    def run(self, shared: Any, item: Any, meter: Meter, /) -> Any:
         """Does one item and returns a dataclass."""
 
     def files(self, result: Any) -> list[FileEntry]:
@@ -65,18 +81,20 @@ class RunShards(beam.PTransform):
 
     Args:
         job: What to do.
-        spread: How the tasks reach the workers; one that shuffles may fill in what they work on.
+        placement: Where.
     """
 
     job: Job
-    spread: beam.PTransform = field(default_factory=beam.Reshuffle)
+    placement: Placement = field(default_factory=Placement)
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
         """Spreads the descriptors over the workers."""
+        run = beam.ParDo(CommitShard(self.job)).with_output_types(str)
+        hints = self.placement.hints
         return (
             tasks
-            | "Spread" >> self.spread
-            | "Run" >> beam.ParDo(CommitShard(self.job)).with_output_types(str)
+            | "Spread" >> self.placement.spread
+            | "Run" >> (run.with_resource_hints(**hints) if hints else run)
         )
 
 
@@ -100,10 +118,11 @@ class CommitShard(beam.DoFn):
         """Returns the task's name; nothing where it failed in a way that trying again will not mend."""
         if self._opened is None:
             return []
-        progress = ProgressFile(self._job, task.name)
+        progress = _Progress(self._job, task.name)
+        meter = Meter(progress)
         start = time.monotonic()
         try:
-            result = self._job.run(self._opened.value, task.item, progress.add)
+            result = self._job.run(self._opened.value, task.item, meter)
         except ExecutionError:
             raise  # trying again may help
         except RetroDBError as error:
@@ -115,8 +134,9 @@ class CommitShard(beam.DoFn):
             files=self._job.files(result),
             result=to_json(result),
             seconds=round(time.monotonic() - start, 3),
+            work=meter.work,
         )
-        progress.finish()
+        progress.tell(meter.work)
         StageRecords(self._job.folder, self._job.stage).commit(record)
         return [task.name]
 
@@ -128,28 +148,40 @@ class _Opened:
     value: Any
 
 
-class ProgressFile:
-    """A count that the driver reads while a task runs; on local folders only."""
+class _Progress:
+    """Tells others of a task's work: the runner by its own metrics, and on local folders the driver."""
 
     def __init__(self, job: Job, name: str) -> None:
         folder = progress_folder(job.folder, job.stage) if job.folder.is_local else None
-        self._path = os.path.join(folder, name) if folder else None
-        self._count = 0
-        self._written = time.monotonic()
+        self._path = Path(folder, name) if folder else None
+        self._stage = job.stage
+        self._told = Work()
+        self._last = time.monotonic()
 
-    def add(self, count: int) -> None:
-        """So many more units are done."""
-        self._count += count
-        if time.monotonic() - self._written >= _REPORT_SECONDS:
-            self.finish()
+    def __call__(self, work: Work) -> None:
+        """Tells, if the last time is long enough ago."""
+        if time.monotonic() - self._last >= _REPORT_SECONDS:
+            self.tell(work)
 
-    def finish(self) -> None:
-        """Writes the count. A torn write shows a wrong number for half a second: no harm."""
-        self._written = time.monotonic()
+    def tell(self, work: Work) -> None:
+        """Tells the sum so far."""
+        self._last = time.monotonic()
+        self._count("done", work.done - self._told.done)
+        for name, count in work.counts.items():
+            self._count(name, count - self._told.counts.get(name, 0))
+        for name, seconds in work.seconds.items():
+            # Counters are whole numbers.
+            told = self._told.seconds.get(name, 0.0)
+            self._count(f"{name}_milliseconds", round(1000 * seconds) - round(1000 * told))
+        self._told = work
         if self._path:
-            os.makedirs(os.path.dirname(self._path), exist_ok=True)
-            with open(self._path, "w", encoding="ascii") as file:
-                file.write(str(self._count))
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_bytes(canonical(to_json(work)))
+            temporary.replace(self._path)
+
+    def _count(self, name: str, more: int) -> None:
+        beam.metrics.Metrics.counter(self._stage, name).inc(more)
 
 
 def progress_folder(folder: Folder, stage: str) -> str:
@@ -157,14 +189,11 @@ def progress_folder(folder: Folder, stage: str) -> str:
     return folder.locate(f"state/progress/{stage}")
 
 
-def read_progress(folder: Folder, stage: str) -> int:
-    """Units done by all tasks of a stage."""
-    path = progress_folder(folder, stage)
-    total = 0
-    for name in os.listdir(path) if os.path.isdir(path) else []:
-        with open(os.path.join(path, name), encoding="ascii") as file:
-            total += int(file.read() or 0)
-    return total
+def read_progress(folder: Folder, stage: str) -> Work:
+    """The work of all tasks of a stage so far."""
+    path = Path(progress_folder(folder, stage))
+    found = [file for file in path.glob("*") if file.suffix != ".tmp"]
+    return sum((from_json(Work, json.loads(file.read_bytes())) for file in found), Work())
 
 
 def _record_failure(job: Job, name: str, error: RetroDBError) -> None:

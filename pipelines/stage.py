@@ -10,19 +10,20 @@ from retro_db import manifest
 from retro_db.config import Config
 from retro_db.corpus.planning import Shard
 from retro_db.errors import ExecutionError, InputError
+from retro_db.meter import Work
 from retro_db.serialize import from_json
 from retro_db.store.folder import Folder
 from retro_db.store.records import Record, StageRecords
 
-from .console import Console
+from .console import Console, details
 from .engine import Engine
-from .quiet import beam
-from .shards import Job, Task, read_progress
+from .shards import Job, Placement, Task, read_progress
 
 Result = TypeVar("Result")
 # Modules that run several stages.
 _MODULES = {
     **dict.fromkeys(("evaluation", "screen", "pairs", "resolve"), "screen"),
+    "probe": "embed",
     **dict.fromkeys(("train", "encode", "assemble", "tune"), "index"),
 }
 
@@ -40,7 +41,8 @@ class Build:
         smoke: In a sample build, about how many documents the whole corpus has; index keys are
             then reduced to what the sample can train.
         only: The one module whose stages may run; None for all.
-        seconds: Work in every stage, by name, over all tasks.
+        seconds: What every stage took, by name, over all tasks.
+        work: What every stage counted.
     """
 
     config: Config
@@ -51,6 +53,7 @@ class Build:
     smoke: int | None = None
     only: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    work: dict[str, Work] = field(default_factory=dict)
 
 
 def run_stage(
@@ -60,7 +63,7 @@ def run_stage(
     result: type[Result],
     unit: str,
     total: int,
-    spread: beam.PTransform | None = None,
+    placement: Placement | None = None,
 ) -> list[Result]:
     """Runs the tasks of a stage that are not done yet.
 
@@ -71,7 +74,7 @@ def run_stage(
         result: The dataclass that the job returns.
         unit: What progress counts.
         total: Units in all tasks.
-        spread: How the tasks reach the workers, where that is more than a reshuffle.
+        placement: Where the tasks run, if that matters.
 
     Returns:
         The results of all tasks, in order.
@@ -98,10 +101,11 @@ def run_stage(
         with build.console.stage(
             job.stage, unit, total, lambda: read_progress(build.folder, job.stage)
         ) as remark:
-            build.engine.run(job, todo, spread)
+            build.engine.run(job, todo, placement or Placement())
             done = f"{len(todo)} of {len(tasks)} shards, " if len(tasks) > 1 else ""
-            remark(f"{done}{total:,} {unit}")
-        kept = records.load()
+            kept = records.load()
+            work = sum((kept[task.name].work for task in todo if task.name in kept), Work())
+            remark(f"{done}{total:,} {unit}{details(work)}")
         if missing := [task.name for task in tasks if task.name not in kept]:
             raise ExecutionError(
                 f"{job.stage}: {missing[0]} was not committed; run the same command again"
@@ -109,6 +113,7 @@ def run_stage(
     ordered = [kept[task.name] for task in tasks]
     records.replace(ordered)
     build.seconds[job.stage] = sum(record.seconds for record in ordered)
+    build.work[job.stage] = sum((record.work for record in ordered), Work())
     return [from_json(result, record.result, f"{job.stage}/{record.name}") for record in ordered]
 
 

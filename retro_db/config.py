@@ -124,9 +124,17 @@ class EncoderConfig(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on CPU, bfloat16 on CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one. cuda without CUDA is an error, never a silent fallback."""
-    batch_tokens: Annotated[int, Field(ge=1)] = 16_384
-    """Padded WordPieces of one batch."""
+    """auto: CUDA where the build is started and has one. cuda without CUDA is an error, never a silent
+    fallback; name it where only the workers have one."""
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 16_384
+    """Padded WordPieces of one batch; on a CPU at most 2048, beyond which its caches do not hold them.
+    auto: as many as a short probe finds room for on the GPU; the manifest records the number."""
+    accelerator: str | None = None
+    """What an embedding worker needs, as Beam's resource hint has it, such as
+    `type:nvidia-l4;count:1;install-nvidia-driver`."""
+    max_active_bundles: Annotated[int, Field(ge=1)] | None = None
+    """Shards that one embedding worker has in hand at a time; on runners that take Beam's hint
+    `max_active_bundles_per_worker`."""
 
 
 class EmbeddingsConfig(_Section):
@@ -227,6 +235,8 @@ class Config(_Section):
         data = self.model_dump(mode="json", exclude={"output": True, "tokenizer": {"path"}})
         for files in (*data["corpus"], data["leakage"]):
             del files["paths"]
+        for placement in ("accelerator", "max_active_bundles"):
+            del data["encoder"][placement]
         data["encoder"]["model"] = self.encoder.model.rstrip("/").rsplit("/", 1)[-1]
         return data
 

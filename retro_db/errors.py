@@ -59,3 +59,7 @@ class DamagedFileError(DatabaseError):
 
 class ExecutionError(RetroDBError):
     """The environment failed: a worker, the disk, memory, or a bug. Running again resumes."""
+
+
+class DeviceMemoryError(ExecutionError):
+    """A batch does not fit in the memory of the device that embeds; names the field to lower."""

@@ -88,7 +88,10 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """The frozen encoder: folder or hub name without its path, hash of weights, config and tokenizer."""
+    """The frozen encoder: folder or hub name without its path, hash of weights, config and tokenizer.
+
+    `batch_tokens` is what a batch held: with it the same device gives the same bytes again.
+    """
 
     model: str
     sha256: str
@@ -97,6 +100,7 @@ class EncoderInfo:
     max_length: int
     dtype: str
     device: str
+    batch_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retro_db.config import EncoderConfig
 from retro_db.database import Database
-from retro_db.encoder import Encoder, model_sha256, resolve_model
-from retro_db.errors import InputError, ModelError
+from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.models import (
+    CPU,
+    CPU_BATCH_TOKENS,
+    CUDA,
+    EncoderModel,
+    gpu_count,
+    resolve_model,
+)
+from retro_db.errors import InputError
 from retro_db.index.filling import partition_path
 from retro_db.index.searching import Searcher
 from retro_db.index.training import PATH as TEMPLATE_PATH
@@ -44,21 +51,16 @@ class Retriever:
         self.database = database
         info, index = database.manifest.encoder, database.manifest.index
         name = encoder or self._recorded_encoder()
-        found = model_sha256(resolve_model(name))
-        if found != info.sha256:
-            raise ModelError(
-                f"encoder: {name} is not the {info.model} that built this database (sha256 "
-                f"{found[:12]}, not {info.sha256[:12]}); name that one"
-            )
-        config = EncoderConfig.model_validate(
-            {
-                "model": name,
-                "pooling": info.pooling,
-                "max_length": info.max_length,
-                "dtype": info.dtype,
-            }
+        model = EncoderModel(
+            sha256=info.sha256,
+            dimension=info.dimension,
+            pooling=info.pooling,
+            max_length=info.max_length,
+            batch_tokens=CPU_BATCH_TOKENS,
+            device=CUDA if gpu_count() else CPU,
+            dtype=info.dtype,
         )
-        self._encoder = Encoder(config, threads=available_cores())
+        self._encoder = Encoder(resolve_model(name), model, threads=available_cores())
         folder = database.folder
         self._searcher = Searcher(
             folder.local(TEMPLATE_PATH),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from retro_db.meter import Work
 from retro_db.serialize import DecodeError, canonical, from_json, to_json
 from retro_db.store.folder import FileEntry, Folder
 
@@ -20,6 +21,7 @@ class Record:
         files: What it wrote.
         result: The stage's own result, as JSON.
         seconds: How long it took.
+        work: What it counted.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Record:
     files: list[FileEntry]
     result: dict[str, Any]
     seconds: float
+    work: Work = field(default_factory=Work)
 
 
 class StageRecords:

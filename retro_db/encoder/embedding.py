@@ -1,0 +1,121 @@
+"""One part's chunks to its file of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from retro_db.encoder.batching import Tokenized
+from retro_db.encoder.encoding import Encoder
+from retro_db.errors import ModelError
+from retro_db.meter import Meter
+from retro_db.store.contracts import contract
+from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.tables import IpcFile, TableWriter
+from retro_db.tokenizer import Tokenizer
+
+# Rows between which batches are formed: enough to sort by length, little to hold.
+WINDOW_ROWS = 8192
+Item = TypeVar("Item")
+
+
+def embed_part(
+    chunks: IpcFile,
+    path: str,
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    folder: Folder,
+    meter: Meter,
+) -> tuple[FileEntry, int]:
+    """Embeds every chunk of one file from its own text, ids decoded, and writes the keys as float16.
+
+    Args:
+        chunks: The part's chunks.
+        path: Of the embeddings file, relative to the folder.
+        encoder: What embeds.
+        tokenizer: What made the tokens.
+        folder: The database.
+        meter: Counts chunks, WordPieces, and seconds in `tokenize`, `device` and `write`.
+
+    Returns:
+        The file, and how many of its chunks have no key.
+
+    Raises:
+        ModelError: A value is not finite, in float16 either.
+        DeviceMemoryError: A batch does not fit.
+    """
+    table = contract("embeddings")
+    schema = table.schema(dimension=encoder.model.dimension)
+    windows = tokenized_windows(chunks, encoder, tokenizer, meter)
+    if encoder.device.ahead:
+        windows = one_ahead(windows)
+    keyless = 0
+    with folder.writing(path) as temporary:
+        with TableWriter(temporary, schema, table.batch_rows) as writer:
+            for keys in encoder.encode_windows(windows, meter):
+                with meter.timing("write"):
+                    stored = _stored(keys)
+                    keyless += int((~stored.any(axis=1)).sum())
+                    writer.append({"vector": stored})
+        with meter.timing("write"):
+            return describe(temporary, path, writer.rows), keyless
+
+
+def tokenized_windows(
+    chunks: IpcFile, encoder: Encoder, tokenizer: Tokenizer, meter: Meter
+) -> Iterator[Tokenized]:
+    """The encoder's WordPieces of a part's chunks, some thousand rows at a time.
+
+    Args:
+        chunks: One part's chunks.
+        encoder: Whose WordPieces.
+        tokenizer: What made the chunks' tokens.
+        meter: Told the seconds in `tokenize`.
+
+    Yields:
+        Windows of consecutive rows.
+    """
+    for start in range(0, chunks.rows, WINDOW_ROWS):
+        with meter.timing("tokenize"):
+            texts = chunk_texts(chunks, tokenizer, start, min(start + WINDOW_ROWS, chunks.rows))
+            window = encoder.tokenize(texts)
+        yield window
+
+
+def chunk_texts(chunks: IpcFile, tokenizer: Tokenizer, start: int, stop: int) -> list[str]:
+    """Text of rows start to stop, characters cut at a chunk's edge being U+FFFD.
+
+    Args:
+        chunks: One part's chunks.
+        tokenizer: What made the tokens.
+        start: First row.
+        stop: One after the last row.
+
+    Returns:
+        One text for each row, without padding.
+    """
+    tokens, lengths = chunks.read("tokens", start, stop), chunks.read("length", start, stop)
+    return tokenizer.decode(row[:length] for row, length in zip(tokens, lengths, strict=True))
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, the next one made by a thread while the caller works on this one."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _stored(keys: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = keys.astype(np.float16)
+    if not np.isfinite(stored).all():
+        raise ModelError(
+            "encoder.model: a key exceeds float16's 65504, so that it cannot be stored; "
+            "use a model with a final normalization"
+        )
+    return stored
