@@ -46,6 +46,7 @@ def try_budget(encoder: Encoder, budget: int) -> None:
     Raises:
         DeviceMemoryError: One does not fit.
     """
+    encoder.device.use()
     longest = encoder.model.max_length
     for width in (longest, min(16, longest)):
         rows = max(1, budget // width)

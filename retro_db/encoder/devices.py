@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from retro_db.threads import use_torch_threads
+
 
 class Device(Protocol):
     """Where a model computes.
@@ -19,6 +21,9 @@ class Device(Protocol):
 
     name: str
     ahead: int
+
+    def use(self) -> None:
+        """Makes the calling thread work on it, before anything else here."""
 
     def put(self, array: np.ndarray) -> torch.Tensor:
         """A host array on the device; a copy may still be on its way."""
@@ -34,10 +39,21 @@ class Device(Protocol):
 
 
 class Cpu:
-    """The host itself: nothing moves, and nothing runs ahead."""
+    """The host itself: nothing moves, and nothing runs ahead.
+
+    Args:
+        threads: Of one forward pass.
+    """
 
     name = "cpu"
     ahead = 0
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+
+    def use(self) -> None:
+        """Sets the thread's number of threads."""
+        use_torch_threads(self._threads)
 
     def put(self, array: np.ndarray) -> torch.Tensor:
         """The same memory."""
@@ -67,6 +83,10 @@ class Cuda:
 
     def __init__(self, number: int) -> None:
         self.name = f"cuda:{number}"
+
+    def use(self) -> None:
+        """Otherwise pinned memory would be the first GPU's, and hold a context there."""
+        torch.cuda.set_device(self.name)
 
     def put(self, array: np.ndarray) -> torch.Tensor:
         """Starts the copy."""

@@ -21,7 +21,6 @@ from retro_db.encoder.linear import use_onednn
 from retro_db.encoder.models import CUDA, EncoderModel, check_cuda, model_sha256
 from retro_db.errors import DeviceMemoryError, ModelError
 from retro_db.meter import Meter
-from retro_db.threads import use_torch_threads
 
 _TOKENIZED_AT_ONCE = 512
 
@@ -49,8 +48,7 @@ class Encoder:
                 f"not {model.sha256[:12]}); name that one, with the same files on every worker"
             )
         self.model = model
-        self._threads = threads
-        self.device: Device = Cuda(gpu) if model.device == CUDA else Cpu()
+        self.device: Device = Cuda(gpu) if model.device == CUDA else Cpu(threads)
         self._tokenizer, self._pad_id, network = _load(folder, model)
         if model.device != CUDA and model.dtype == "float32":
             use_onednn(network)
@@ -131,7 +129,7 @@ class Encoder:
         """
         if self.model.batch_tokens is None:
             raise ModelError("encoder.batch_tokens: give a number, or probe the device first")
-        use_torch_threads(self._threads)
+        self.device.use()
         flights: deque[_Flight] = deque()
         for window in windows:
             keys = np.zeros((len(window.texts), self.model.dimension), dtype=np.float32)
