@@ -10,7 +10,6 @@ from retro_db.chunking import ChunkedShard
 from retro_db.database import open_table
 from retro_db.errors import CorpusError
 from retro_db.index.filling import (
-    PartCodes,
     assemble_partition,
     encode_part,
     list_ranges,
@@ -27,6 +26,7 @@ from retro_db.parts import Part, key_column, load_documents, load_keys
 from retro_db.serialize import digest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.tables import IpcFile
 
 from .shards import Task, fingerprint
 from .stage import Build, run_stage, sole
@@ -149,17 +149,16 @@ class AssembleJob:
     codes: list[EncodedPart]
     stage: str = field(default="assemble", init=False)
 
-    def open(self) -> tuple[faiss.Index, list[PartCodes]]:
+    def open(self) -> tuple[faiss.Index, list[IpcFile]]:
         """The template, and all codes."""
         template = read_index(self.folder.local(TEMPLATE_PATH))
         entries = [encoded.file for encoded in self.codes]
         parameters: dict[str, str | int] = {"code_size": int(inverted_file(template).code_size)}
-        files = open_table(self.folder, entries, "codes", parameters)
-        return template, [PartCodes.open(file) for file in files]
+        return template, open_table(self.folder, entries, "codes", parameters)
 
     def run(
         self,
-        shared: tuple[faiss.Index, list[PartCodes]],
+        shared: tuple[faiss.Index, list[IpcFile]],
         lists: ListRange,
         report: Callable[[int], None],
     ) -> AssembledPartition:
@@ -215,10 +214,12 @@ class TuneJob:
         return []
 
 
-def open_searcher(folder: Folder, key: str, partitions: int, nprobe: int = 1) -> Searcher:
+def open_searcher(
+    folder: Folder, key: str, partitions: int, nprobe: int = 1, max_nprobe: int | None = None
+) -> Searcher:
     """The index of a database folder."""
     paths = [folder.local(partition_path(number)) for number in range(partitions)]
-    return Searcher(folder.local(TEMPLATE_PATH), paths, key, nprobe)
+    return Searcher(folder.local(TEMPLATE_PATH), paths, key, nprobe, max_nprobe)
 
 
 def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyless: int = 0) -> str:

@@ -42,12 +42,15 @@ class NeighborsJob:
     dimension: int
     k: int
     rerank: int
+    max_nprobe: int | None
     threads: int
     stage: str = field(default="neighbors", init=False)
 
     def open(self) -> tuple[Searcher, ColumnReader]:
         """The index, and the keys for exact distances."""
-        searcher = open_searcher(self.folder, self.key, self.partitions, self.nprobe)
+        searcher = open_searcher(
+            self.folder, self.key, self.partitions, self.nprobe, self.max_nprobe
+        )
         return searcher, key_column(self.folder, self.parts, self.dimension)
 
     def run(
@@ -92,6 +95,7 @@ def neighbors_stage(
         dimension,
         settings.k,
         settings.rerank,
+        settings.max_nprobe,
         build.engine.threads,
     )
     everything = digest([part.keys_file.sha256 for part in parts])
@@ -103,6 +107,7 @@ def neighbors_stage(
                 VERSION,
                 job.k,
                 job.rerank,
+                job.max_nprobe,
                 index.identity,
                 everything,
                 part.first_id,

@@ -164,6 +164,9 @@ class NeighborsConfig(_Section):
     """Neighbors of a chunk."""
     rerank: Annotated[int, Field(ge=1)] = 200
     """Candidates of other documents that are re-ranked exactly."""
+    max_nprobe: Annotated[int, Field(ge=1)] | None = None
+    """Lists that are visited for a chunk with fewer than k neighbors; null: all, so that no row is
+    short where k exist."""
 
     @pydantic.model_validator(mode="after")
     def _enough_candidates(self) -> NeighborsConfig:

@@ -52,7 +52,7 @@ def find_neighbors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest chunks outside an id range.
 
-    A row that stays short of k is searched again with twice the lists, up to all of them.
+    A row that stays short of k is searched again with twice the lists, up to `max_nprobe`.
 
     Args:
         queries: float32 [n, d].
@@ -66,14 +66,14 @@ def find_neighbors(
         ids int64 [n, k] by ascending (distance, id), padded with -1, and squared L2 distances
         float32 [n, k], padded with infinity.
     """
-    candidates = searcher.candidates(queries, rerank, exclude)
+    _, candidates = searcher.search(queries, rerank, exclude)
     nprobe = searcher.nprobe
-    while nprobe < searcher.lists:
+    while nprobe < searcher.max_nprobe:
         short = np.flatnonzero((candidates[:, :k] < 0).any(axis=1))
         if not len(short):
             break
-        nprobe *= 2
-        candidates[short] = searcher.candidates(queries[short], rerank, exclude, nprobe)
+        nprobe = min(2 * nprobe, searcher.max_nprobe)
+        _, candidates[short] = searcher.search(queries[short], rerank, exclude, nprobe)
     return nearest(queries, candidates, keys, k)
 
 

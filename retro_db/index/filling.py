@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,24 +17,6 @@ from retro_db.store.tables import IpcFile, TableWriter
 from retro_db.threads import use_faiss_threads
 
 _BLOCK_ROWS = 8192
-
-
-@dataclass(frozen=True)
-class PartCodes:
-    """One part's codes, sorted by list: a range of lists is a range of rows.
-
-    Attributes:
-        file: The codes.
-        lists: int32 [rows], ascending.
-    """
-
-    file: IpcFile
-    lists: np.ndarray
-
-    @classmethod
-    def open(cls, file: IpcFile) -> PartCodes:
-        """Reads the column that tells the ranges."""
-        return cls(file, file.read("list"))
 
 
 def encode_part(
@@ -141,7 +123,7 @@ def assemble_partition(
     template: faiss.Index,
     first: int,
     end: int,
-    parts: Sequence[PartCodes],
+    parts: Sequence[IpcFile],
     path: str,
     folder: Folder,
     report: Callable[[int], None],
@@ -155,7 +137,7 @@ def assemble_partition(
         template: The trained index.
         first: First list.
         end: One after the last list.
-        parts: Codes of all parts, in id order.
+        parts: Codes files of all parts, in id order; each is sorted by list.
         path: Of the partition, relative to the folder.
         folder: The database.
         report: Told, now and again, how many more entries are done.
@@ -179,17 +161,24 @@ def assemble_partition(
         return describe(temporary, path, ivf.ntotal)
 
 
-def _runs(part: PartCodes, first: int, end: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _runs(codes: IpcFile, first: int, end: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Ids and codes of each list of a range that a part has entries in."""
-    start, stop = np.searchsorted(part.lists, [first, end])
+    # The file is sorted by list, so that its range is found without reading the rest.
+    start, stop = (_first_row(codes, number) for number in (first, end))
     if start == stop:
         return
-    numbers = part.lists[start:stop]
+    numbers = codes.read("list", start, stop)
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     for begin, finish in zip(starts, [*starts[1:], len(numbers)], strict=True):
-        ids = np.ascontiguousarray(part.file.read("id", start + begin, start + finish))
-        codes = np.ascontiguousarray(part.file.read("code", start + begin, start + finish))
-        yield int(numbers[begin]), ids, codes
+        ids = np.ascontiguousarray(codes.read("id", start + begin, start + finish))
+        found = np.ascontiguousarray(codes.read("code", start + begin, start + finish))
+        yield int(numbers[begin]), ids, found
+
+
+def _first_row(codes: IpcFile, number: int) -> int:
+    """The first row of a list, or of those behind it."""
+    rows = range(codes.rows)
+    return bisect.bisect_left(rows, number, key=lambda row: codes.read("list", row, row + 1)[0])
 
 
 def _empty_partition(template: faiss.Index, first: int, end: int) -> faiss.Index:

@@ -26,16 +26,25 @@ class Searcher:
         partitions: Files of all lists, in order.
         key: The index key.
         nprobe: Lists visited for a query.
+        max_nprobe: Lists visited for a query that has too few candidates; all by default.
 
     Raises:
         DamagedFileError: A file cannot be read.
     """
 
-    def __init__(self, template: Path, partitions: Sequence[Path], key: str, nprobe: int) -> None:
+    def __init__(
+        self,
+        template: Path,
+        partitions: Sequence[Path],
+        key: str,
+        nprobe: int,
+        max_nprobe: int | None = None,
+    ) -> None:
         self._index = read_index(template)
         ivf = inverted_file(self._index)
         self.lists = int(ivf.nlist)
         self.nprobe = nprobe
+        self.max_nprobe = min(max_nprobe or self.lists, self.lists)
         # Faiss keeps pointers into the mapped partitions: they live as long as this object.
         self._partitions = [read_index(path, _MAPPED) for path in partitions]
         self._join(ivf)
@@ -69,14 +78,14 @@ class Searcher:
         """Chunks in the index."""
         return int(self._index.ntotal)
 
-    def candidates(
+    def search(
         self,
         queries: np.ndarray,
         count: int,
         exclude: tuple[int, int] | None = None,
         nprobe: int | None = None,
-    ) -> np.ndarray:
-        """The nearest entries by their codes.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest entries by their codes, as one index that holds all of them finds them.
 
         Args:
             queries: float32 [n, d].
@@ -85,7 +94,8 @@ class Searcher:
             nprobe: Instead of the searcher's own.
 
         Returns:
-            int64 [n, count]; -1 where the visited lists hold fewer.
+            Approximate distances float32 [n, count] and ids int64 [n, count]; -1 where the visited
+            lists hold fewer.
         """
         # One thread a call: FastScan breaks ties otherwise with another number of threads.
         use_faiss_threads(1)
@@ -96,8 +106,7 @@ class Searcher:
             parameters.sel = selector
         if self._wrapped:
             parameters = faiss.SearchParametersPreTransform(index_params=parameters)
-        _, ids = self._index.search(queries, count, params=parameters)
-        return ids
+        return self._index.search(queries, count, params=parameters)
 
 
 def nearest(
