@@ -17,8 +17,16 @@ from retro_db.index.filling import (
 )
 from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_key
 from retro_db.index.searching import Searcher, nearest
-from retro_db.index.structure import faiss, inverted_file, list_codes, list_ids, read_index
+from retro_db.index.structure import (
+    faiss,
+    inverted_file,
+    list_codes,
+    list_ids,
+    read_index,
+    transform,
+)
 from retro_db.index.training import PATH, PartKeys, sample_keys, train_index
+from retro_db.neighbors import find_neighbors
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
 from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
@@ -194,6 +202,42 @@ def test_the_training_sample_is_uniform_over_the_corpus(tmp_path: Path) -> None:
     thirds = np.histogram(positions[np.isfinite(positions)], bins=3, range=(0, 20_000))[0]
     assert thirds.min() > 0.8 * thirds.max(), "not a prefix"
     assert np.array_equal(sample, sample_keys(parts, 4000, seed=3))
+
+
+@pytest.mark.parametrize("text", ["IVF64,PQ8x4fs", "OPQ4_16,IVF64_HNSW8,PQ4", "PCA16,IVF64,SQ8"])
+def test_centroids_of_two_levels_are_about_as_near(text: str) -> None:
+    key, points = parse_key(text, D), make_keys(6000).astype(np.float32)
+    one, two, again = (train_index(key, points, above) for above in (100_000, 50, 50))
+    errors = []
+    for index in (one, two):
+        ivf = inverted_file(index)
+        assert index.is_trained
+        assert ivf.quantizer.ntotal == 64
+        distances, _ = ivf.quantizer.search(transform(index, points), 1)
+        errors.append(distances.mean())
+    assert errors[1] < 1.15 * errors[0]
+    assert np.array_equal(faiss.serialize_index(two), faiss.serialize_index(again))
+    assert not np.array_equal(faiss.serialize_index(one), faiss.serialize_index(two))
+
+
+def test_a_short_row_is_searched_up_to_the_limit(tmp_path: Path) -> None:
+    keys = make_keys(2000)
+    parts = make_parts(tmp_path, keys, 2)
+    folder = Folder(str(tmp_path / "db"))
+    (tmp_path / "db" / "index").mkdir(parents=True)
+    text = "IVF16,Flat"
+    fill(folder, train_index(parse_key(text, D), keys.astype(np.float32)), parts, 2)
+    column = ColumnReader([part.embeddings for part in parts], "vector")
+    queries, indexed = keys[:20].astype(np.float32), 1000 - len(range(1003, 2000, 17))
+    found = {}
+    for limit in (1, 4, None):
+        paths = [folder.local(partition_path(number)) for number in range(2)]
+        searcher = Searcher(folder.local(PATH), paths, text, nprobe=1, max_nprobe=limit)
+        ids, _ = find_neighbors(queries, (0, 1000), searcher, column, indexed, indexed)
+        found[limit] = (ids >= 0).sum(axis=1)
+    assert (found[1] < found[4]).all()
+    assert (found[4] < indexed).any()
+    assert (found[None] == indexed).all()
 
 
 def test_keys_are_parsed_and_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,15 @@ from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.tables import IpcFile
 from retro_db.threads import use_faiss_threads
 
+from faiss.contrib.clustering import two_level_clustering  # isort: skip
+
 PATH = "index/trained.faissindex"
 # k-means and rotations differ in their last bits between one thread and several: so their number
 # must depend neither on the workers nor on the cores.
 _THREADS = 2
+_SEED = 1234
+# k-means takes time by points times centroids: from here on by their square root, at little loss.
+_TWO_LEVELS_ABOVE = 100_000
 # At construction the graph over centroids is searched wide: a key in the wrong list is lost to it.
 _HNSW_EF_CONSTRUCTION = 200
 _HNSW_EF_SEARCH = 128
@@ -94,12 +100,16 @@ def create_index(key: IndexKey, dimension: int) -> faiss.Index:
     return index
 
 
-def train_index(key: IndexKey, points: np.ndarray) -> faiss.Index:
+def train_index(
+    key: IndexKey, points: np.ndarray, two_levels_above: int = _TWO_LEVELS_ABOVE
+) -> faiss.Index:
     """Trains quantizers; the result holds no vectors.
 
     Args:
         key: What to train.
         points: float32 [n, d].
+        two_levels_above: Lists from which the centroids come from k-means within the clusters of
+            another k-means.
 
     Returns:
         The trained index, called the template.
@@ -111,7 +121,7 @@ def train_index(key: IndexKey, points: np.ndarray) -> faiss.Index:
     use_faiss_threads(_THREADS)
     index = create_index(key, points.shape[1])
     ivf = inverted_file(index)
-    ivf.cp.seed = 1234
+    ivf.cp.seed = _SEED
     # Keys with fewer points than Faiss likes have been refused or chosen already.
     ivf.cp.min_points_per_centroid = 1
     ivf.cp.max_points_per_centroid = MAX_POINTS_PER_LIST
@@ -127,8 +137,25 @@ def train_index(key: IndexKey, points: np.ndarray) -> faiss.Index:
             rotation = faiss.downcast_VectorTransform(index.chain.at(position))
             if isinstance(rotation, faiss.OPQMatrix):
                 rotation.pq = _quiet_product_quantizer(rotation, key)
+    if key.lists > two_levels_above:
+        _place_centroids(index, ivf, points)
     index.train(points)
     return index
+
+
+def _place_centroids(index: faiss.Index, ivf: faiss.IndexIVF, points: np.ndarray) -> None:
+    """Fills the coarse quantizer, so that training the index leaves it as it is."""
+    if isinstance(index, faiss.IndexPreTransform):
+        for position in range(index.chain.size()):
+            rotation = faiss.downcast_VectorTransform(index.chain.at(position))
+            if not rotation.is_trained:
+                rotation.train(points)
+            points = rotation.apply(points)
+    centroids, _ = two_level_clustering(
+        points, math.isqrt(ivf.nlist), ivf.nlist, seed=_SEED, min_points_per_centroid=1
+    )
+    ivf.quantizer.train(centroids)
+    ivf.quantizer.add(centroids)
 
 
 def _quiet_product_quantizer(rotation: faiss.OPQMatrix, key: IndexKey) -> faiss.ProductQuantizer:
