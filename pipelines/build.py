@@ -46,7 +46,7 @@ from .chunk import chunk_stage
 from .console import Console, chatter_to
 from .embed import embed_stage, probe_stage
 from .engine import Engine
-from .index import BuiltIndex, decide_key, index_stages
+from .index import BuiltIndex, announce_key, decide_key, index_stages
 from .neighbors import NeighborsPart, neighbors_stage
 from .screen import screen_stage
 from .stage import Build
@@ -103,7 +103,7 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
             return manifest
         chunked, parts = chunk_stage(started, vocabulary, screened)
         # What cannot be trained is refused before anything is embedded, and known exactly after.
-        decide_key(started, chunked, model.dimension)
+        announce_key(started, chunked, model.dimension)
         parts, keyless = embed_stage(started, parts, vocabulary, model)
         key = decide_key(started, chunked, model.dimension, keyless)
         built = index_stages(started, parts, key, model.dimension)
@@ -134,7 +134,7 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
         chunked, parts = chunk_stage(started, vocabulary, screened)
         if stage == "chunk":
             return
-        decide_key(started, chunked, model.dimension)
+        announce_key(started, chunked, model.dimension)
         model = probe_stage(started, model)
         parts, keyless = embed_stage(started, parts, vocabulary, model)
         if stage == "embed":

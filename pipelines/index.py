@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from retro_db.chunking import ChunkedShard
 from retro_db.database import open_table
-from retro_db.errors import CorpusError
+from retro_db.errors import CorpusError, IndexKeyError
 from retro_db.index.filling import (
     assemble_partition,
     encode_part,
@@ -19,7 +19,7 @@ from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_k
 from retro_db.index.searching import Searcher
 from retro_db.index.structure import faiss, inverted_file, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
-from retro_db.index.training import train_part
+from retro_db.index.training import predict_size, train_part
 from retro_db.index.tuning import tune_nprobe
 from retro_db.manifest import RecallPoint
 from retro_db.parts import Part, key_column, load_documents, load_keys
@@ -222,6 +222,37 @@ def open_searcher(
     return Searcher(folder.local(TEMPLATE_PATH), paths, key, nprobe, max_nprobe)
 
 
+def announce_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> None:
+    """Says before anything is embedded which index is to be built, and what it will take.
+
+    Args:
+        build: The build.
+        chunked: What there is to index.
+        dimension: d.
+
+    Raises:
+        IndexKeyError: The corpus is too small for the key, or the index would exceed `index.memory`.
+        CorpusError: Nothing is left to index.
+    """
+    index, entries = build.config.index, _entries(chunked)
+    key = decide_key(build, chunked, dimension)
+    if index.key not in ("auto", key):
+        build.console.say(f"index.key   {index.key} reduced to {key}, which the sample can train")
+    each, whole = predict_size(parse_key(key, dimension), dimension, entries)
+    if whole > index.memory:
+        raise IndexKeyError(
+            f"index.memory: {key} takes {whole / 1e6:,.1f} MB for {entries:,} chunks, more than the "
+            f"{index.memory / 1e6:,.1f} MB allowed; raise it, or give an index.key with smaller codes"
+        )
+    build.console.say(f"key        {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all")
+
+
+def _entries(chunked: list[ChunkedShard]) -> int:
+    """Chunks of training documents."""
+    written = [part for shard in chunked for part in shard.parts]
+    return sum((part.chunks.rows or 0) - part.validation_chunks for part in written)
+
+
 def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyless: int = 0) -> str:
     """The index key: given, reduced in a smoke build, or chosen; and whether it can be trained.
 
@@ -236,8 +267,7 @@ def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyles
         CorpusError: Nothing is left to index.
     """
     index = build.config.index
-    written = [part for shard in chunked for part in shard.parts]
-    entries = sum((part.chunks.rows or 0) - part.validation_chunks for part in written)
+    entries = _entries(chunked)
     if not entries:
         raise CorpusError(
             "split.validation: every document with a token is of the validation split, so that nothing "
@@ -247,8 +277,6 @@ def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyles
     if index.key == "auto":
         return choose_key(entries, dimension, int(index.memory))
     key = reduce_key(index.key, entries, dimension) if build.smoke is not None else index.key
-    if key != index.key:
-        build.console.say(f"index.key   {index.key} reduced to {key}, which the sample can train")
     check_trainable(parse_key(key, dimension), entries)
     return key
 

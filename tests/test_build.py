@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -253,7 +254,7 @@ def test_nothing_but_our_own_lines_reaches_the_user(project: Project) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     first_words = [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
-    stages = ["tokenizer", "chunk", "embed", "train", "encode", "assemble", "tune"]
+    stages = ["tokenizer", "chunk", "key", "embed", "train", "encode", "assemble", "tune"]
     assert first_words == ["plan", *stages, "index", "neighbors", "built"]
 
 
@@ -278,6 +279,16 @@ def test_fewer_partitions_leave_no_old_ones(small: Project, tmp_path: Path) -> N
     names = sorted(path.name for path in (changed.output / "index").iterdir())
     assert names == ["partition-00000.faissindex", "trained.faissindex"]
     assert (changed.open().neighbors[:] == small.open().neighbors[:]).all()
+
+
+def test_an_index_too_large_is_refused_before_anything_is_embedded(
+    project: Project, capsys: Any
+) -> None:
+    chunks = ["--set", "chunk.tokens=8", "--set", "index.memory=2KB"]
+    assert project.build(*chunks) == 2
+    told = capsys.readouterr()
+    assert re.search(r"index.memory: IVF1,Flat takes \d\.\d MB for \d+ chunks, more than", told.err)
+    assert "embed" not in told.out
 
 
 def test_a_corpus_of_white_space(project: Project, capsys: Any) -> None:

@@ -25,7 +25,7 @@ from retro_db.index.structure import (
     read_index,
     transform,
 )
-from retro_db.index.training import PATH, PartKeys, sample_keys, train_index
+from retro_db.index.training import PATH, PartKeys, predict_size, sample_keys, train_index
 from retro_db.neighbors import find_neighbors
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
@@ -238,6 +238,17 @@ def test_a_short_row_is_searched_up_to_the_limit(tmp_path: Path) -> None:
     assert (found[1] < found[4]).all()
     assert (found[4] < indexed).any()
     assert (found[None] == indexed).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["IVF16,Flat", "IVF16,PQ8x4fs", "OPQ4_16,IVF64_HNSW8,PQ4", "IVF16,RaBitQ", "IVF16,SQ8"]
+)
+def test_the_predicted_size_is_that_of_the_file(tmp_path: Path, text: str) -> None:
+    key, keys = parse_key(text, D), make_keys(20_000).astype(np.float32)
+    index = train_index(key, keys)
+    index.add(keys)
+    _, predicted = predict_size(key, D, len(keys))
+    assert predicted == pytest.approx(len(faiss.serialize_index(index)), rel=0.1)
 
 
 def test_keys_are_parsed_and_refused() -> None:

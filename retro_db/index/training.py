@@ -100,6 +100,25 @@ def create_index(key: IndexKey, dimension: int) -> faiss.Index:
     return index
 
 
+def predict_size(key: IndexKey, dimension: int, entries: int) -> tuple[int, int]:
+    """What an index will take, on disk and loaded: codes, ids and centroids.
+
+    Args:
+        key: Parsed.
+        dimension: d of the vectors.
+        entries: Chunks in the index.
+
+    Returns:
+        Bytes of one chunk, its code and its id of 8 bytes; and bytes of the whole.
+    """
+    index = create_index(key, dimension)  # owns what the next lines look at
+    ivf = inverted_file(index)
+    quantizer = faiss.downcast_index(ivf.quantizer)
+    links = quantizer.hnsw.nb_neighbors(0) * 4 if isinstance(quantizer, faiss.IndexHNSW) else 0
+    each = int(ivf.code_size) + 8
+    return each, entries * each + key.lists * (4 * int(ivf.d) + links)
+
+
 def train_index(
     key: IndexKey, points: np.ndarray, two_levels_above: int = _TWO_LEVELS_ABOVE
 ) -> faiss.Index:
