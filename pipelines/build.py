@@ -20,6 +20,7 @@ from retro_db.encoder.models import EncoderModel, describe_model
 from retro_db.errors import ConfigError, InputError
 from retro_db.hashing import fraction_of
 from retro_db.index.keys import parse_key
+from retro_db.index.refining import fine_size
 from retro_db.index.training import create_index
 from retro_db.manifest import (
     FILE,
@@ -41,22 +42,39 @@ from retro_db.retriever import LOCATIONS, Locations
 from retro_db.serialize import canonical, digest, to_json
 from retro_db.store.folder import Folder
 
-from . import chunk, embed, index, neighbors, screen, tokenizer
+from . import chunk, embed, index, neighbors, screen, tokenizer, tune
 from .chunk import chunk_stage
 from .console import Console, chatter_to
 from .embed import embed_stage, probe_stage
 from .engine import Engine
-from .index import BuiltIndex, announce_key, decide_key, index_stages
-from .neighbors import NeighborsPart, neighbors_stage
+from .index import BuiltIndex, announce_key, decide_key, index_stages, training_chunks
+from .neighbors import NeighborsPart, Searched, neighbors_stage
+from .queries import (
+    FOLDER,
+    QueriedCorpus,
+    chunk_queries,
+    plan_queries,
+    query_path,
+    query_stages,
+)
 from .screen import screen_stage
 from .stage import Build
 from .tokenizer import TokenizerFiles, tokenizer_stage
 
-_VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, index, neighbors)]
+_VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, index, tune, neighbors)]
 FINISHED = "state/finished"
 REPORT = "report/stages.json"
 LOG = "state/build.log"
-_TABLES = ("documents", "dropped", "chunks", "embeddings", "index", "neighbors", "tokenizer")
+_TABLES = (
+    "documents",
+    "dropped",
+    "chunks",
+    "embeddings",
+    "fine",
+    "index",
+    "neighbors",
+    "tokenizer",
+)
 
 
 @dataclass(frozen=True)
@@ -90,11 +108,11 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         InputError: Of a kind that names the field and the remedy.
         ExecutionError: The environment failed.
     """
-    with _prepared(config, engine, console, smoke) as (started, described):
+    with _prepared(config, engine, console, smoke) as (started, queries, described):
         model = probe_stage(started, described)
         vocabulary = tokenizer_stage(started)
         screened = screen_stage(started, vocabulary)
-        shards = [shard.identity for shard in started.shards]
+        shards = [[shard.identity for shard in one.shards] for one in (started, *queries)]
         verdicts = [file.sha256 if file else None for file in screened]
         identities = [vocabulary.sha256, vocabulary.pad_id, vocabulary.end_id, to_json(model)]
         mark = digest([_VERSIONS, started.config.portable(), shards, verdicts, *identities])
@@ -102,13 +120,23 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
             console.say(f"{started.config.output} is up to date: nothing to do")
             return manifest
         chunked, parts = chunk_stage(started, vocabulary, screened)
+        cut = [chunk_queries(one, vocabulary) for one in queries]
         # What cannot be trained is refused before anything is embedded, and known exactly after.
         announce_key(started, chunked, model.dimension)
         parts, keyless = embed_stage(started, parts, vocabulary, model)
         key = decide_key(started, chunked, model.dimension, keyless)
-        built = index_stages(started, parts, key, model.dimension)
-        found = neighbors_stage(started, parts, built, model.dimension)
-        results = _Results(chunked, parts, keyless, vocabulary, model, built, found)
+        built = index_stages(started, parts, key, training_chunks(chunked), model.dimension)
+        searched = _searched(started, parts, built, vocabulary, model)
+        found = neighbors_stage(started, parts, searched)
+        queried = [
+            query_stages(one, *chunks, vocabulary, model, searched)
+            for one, chunks in zip(queries, cut, strict=True)
+        ]
+        for one in queries:
+            place = query_path(one.config.corpus[0].name)
+            started.seconds |= {f"{place}/{stage}": s for stage, s in one.seconds.items()}
+            started.work |= {f"{place}/{stage}": work for stage, work in one.work.items()}
+        results = _Results(chunked, parts, keyless, vocabulary, model, built, found, queried)
         return _finish(started, results, mark)
 
 
@@ -116,7 +144,8 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
     """Runs one stage alone; the ones before it must be done.
 
     Args:
-        stage: tokenizer, screen, chunk, embed, index (training to tuning) or neighbors.
+        stage: tokenizer, screen, chunk, embed, index (training to tuning) or neighbors; of the
+            query corpora too.
         config: What to build.
         engine: What executes it.
         console: What people see.
@@ -124,7 +153,7 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
     Raises:
         InputError: An earlier stage has work left.
     """
-    with _prepared(config, engine, console, None, stage) as (started, model):
+    with _prepared(config, engine, console, None, stage) as (started, queries, model):
         vocabulary = tokenizer_stage(started)
         if stage == "tokenizer":
             return
@@ -133,16 +162,39 @@ def run_one(stage: str, config: Config, engine: Engine, console: Console) -> Non
             return
         chunked, parts = chunk_stage(started, vocabulary, screened)
         if stage == "chunk":
+            for one in queries:
+                chunk_queries(one, vocabulary)
             return
         announce_key(started, chunked, model.dimension)
         model = probe_stage(started, model)
         parts, keyless = embed_stage(started, parts, vocabulary, model)
         if stage == "embed":
+            for one in queries:
+                embed_stage(one, chunk_queries(one, vocabulary)[1], vocabulary, model)
             return
         key = decide_key(started, chunked, model.dimension, keyless)
-        built = index_stages(started, parts, key, model.dimension)
+        built = index_stages(started, parts, key, training_chunks(chunked), model.dimension)
         if stage == "neighbors":
-            neighbors_stage(started, parts, built, model.dimension)
+            searched = _searched(started, parts, built, vocabulary, model)
+            neighbors_stage(started, parts, searched)
+            for one in queries:
+                query_stages(one, *chunk_queries(one, vocabulary), vocabulary, model, searched)
+
+
+def _searched(
+    build: Build,
+    parts: list[Part],
+    index: BuiltIndex,
+    tokenizer: TokenizerFiles,
+    model: EncoderModel,
+) -> Searched:
+    parameters: dict[str, str | int] = {
+        "token_type": tokenizer.token_type,
+        "chunk_tokens": build.config.chunk.tokens,
+        "dimension": model.dimension,
+    }
+    named = [source.name for source in build.config.corpus if source.id]
+    return Searched(build.home, parts, index, parameters, named)
 
 
 @dataclass(frozen=True)
@@ -156,12 +208,13 @@ class _Results:
     model: EncoderModel
     index: BuiltIndex
     found: list[NeighborsPart]
+    queried: list[QueriedCorpus]
 
 
 @contextmanager
 def _prepared(
     config: Config, engine: Engine, console: Console, smoke: int | None, only: str | None = None
-) -> Iterator[tuple[Build, EncoderModel]]:
+) -> Iterator[tuple[Build, list[Build], EncoderModel]]:
     """Everything that can be checked before the first stage is checked; then the plan is made."""
     if smoke is not None:
         config = config.model_copy(update={"output": smoke_output(config)})
@@ -181,7 +234,13 @@ def _prepared(
         place = os.path.abspath(os.path.expanduser(config.encoder.model))
         locations = Locations(place if os.path.isdir(place) else config.encoder.model)
         folder.write(LOCATIONS, canonical(to_json(locations)))
-        yield Build(config, folder, engine, console, shards, documents, only), model
+        started = Build(config, folder, folder, engine, console, shards, documents, only)
+        queries = list(plan_queries(started))
+        if smoke is not None:
+            for one in queries:
+                estimate = _estimate(one.shards, one.config)
+                one.shards = sample_shards(one.shards, smoke, estimate, config.seed)
+        yield started, queries, model
 
 
 def _finish(build: Build, results: _Results, mark: str) -> Manifest:
@@ -189,6 +248,11 @@ def _finish(build: Build, results: _Results, mark: str) -> Manifest:
     folder = build.folder
     manifest = write_manifest(folder, _manifest(build.config, results))
     _sweep(folder, manifest)
+    wanted = [query.source.name for query in manifest.queries]
+    for name in folder.list(FOLDER):
+        if name not in wanted:
+            folder.remove(query_path(name))
+        _sweep(folder, manifest, f"{query_path(name)}/")
     scale = 1.0 if build.smoke is None else build.smoke / manifest.counts.documents
     report = StageReport(build.seconds, build.work, max(scale, 1.0))
     folder.write(REPORT, json.dumps(to_json(report), indent=1).encode())
@@ -226,12 +290,14 @@ def _manifest(config: Config, results: _Results) -> Manifest:
             key=index.key,
             lists=index.lists,
             partitions=len(index.partitions),
-            nprobe=index.search.nprobe,
-            rerank=config.neighbors.rerank,
+            nprobe=index.search.settings.nprobe,
+            rerank=index.search.settings.rerank,
+            ef_search=index.search.settings.ef_search,
             training_points=index.template.points,
             template_sha256=index.template.file.sha256,
             recall_queries=index.search.queries,
             recall=index.search.curve,
+            fine_size=fine_size(config.index.refine, model.dimension) if index.fine else 0,
         ),
         neighbors=NeighborsInfo(config.neighbors.k),
         config=portable,
@@ -241,9 +307,16 @@ def _manifest(config: Config, results: _Results) -> Manifest:
             embeddings=[part.keys_file for part in parts] if config.embeddings.keep else [],
             neighbors=[part.file for part in found],
             dropped=[shard.left_out for shard in chunked if shard.left_out],
+            fine=index.fine,
         ),
-        index_files=[index.template.file, *index.partitions],
+        index_files=[*index.template.files, *index.partitions],
         tokenizer_files=tokenizer.files,
+        queries=[
+            queried.described(
+                _source_counts(queried.chunked, source.name, source.weight), config.embeddings.keep
+            )
+            for queried, source in zip(results.queried, config.queries, strict=True)
+        ],
     )
 
 
@@ -277,15 +350,15 @@ def _source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> Sou
     )
 
 
-def _sweep(folder: Folder, manifest: Manifest) -> None:
+def _sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
     """Removes what earlier settings or interrupted writes left, and embeddings that are not kept."""
     listed = {file.path for file in manifest.files}
     for table in _TABLES:
-        if not any(path.startswith(f"{table}/") for path in listed):
-            folder.remove(table)
-        for name in folder.list(table):
-            if f"{table}/{name}" not in listed:
-                folder.remove(f"{table}/{name}")
+        if not any(path.startswith(f"{below}{table}/") for path in listed):
+            folder.remove(f"{below}{table}")
+        for name in folder.list(f"{below}{table}"):
+            if f"{below}{table}/{name}" not in listed:
+                folder.remove(f"{below}{table}/{name}")
 
 
 def smoke_output(config: Config) -> str:
@@ -300,7 +373,7 @@ def check_output(folder: Folder) -> None:
         ConfigError: Names one of them.
     """
     names = set(folder.list())
-    strange = sorted(names - {*_TABLES, "report", "state", FILE})
+    strange = sorted(names - {*_TABLES, FOLDER, "report", "state", FILE})
     if names and "state" not in names:
         strange = sorted(names)
     if strange:

@@ -34,13 +34,14 @@ class ChunkJob:
 
     config: Config
     folder: Folder
+    home: Folder
     threads: int
     stage: str = field(default="chunk", init=False)
 
     def open(self) -> Tokenizer:
         """The language model's tokenizer."""
         use_tokenizer_threads(self.threads)
-        return Tokenizer.of_database(self.folder)
+        return Tokenizer.of_database(self.home)
 
     def run(
         self,
@@ -77,7 +78,7 @@ def chunk_stage(
         CorpusError: A source exceeds its `max_bad`, or nothing is left.
     """
     config = build.config
-    job = ChunkJob(config, build.folder, build.engine.threads)
+    job = ChunkJob(config, build.folder, build.home, build.engine.threads)
     settings = [
         config.chunk.model_dump(mode="json"),
         config.split.validation,
@@ -96,7 +97,9 @@ def chunk_stage(
     chunked = run_stage(build, job, tasks, ChunkedShard, "bytes", size)
     _check_rejects(build, chunked)
     if not any(part.chunks.rows for shard in chunked for part in shard.parts):
-        raise CorpusError("corpus: no document with a token in it; check paths and text fields")
+        raise CorpusError(
+            f"{build.config_field}: no document with a token in it; check paths and text fields"
+        )
     return chunked, parts_of(chunked)
 
 
@@ -121,16 +124,16 @@ def _check_rejects(build: Build, chunked: list[ChunkedShard]) -> None:
         build.folder.write(REJECTS, b"".join(lines))
     else:
         build.folder.remove(REJECTS)
-    for position, source in enumerate(build.config.corpus):
+    for source, name in zip(build.config.corpus, build.source_fields, strict=True):
         own = [shard for shard in chunked if shard.source == source.name]
         read = sum(shard.read for shard in own)
         rejected = sum(count for shard in own for count in shard.rejected.values())
         if rejected > source.max_bad * read:
             first = next(reject for shard in own for reject in shard.rejects)
             raise CorpusError(
-                f"corpus.{position}: {rejected:,} of {read:,} records of {source.name} are bad, more "
+                f"{name}: {rejected:,} of {read:,} records of {source.name} are bad, more "
                 f"than max_bad {source.max_bad:g}; the first: {first}; mend the file "
-                f"or raise max_bad (more of them in {REJECTS})"
+                f"or raise max_bad (more of them in {build.folder.url}/{REJECTS})"
             )
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console as RichConsole
@@ -68,9 +69,8 @@ class Console:
         start = time.monotonic()
         stop = threading.Event()
         watch = self._watch_live if self.is_terminal else self._watch_log
-        watcher = threading.Thread(
-            target=watch, args=(name, unit, total, progress, stop), daemon=True
-        )
+        watched = _Watched(name, unit, total, progress)
+        watcher = threading.Thread(target=watch, args=(watched, stop), daemon=True)
         watcher.start()
         try:
             yield remark.append
@@ -80,46 +80,43 @@ class Console:
         seconds = time.monotonic() - start
         self.say(f"{name:<10} {' '.join(remark)} ({seconds:,.1f} s)")
 
-    def _watch_live(
-        self,
-        name: str,
-        unit: str,
-        total: int,
-        progress: Callable[[], Work],
-        stop: threading.Event,
-    ) -> None:
+    def _watch_live(self, watched: _Watched, stop: threading.Event) -> None:
         columns = (
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%"),
-            _RateColumn(unit),
+            _RateColumn(watched.unit),
             TimeRemainingColumn(),
             TextColumn("{task.fields[details]}"),
         )
         with Progress(*columns, console=self.rich, transient=True) as bar:
-            task: TaskID = bar.add_task(name, total=total or None, details="")
+            task: TaskID = bar.add_task(watched.name, total=watched.total or None, details="")
             while not stop.wait(_POLL_SECONDS):
-                work = progress()
+                work = watched.progress()
                 more = details(work).removeprefix(", ")
-                bar.update(task, completed=min(work.done, total), details=more)
+                bar.update(task, completed=min(work.done, watched.total), details=more)
 
-    def _watch_log(
-        self,
-        name: str,
-        unit: str,
-        total: int,
-        progress: Callable[[], Work],
-        stop: threading.Event,
-    ) -> None:
-        start = time.monotonic()
+    def _watch_log(self, watched: _Watched, stop: threading.Event) -> None:
+        start, total = time.monotonic(), watched.total
         while not stop.wait(_LOG_SECONDS):
-            work = progress()
+            work = watched.progress()
             count, seconds = min(work.done, total), time.monotonic() - start
             rate = count / seconds
             left = f", {(total - count) / rate:,.0f} s left" if rate else ""
             self.say(
-                f"{name:<10} {count:,} of {total:,} {unit}, {rate:,.0f}/s{left}{details(work)}"
+                f"{watched.name:<10} {count:,} of {total:,} {watched.unit}, {rate:,.0f}/s{left}"
+                f"{details(work)}"
             )
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A stage on its way: its name, what it counts, how many there are, and what is done."""
+
+    name: str
+    unit: str
+    total: int
+    progress: Callable[[], Work]
 
 
 def details(work: Work) -> str:

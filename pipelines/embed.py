@@ -42,6 +42,7 @@ class EmbedJob:
     place: str
     model: EncoderModel
     folder: Folder
+    home: Folder
     threads: int
     parameters: dict[str, str | int]
     stage: str = field(default="embed", init=False)
@@ -49,7 +50,7 @@ class EmbedJob:
     def open(self) -> tuple[Encoder, Tokenizer]:
         """The model, and what turns ids back into text."""
         encoder = _open_encoder(self.place, self.model, self.threads)
-        return encoder, Tokenizer.of_database(self.folder)
+        return encoder, Tokenizer.of_database(self.home)
 
     def run(self, shared: tuple[Encoder, Tokenizer], part: Part, meter: Meter) -> EmbeddedPart:
         """Writes the embeddings file."""
@@ -130,7 +131,7 @@ def embed_stage(
         "chunk_tokens": config.chunk.tokens,
     }
     place = config.encoder.model
-    job = EmbedJob(place, model, build.folder, build.engine.threads, parameters)
+    job = EmbedJob(place, model, build.folder, build.home, build.engine.threads, parameters)
     tasks = [
         Task(
             part.name,

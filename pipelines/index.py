@@ -1,4 +1,4 @@
-"""Stages 4 to 7: train the index, encode parts, assemble partitions, tune the search."""
+"""Stages 5 to 7: train the index, encode parts, assemble partitions; then the search is tuned."""
 
 from __future__ import annotations
 
@@ -6,48 +6,60 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from retro_db.chunking import ChunkedShard
+from retro_db.config import IndexConfig
 from retro_db.database import open_table
-from retro_db.errors import CorpusError, IndexKeyError
+from retro_db.errors import CorpusError
 from retro_db.index.filling import (
     assemble_partition,
     encode_part,
     list_ranges,
     partition_path,
+    plan_partitions,
 )
-from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_key
-from retro_db.index.searching import Searcher
+from retro_db.index.keys import IndexKey, choose_key, parse_key, reduce_key
+from retro_db.index.refining import FINE_PATH, refine_part
+from retro_db.index.searching import resident_bytes
 from retro_db.index.structure import faiss, inverted_file, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
-from retro_db.index.training import predict_size, train_part
-from retro_db.index.tuning import tune_nprobe
-from retro_db.manifest import RecallPoint
-from retro_db.parts import Part, key_column, load_documents, load_keys
-from retro_db.serialize import digest
+from retro_db.index.training import predict_size, train_part, training_points
+from retro_db.index.tuning import Tuned
+from retro_db.parts import Part, contents_of, load_keys
+from retro_db.serialize import digest, to_json
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.tables import IpcFile
 
 from .shards import Task, fingerprint
 from .stage import Build, run_stage, sole
+from .tune import tune_stages
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class TrainedIndex:
-    """The template, and how many keys trained it."""
+    """The template, the quantizer of fine codes if there is one, and how many keys trained them."""
 
     file: FileEntry
+    fine: FileEntry | None
     points: int
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """What was written."""
+        return [file for file in (self.file, self.fine) if file]
 
 
 @dataclass(frozen=True)
 class EncodedPart:
-    """One part's codes."""
+    """One part's codes, how many in each range of lists, and its fine codes if they are wanted."""
 
     file: FileEntry
-    code_size: int
+    entries: list[int]
+    fine: FileEntry | None
 
 
 @dataclass(frozen=True)
@@ -58,15 +70,6 @@ class AssembledPartition:
 
 
 @dataclass(frozen=True)
-class TunedSearch:
-    """How the index is searched, and what that was measured to find."""
-
-    nprobe: int
-    queries: int
-    curve: list[RecallPoint]
-
-
-@dataclass(frozen=True)
 class BuiltIndex:
     """What the stages after need of the index."""
 
@@ -74,13 +77,14 @@ class BuiltIndex:
     lists: int
     template: TrainedIndex
     partitions: list[FileEntry]
-    search: TunedSearch
+    fine: list[FileEntry]
+    search: Tuned
 
     @property
     def identity(self) -> list[object]:
         """What decides a search, for fingerprints."""
         files = [self.template.file, *self.partitions]
-        return [self.key, [file.sha256 for file in files], self.search.nprobe]
+        return [self.key, [file.sha256 for file in files], to_json(self.search.settings)]
 
 
 @dataclass
@@ -89,7 +93,10 @@ class TrainJob:
 
     folder: Folder
     key: str
+    fine: str | None
     dimension: int
+    entries: int
+    points: int
     seed: int
     stage: str = field(default="train", init=False)
 
@@ -98,13 +105,23 @@ class TrainJob:
 
     def run(self, shared: None, parts: list[Part], report: Callable[[int], None]) -> TrainedIndex:
         """Writes the template."""
-        keys = [load_keys(self.folder, part, self.dimension) for part in parts]
-        key = parse_key(self.key, self.dimension)
-        return TrainedIndex(*train_part(keys, key, self.seed, self.folder, report))
+        return TrainedIndex(
+            *train_part(
+                (load_keys(self.folder, part, self.dimension) for part in parts),
+                parse_key(self.key, self.dimension),
+                self.fine,
+                self.dimension,
+                self.entries,
+                self.points,
+                self.seed,
+                self.folder,
+                report,
+            )
+        )
 
     def files(self, result: TrainedIndex) -> list[FileEntry]:
-        """The template."""
-        return [result.file]
+        """The template, and the quantizer of fine codes."""
+        return result.files
 
 
 @dataclass
@@ -112,24 +129,36 @@ class EncodeJob:
     """Encodes one part."""
 
     folder: Folder
+    fine: bool
     dimension: int
     threads: int
     stage: str = field(default="encode", init=False)
 
-    def open(self) -> faiss.Index:
-        """The template."""
-        return read_index(self.folder.local(TEMPLATE_PATH))
+    def open(self) -> tuple[faiss.Index, faiss.Index | None]:
+        """The template, and the quantizer of fine codes."""
+        quantizer = read_index(self.folder.local(FINE_PATH)) if self.fine else None
+        return read_index(self.folder.local(TEMPLATE_PATH)), quantizer
 
-    def run(self, shared: faiss.Index, part: Part, report: Callable[[int], None]) -> EncodedPart:
-        """Writes the codes file."""
+    def run(
+        self,
+        shared: tuple[faiss.Index, faiss.Index | None],
+        part: Part,
+        report: Callable[[int], None],
+    ) -> EncodedPart:
+        """Writes the codes file, and the fine codes."""
+        template, quantizer = shared
         keys = load_keys(self.folder, part, self.dimension)
         path = contract("codes").name(part.shard, part.number)
-        file = encode_part(keys, path, shared, self.threads, self.folder, report)
-        return EncodedPart(file, int(inverted_file(shared).code_size))
+        file, entries = encode_part(keys, path, template, self.threads, self.folder, report)
+        fine = None
+        if quantizer is not None:
+            path = contract("fine").name(part.shard, part.number)
+            fine = refine_part(keys.embeddings, path, quantizer, self.folder)
+        return EncodedPart(file, entries, fine)
 
     def files(self, result: EncodedPart) -> list[FileEntry]:
-        """The codes file."""
-        return [result.file]
+        """The codes, and the fine codes."""
+        return [file for file in (result.file, result.fine) if file]
 
 
 @dataclass(frozen=True)
@@ -146,15 +175,14 @@ class AssembleJob:
     """Assembles one partition from the codes of all parts."""
 
     folder: Folder
-    codes: list[EncodedPart]
+    codes: list[FileEntry]
     stage: str = field(default="assemble", init=False)
 
     def open(self) -> tuple[faiss.Index, list[IpcFile]]:
         """The template, and all codes."""
         template = read_index(self.folder.local(TEMPLATE_PATH))
-        entries = [encoded.file for encoded in self.codes]
         parameters: dict[str, str | int] = {"code_size": int(inverted_file(template).code_size)}
-        return template, open_table(self.folder, entries, "codes", parameters)
+        return template, open_table(self.folder, self.codes, "codes", parameters)
 
     def run(
         self,
@@ -175,53 +203,6 @@ class AssembleJob:
         return [result.file]
 
 
-@dataclass
-class TuneJob:
-    """Chooses nprobe by measured recall."""
-
-    folder: Folder
-    key: str
-    partitions: int
-    dimension: int
-    rerank: int
-    target: float
-    seed: int
-    stage: str = field(default="tune", init=False)
-
-    def open(self) -> Searcher:
-        """The index."""
-        return open_searcher(self.folder, self.key, self.partitions)
-
-    def run(
-        self, shared: Searcher, parts: list[Part], report: Callable[[int], None]
-    ) -> TunedSearch:
-        """Measures."""
-        return TunedSearch(
-            *tune_nprobe(
-                shared,
-                [load_keys(self.folder, part, self.dimension) for part in parts],
-                [load_documents(self.folder, part) for part in parts],
-                key_column(self.folder, parts, self.dimension),
-                self.rerank,
-                self.target,
-                self.seed,
-                report,
-            )
-        )
-
-    def files(self, result: TunedSearch) -> list[FileEntry]:
-        """None."""
-        return []
-
-
-def open_searcher(
-    folder: Folder, key: str, partitions: int, nprobe: int = 1, max_nprobe: int | None = None
-) -> Searcher:
-    """The index of a database folder."""
-    paths = [folder.local(partition_path(number)) for number in range(partitions)]
-    return Searcher(folder.local(TEMPLATE_PATH), paths, key, nprobe, max_nprobe)
-
-
 def announce_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> None:
     """Says before anything is embedded which index is to be built, and what it will take.
 
@@ -231,23 +212,23 @@ def announce_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> N
         dimension: d.
 
     Raises:
-        IndexKeyError: The corpus is too small for the key, or the index would exceed `index.memory`.
+        IndexKeyError: The corpus is too small for the key, or the memory to train it.
         CorpusError: Nothing is left to index.
     """
-    index, entries = build.config.index, _entries(chunked)
+    index, entries = build.config.index, training_chunks(chunked)
     key = decide_key(build, chunked, dimension)
     if index.key not in ("auto", key):
         build.console.say(f"index.key   {index.key} reduced to {key}, which the sample can train")
     each, whole = predict_size(parse_key(key, dimension), dimension, entries)
-    if whole > index.memory:
-        raise IndexKeyError(
-            f"index.memory: {key} takes {whole / 1e6:,.1f} MB for {entries:,} chunks, more than the "
-            f"{index.memory / 1e6:,.1f} MB allowed; raise it, or give an index.key with smaller codes"
-        )
-    build.console.say(f"key        {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all")
+    streamed = ""
+    if resident_bytes(whole, parse_key(key, dimension)) > index.memory:
+        streamed = ", more than index.memory holds: searched partition by partition"
+    build.console.say(
+        f"key        {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all{streamed}"
+    )
 
 
-def _entries(chunked: list[ChunkedShard]) -> int:
+def training_chunks(chunked: list[ChunkedShard]) -> int:
     """Chunks of training documents."""
     written = [part for shard in chunked for part in shard.parts]
     return sum((part.chunks.rows or 0) - part.validation_chunks for part in written)
@@ -267,49 +248,75 @@ def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyles
         CorpusError: Nothing is left to index.
     """
     index = build.config.index
-    entries = _entries(chunked)
+    entries = training_chunks(chunked)
     if not entries:
         raise CorpusError(
             "split.validation: every document with a token is of the validation split, so that nothing "
             "is left to index; lower it"
         )
-    entries = max(entries - keyless, 1)
+    memory = int(index.memory)
     if index.key == "auto":
-        return choose_key(entries, dimension, int(index.memory))
-    key = reduce_key(index.key, entries, dimension) if build.smoke is not None else index.key
-    check_trainable(parse_key(key, dimension), entries)
+        key = choose_key(max(entries - keyless, 1), dimension, memory)
+    else:
+        key = reduce_key(index.key, entries, dimension) if build.smoke is not None else index.key
+    training_points(parse_key(key, dimension), dimension, entries, memory)
     return key
 
 
-def index_stages(build: Build, parts: list[Part], key: str, dimension: int) -> BuiltIndex:
-    """Runs the four stages."""
-    template = _train(build, parts, key, dimension)
+def index_stages(
+    build: Build, parts: list[Part], key: str, entries: int, dimension: int
+) -> BuiltIndex:
+    """Runs the stages.
+
+    Args:
+        build: The build.
+        parts: All parts, embedded.
+        key: Of the index.
+        entries: Chunks of training documents.
+        dimension: d.
+
+    Returns:
+        The index, tuned.
+    """
+    template = _train(build, parts, key, entries, dimension)
     codes = _encode(build, parts, template, dimension)
+    partitions = _assemble(build, codes, template, parse_key(key, dimension), dimension)
+    search = tune_stages(build, parts, key, partitions, dimension)
+    fine = [encoded.fine for encoded in codes if encoded.fine]
     lists = parse_key(key, dimension).lists
-    partitions = _assemble(build, codes, template, lists)
-    search = _tune(build, parts, key, partitions, dimension)
-    index = BuiltIndex(key, lists, template, partitions, search)
+    index = BuiltIndex(key, lists, template, partitions, fine, search)
     _say_index(build, index)
     return index
 
 
-def _train(build: Build, parts: list[Part], key: str, dimension: int) -> TrainedIndex:
-    job = TrainJob(build.folder, key, dimension, build.config.seed)
-    mark = fingerprint(job.stage, VERSION, key, build.config.seed, _contents(parts))
-    points = sum(part.rows for part in parts)
-    return sole(
-        run_stage(build, job, [Task("trained", mark, parts)], TrainedIndex, "chunks", points)
-    )
+def _train(build: Build, parts: list[Part], key: str, entries: int, dimension: int) -> TrainedIndex:
+    config = build.config
+    fine = None if config.embeddings.keep else config.index.refine
+    # The memory matters only where it bounds the sample.
+    memory = int(config.index.memory)
+    points = training_points(parse_key(key, dimension), dimension, entries, memory)
+    job = TrainJob(build.folder, key, fine, dimension, entries, points, config.seed)
+    contents = [contents_of(part) for part in parts]
+    mark = fingerprint(job.stage, VERSION, key, fine, entries, points, config.seed, contents)
+    task, total = Task("trained", mark, parts), min(entries, points)
+    return sole(run_stage(build, job, [task], TrainedIndex, "chunks", total))
 
 
 def _encode(
     build: Build, parts: list[Part], template: TrainedIndex, dimension: int
 ) -> list[EncodedPart]:
-    job = EncodeJob(build.folder, dimension, build.engine.threads)
+    fine = template.fine.sha256 if template.fine else None
+    job = EncodeJob(build.folder, fine is not None, dimension, build.engine.threads)
     tasks = [
         Task(
             part.name,
-            fingerprint(job.stage, VERSION, template.file.sha256, part.first_id, _contents([part])),
+            fingerprint(
+                job.stage,
+                VERSION,
+                [template.file.sha256, fine],
+                part.first_id,
+                contents_of(part),
+            ),
             part,
         )
         for part in parts
@@ -319,10 +326,10 @@ def _encode(
 
 
 def _assemble(
-    build: Build, codes: list[EncodedPart], template: TrainedIndex, lists: int
+    build: Build, codes: list[EncodedPart], template: TrainedIndex, key: IndexKey, dimension: int
 ) -> list[FileEntry]:
-    job = AssembleJob(build.folder, codes)
-    ranges = list_ranges(lists, build.config.index.partitions)
+    job = AssembleJob(build.folder, [encoded.file for encoded in codes])
+    ranges = _partitions(build.config.index, codes, key, dimension)
     inputs = digest([template.file.sha256, [encoded.file.sha256 for encoded in codes]])
     tasks = [
         Task(
@@ -337,48 +344,34 @@ def _assemble(
     return [partition.file for partition in assembled]
 
 
-def _tune(
-    build: Build, parts: list[Part], key: str, partitions: list[FileEntry], dimension: int
-) -> TunedSearch:
-    config = build.config
-    job = TuneJob(
-        build.folder,
-        key,
-        len(partitions),
-        dimension,
-        config.neighbors.rerank,
-        config.index.recall_target,
-        config.seed,
-    )
-    mark = fingerprint(
-        job.stage,
-        VERSION,
-        key,
-        [file.sha256 for file in partitions],
-        job.rerank,
-        job.target,
-        job.seed,
-        _contents(parts),
-    )
-    total = sum(part.rows for part in parts)
-    return sole(run_stage(build, job, [Task("tuned", mark, parts)], TunedSearch, "chunks", total))
-
-
-def _contents(parts: list[Part]) -> list[tuple[str, str]]:
-    """Hashes of what the index stages read of parts."""
-    return [(part.documents.sha256, part.keys_file.sha256) for part in parts]
+def _partitions(
+    config: IndexConfig, codes: list[EncodedPart], key: IndexKey, dimension: int
+) -> list[tuple[int, int]]:
+    """Ranges of lists: as many as configured, or planned from the memory."""
+    entries = np.sum([encoded.entries for encoded in codes], axis=0, dtype=np.int64)
+    if config.partitions == "auto":
+        each, _ = predict_size(key, dimension, 1)
+        return plan_partitions(entries, key.lists, each, int(config.memory))
+    return list_ranges(entries, key.lists, config.partitions)
 
 
 def _say_index(build: Build, index: BuiltIndex) -> None:
-    lines = f"index      {index.key}, {index.lists:,} lists, nprobe {index.search.nprobe:,}"
-    if index.search.curve:
-        point = index.search.curve[-1]
-        lines += f", recall@10 {point.recall:.3f} ({index.search.queries:,} queries)"
-        if point.lower_bound < build.config.index.recall_target:
-            lines += (
-                f"; below the target {build.config.index.recall_target:g}: raise neighbors.rerank"
-            )
-    build.console.say(lines)
+    search, settings = index.search, index.search.settings
+    graph = f", efSearch {settings.ef_search}" if settings.ef_search else ""
+    said = (
+        f"index      {index.key}, nprobe {settings.nprobe:,} of {index.lists:,} lists{graph}, "
+        f"{settings.rerank} re-ranked"
+    )
+    if search.curve:
+        point = search.curve[-1]
+        said += (
+            f": recall@10 {point.recall:.3f}, at least {point.lower_bound:.3f} "
+            f"({search.queries:,} queries)"
+        )
+    if search.remedy:
+        target = build.config.index.recall_target
+        said += f"; the target {target:g} is out of reach, {search.remedy} would meet it"
+    build.console.say(said)
 
 
 if __name__ == "__main__":

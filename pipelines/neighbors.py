@@ -1,4 +1,4 @@
-"""Stage 8: every chunk's neighbors in other documents."""
+"""Stage 11: every chunk's neighbors in other documents."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from retro_db.config import NeighborsConfig
 from retro_db.database import open_table
-from retro_db.index.searching import Searcher
-from retro_db.neighbors import neighbors_part
-from retro_db.parts import Part, key_column, load_documents
+from retro_db.neighbors import ChunkTokens, Finder, neighbors_part
+from retro_db.parts import Part, key_column, load_documents, load_queries
 from retro_db.serialize import digest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.tables import ColumnReader
 
-from .index import BuiltIndex, open_searcher
+from .index import BuiltIndex
 from .shards import Task, fingerprint
 from .stage import Build, run_stage
+from .tune import open_searcher, search_groups
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,46 +31,61 @@ class NeighborsPart:
     short_rows: int
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What is searched: the index, the parts whose chunks are in it, and how the tables look.
+
+    Attributes:
+        home: The database.
+        parts: All of its parts.
+        index: Over their keys.
+        parameters: For the contracts' types: token_type, chunk_tokens, dimension.
+        named: Sources whose documents have ids of their own.
+    """
+
+    home: Folder
+    parts: list[Part]
+    index: BuiltIndex
+    parameters: dict[str, str | int]
+    named: list[str]
+
+
 @dataclass
 class NeighborsJob:
-    """Finds the neighbors of one part's chunks among all chunks."""
+    """Finds the neighbors of one part's chunks, of the database or of a query corpus."""
 
     folder: Folder
-    parts: list[Part]
-    key: str
-    partitions: int
-    nprobe: int
-    dimension: int
-    k: int
-    rerank: int
-    max_nprobe: int | None
+    searched: Searched
+    config: NeighborsConfig
+    namesakes: list[str]
+    memory: int
     threads: int
     stage: str = field(default="neighbors", init=False)
 
-    def open(self) -> tuple[Searcher, ColumnReader]:
-        """The index, and the keys for exact distances."""
-        searcher = open_searcher(
-            self.folder, self.key, self.partitions, self.nprobe, self.max_nprobe
-        )
-        return searcher, key_column(self.folder, self.parts, self.dimension)
+    def open(self) -> Finder:
+        """The index, the keys for exact distances, and the tokens that tell duplicates."""
+        home, parts, index = self.searched.home, self.searched.parts, self.searched.index
+        searcher = open_searcher(home, index.key, len(index.partitions), self.memory)
+        keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
+        tokens = self._tokens(home, parts)
+        return Finder(searcher, keys, index.search.settings, self.config.max_nprobe, tokens)
 
-    def run(
-        self, shared: tuple[Searcher, ColumnReader], part: Part, report: Callable[[int], None]
-    ) -> NeighborsPart:
+    def run(self, shared: Finder, part: Part, report: Callable[[int], None]) -> NeighborsPart:
         """Writes the neighbors file."""
-        searcher, keys = shared
-        [embeddings] = open_table(
-            self.folder, [part.keys_file], "embeddings", {"dimension": self.dimension}
-        )
+        home, parameters = self.searched.home, self.searched.parameters
+        [embeddings] = open_table(self.folder, [part.keys_file], "embeddings", parameters)
+        if self.folder.url == home.url:
+            documents = load_documents(home, part)
+        else:
+            documents = load_queries(self.folder, part, home, self.searched.parts, self.namesakes)
         return NeighborsPart(
             *neighbors_part(
                 embeddings,
-                load_documents(self.folder, part),
+                documents,
+                self._tokens(self.folder, [part]),
                 contract("neighbors").name(part.shard, part.number),
-                searcher,
-                keys,
-                self.k,
-                self.rerank,
+                shared,
+                self.config.k,
                 self.threads,
                 self.folder,
                 report,
@@ -80,38 +96,56 @@ class NeighborsJob:
         """The neighbors file."""
         return [result.file]
 
+    def _tokens(self, folder: Folder, parts: list[Part]) -> ChunkTokens | None:
+        if not self.config.drop_duplicates:
+            return None
+        entries = [part.chunks for part in parts]
+        files = open_table(folder, entries, "chunks", self.searched.parameters)
+        return ChunkTokens(ColumnReader(files, "tokens"), ColumnReader(files, "length"))
 
-def neighbors_stage(
-    build: Build, parts: list[Part], index: BuiltIndex, dimension: int
-) -> list[NeighborsPart]:
-    """Runs the stage."""
-    settings = build.config.neighbors
+
+def neighbors_stage(build: Build, parts: list[Part], searched: Searched) -> list[NeighborsPart]:
+    """Runs the stage.
+
+    Args:
+        build: The build, of the database or of a query corpus.
+        parts: Its parts, whose neighbors are wanted.
+        searched: Where they are looked for.
+
+    Returns:
+        The files, in order.
+    """
+    config = build.config
+    memory = int(config.index.memory)
+    query = None if build.queries is None else config.corpus[0]
+    namesakes = searched.named if query and query.id else []
     job = NeighborsJob(
-        build.folder,
-        parts,
-        index.key,
-        len(index.partitions),
-        index.search.nprobe,
-        dimension,
-        settings.k,
-        settings.rerank,
-        settings.max_nprobe,
-        build.engine.threads,
+        build.folder, searched, config.neighbors, namesakes, memory, build.engine.threads
     )
-    everything = digest([part.keys_file.sha256 for part in parts])
+    settings = config.neighbors.model_dump(mode="json", exclude={"rerank"})
+    everything = digest(
+        [
+            (part.keys_file.sha256, part.documents.sha256, part.chunks.sha256)
+            for part in searched.parts
+        ]
+    )
+    index, dimension = searched.index, int(searched.parameters["dimension"])
+    groups = search_groups(index.partitions, index.key, dimension, memory)
     tasks = [
         Task(
             part.name,
             fingerprint(
                 job.stage,
                 VERSION,
-                job.k,
-                job.rerank,
-                job.max_nprobe,
+                settings,
                 index.identity,
+                groups,
                 everything,
+                namesakes,
                 part.first_id,
+                part.keys_file.sha256,
                 part.documents.sha256,
+                part.chunks.sha256,
             ),
             part,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 
 import retro_db
 from retro_db.database import Database
-from retro_db.manifest import Manifest
+from retro_db.manifest import Manifest, SourceCounts
 from retro_db.retriever import Retriever
 from retro_db.serialize import to_json
 from retro_db.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ def show_built(output: str, manifest: Manifest, console: Console) -> None:
         f"built      {output}: {counts.documents:,} documents, {counts.chunks:,} chunks, "
         f"{counts.tokens:,} tokens, {size / 1e6:,.1f} MB"
     )
-    _say_reasons(manifest, console)
+    _say_reasons(manifest.sources, console)
     for count, words in (
         (counts.keyless_chunks, "without a WordPiece, not indexed"),
         (counts.validation_chunks, "of the validation split, nobody's neighbors"),
@@ -39,9 +40,9 @@ def show_built(output: str, manifest: Manifest, console: Console) -> None:
             console.say(f"           {count:,} chunks {words}")
 
 
-def _say_reasons(manifest: Manifest, console: Console) -> None:
+def _say_reasons(sources: Sequence[SourceCounts], console: Console) -> None:
     """Why documents of each source are not in the database."""
-    for source in manifest.sources:
+    for source in sources:
         for word, counted in (("dropped", source.dropped_by), ("rejected", source.rejected_by)):
             if counted:
                 reasons = ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
@@ -66,7 +67,7 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
         numbers = (source.documents, source.chunks, source.tokens, source.dropped, source.rejected)
         sources.add_row(escape(source.name), f"{source.weight:g}", *(f"{n:,}" for n in numbers))
     console.rich.print(sources)
-    _say_reasons(manifest, console)
+    _say_reasons(manifest.sources, console)
     tables = Table("table", "files", "MB", "bytes a chunk")
     for name, files in _files_by_table(manifest).items():
         size = sum(file.bytes for file in files)
@@ -79,13 +80,22 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
         f"encoder    {encoder.model}, {encoder.dimension} dimensions, {encoder.pooling}, "
         f"{encoder.dtype} on {encoder.device}"
     )
+    graph = f", efSearch {index.ef_search}" if index.ef_search else ""
     console.say(
-        f"index      {index.key}, {counts.indexed_chunks:,} entries, nprobe {index.nprobe}, {recall}"
+        f"index      {index.key}, {counts.indexed_chunks:,} entries in {index.partitions} partitions, "
+        f"nprobe {index.nprobe} of {index.lists:,} lists{graph}, {index.rerank} re-ranked, {recall}"
     )
     console.say(
         f"neighbors  {manifest.neighbors.k} of each chunk; {counts.short_rows:,} chunks have fewer, "
         f"{counts.keyless_chunks:,} have no key"
     )
+    for query in manifest.queries:
+        source = query.source
+        console.say(
+            f"queries    {source.name}: {source.documents:,} documents, {source.chunks:,} chunks; "
+            f"{query.short_rows:,} have fewer neighbors, {query.keyless_chunks:,} have no key"
+        )
+        _say_reasons([source], console)
     state = (
         f"{len(missing)} files missing or resized: {missing[0]}" if missing else "all files there"
     )
@@ -99,9 +109,11 @@ def _files_by_table(manifest: Manifest) -> dict[str, list[Any]]:
         "dropped": tables.dropped,
         "chunks": tables.chunks,
         "embeddings": tables.embeddings,
+        "fine": tables.fine,
         "neighbors": tables.neighbors,
         "index": manifest.index_files,
         "tokenizer": manifest.tokenizer_files,
+        "queries": [file for query in manifest.queries for file in query.tables.files],
     }
 
 

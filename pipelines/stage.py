@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 _MODULES = {
     **dict.fromkeys(("evaluation", "screen", "pairs", "resolve"), "screen"),
     "probe": "embed",
-    **dict.fromkeys(("train", "encode", "assemble", "tune"), "index"),
+    **dict.fromkeys(("train", "encode", "assemble", "sample", "truth", "tune"), "index"),
 }
 
 
@@ -34,26 +34,42 @@ class Build:
 
     Attributes:
         config: What is wanted.
-        folder: The database.
+        folder: Where the tables go: the database, or a folder in it for a query corpus.
+        home: The database.
         engine: What executes.
         console: What people see.
         shards: The plan.
         smoke: In a sample build, about how many documents the whole corpus has; index keys are
             then reduced to what the sample can train.
         only: The one module whose stages may run; None for all.
+        queries: Of a query corpus, its place in the configuration; None for the corpus itself.
         seconds: What every stage took, by name, over all tasks.
         work: What every stage counted.
     """
 
     config: Config
     folder: Folder
+    home: Folder
     engine: Engine
     console: Console
     shards: list[Shard]
     smoke: int | None = None
     only: str | None = None
+    queries: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     work: dict[str, Work] = field(default_factory=dict)
+
+    @property
+    def config_field(self) -> str:
+        """What the configuration calls what is built, for messages."""
+        return "corpus" if self.queries is None else f"queries.{self.queries}"
+
+    @property
+    def source_fields(self) -> list[str]:
+        """What it calls each source."""
+        if self.queries is not None:
+            return [self.config_field]
+        return [f"corpus.{position}" for position in range(len(self.config.corpus))]
 
 
 def run_stage(
@@ -95,7 +111,7 @@ def run_stage(
                 f"are not done; run python -m retro_db_pipelines.{module} first"
             )
         # No reader may trust the folder, and no record may vouch for what is about to be replaced.
-        build.folder.remove(manifest.FILE)
+        build.home.remove(manifest.FILE)
         records.replace(list(kept.values()))
         build.folder.remove(f"state/progress/{job.stage}")
         with build.console.stage(

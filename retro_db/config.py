@@ -14,6 +14,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from retro_db.errors import ConfigError
 
+_FOLDER_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 # Below a tenth, candidates can no longer be told from everything else.
 Similarity = Annotated[float, Field(ge=0.1, le=1.0)]
@@ -141,7 +142,8 @@ class EmbeddingsConfig(_Section):
     """What becomes of the keys."""
 
     keep: bool = True
-    """Whether they stay in the database once neighbors exist; Retriever re-ranks with them."""
+    """Whether they stay in the database once neighbors exist. Retriever re-ranks with them, or else
+    with the code that `index.refine` names."""
 
 
 class IndexConfig(_Section):
@@ -150,11 +152,17 @@ class IndexConfig(_Section):
     key: str = "auto"
     """A Faiss factory key with inverted lists, or auto: chosen from the number of chunks."""
     memory: ByteSize = ByteSize(64_000_000_000)
-    """What the searching worker may use for the index."""
+    """What a worker may use to train and to search the index. A larger index is searched one group of
+    partitions after another."""
     recall_target: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
-    """Recall@10 against exact search, other documents only, that nprobe is chosen for."""
-    partitions: Annotated[int, Field(ge=1)] = 1
-    """Files that the inverted lists are spread over."""
+    """Recall@10 against exact search, other documents only, that the search is tuned to: as a
+    one-sided 99% lower bound."""
+    partitions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Files that the inverted lists are spread over. auto: as few as keep each within 4 GB and a
+    quarter of `index.memory`."""
+    refine: Literal["SQ4", "SQ6", "SQ8"] = "SQ8"
+    """Code of 4, 6 or 8 bits a dimension that Retriever re-ranks by where `embeddings.keep` is
+    false."""
 
 
 class NeighborsConfig(_Section):
@@ -163,10 +171,13 @@ class NeighborsConfig(_Section):
     k: Annotated[int, Field(ge=1)] = 20
     """Neighbors of a chunk."""
     rerank: Annotated[int, Field(ge=1)] = 200
-    """Candidates of other documents that are re-ranked exactly."""
+    """Candidates of other documents that are re-ranked exactly, at most: tuning takes the fewest that
+    meet `index.recall_target`."""
     max_nprobe: Annotated[int, Field(ge=1)] | None = None
     """Lists that are visited for a chunk with fewer than k neighbors; null: all, so that no row is
     short where k exist."""
+    drop_duplicates: bool = False
+    """Whether chunks with the very tokens of a chunk are passed over as its neighbors."""
 
     @pydantic.model_validator(mode="after")
     def _enough_candidates(self) -> NeighborsConfig:
@@ -210,7 +221,8 @@ class Config(_Section):
     index: IndexConfig = IndexConfig()
     neighbors: NeighborsConfig = NeighborsConfig()
     queries: list[SourceConfig] = []
-    """Further corpora whose neighbors are wanted."""
+    """Further corpora whose neighbors are wanted, such as evaluation sets: nobody's neighbors
+    themselves. A document of the corpus with the same id is passed over, where both name an id field."""
     leakage: LeakageConfig = LeakageConfig()
     dedup: DedupConfig = DedupConfig()
     seed: Annotated[int, Field(ge=0)] = 0
@@ -218,16 +230,27 @@ class Config(_Section):
 
     @pydantic.model_validator(mode="after")
     def _names_differ(self) -> Config:
-        names = [source.name for source in self.corpus]
-        if len(set(names)) < len(names):
-            raise ValueError("two sources of corpus have the same name")
+        for field, sources in (("corpus", self.corpus), ("queries", self.queries)):
+            names = [source.name for source in sources]
+            if len(set(names)) < len(names):
+                raise ValueError(f"two sources of {field} have the same name")
         return self
 
     @pydantic.model_validator(mode="after")
-    def _what_this_release_does(self) -> Config:
-        if self.queries:
-            raise ValueError("queries are not in this release: leave them out")
+    def _names_are_folders(self) -> Config:
+        for position, source in enumerate(self.queries):
+            if not _FOLDER_NAME.fullmatch(source.name):
+                raise ValueError(
+                    f"queries.{position}.name: {source.name!r} names a folder; use letters, digits, "
+                    "_, - and ."
+                )
         return self
+
+    def querying(self, position: int) -> Config:
+        """The configuration that cuts and embeds a query corpus: all of it, as it is."""
+        sections = {"split": SplitConfig(), "leakage": LeakageConfig(), "dedup": DedupConfig()}
+        corpus = [self.queries[position]]
+        return self.model_copy(update={**sections, "corpus": corpus, "queries": []})
 
     def portable(self) -> dict[str, Any]:
         """The settings without places: what the manifest records.
@@ -236,7 +259,7 @@ class Config(_Section):
         same bytes are built; their contents are recorded by hash.
         """
         data = self.model_dump(mode="json", exclude={"output": True, "tokenizer": {"path"}})
-        for files in (*data["corpus"], data["leakage"]):
+        for files in (*data["corpus"], *data["queries"], data["leakage"]):
             del files["paths"]
         for placement in ("accelerator", "max_active_bundles"):
             del data["encoder"][placement]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retro_db.errors import DamagedFileError, InputError
-from retro_db.manifest import Manifest, read_manifest
+from retro_db.manifest import Manifest, Tables, read_manifest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.tables import ColumnReader, IpcFile
@@ -30,27 +31,31 @@ def open(url: str) -> Database:  # noqa: A001 - read as retro_db.open
     return Database(folder, read_manifest(folder))
 
 
-class Database:
-    """A database, read-only. Picklable: files are reopened where they are next used.
+class Corpus:
+    """Chunks that have neighbors, read-only: those of the database, or of a query corpus.
+
+    Picklable: files are reopened where they are next used.
 
     Attributes:
-        folder: Where it is.
+        folder: Where the database is.
         manifest: What it holds.
+        tables: The corpus's files.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest, tables: Tables) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.tables = tables
         self._files: dict[str, list[IpcFile]] = {}
 
-    def __reduce__(self) -> tuple[type[Database], tuple[Folder, Manifest]]:
-        return Database, (self.folder, self.manifest)
+    def __reduce__(self) -> tuple[type[Corpus], tuple[Any, ...]]:
+        return Corpus, (self.folder, self.manifest, self.tables)
 
     def __repr__(self) -> str:
-        return f"<retro_db.Database {self.folder.url!r}: {len(self):,} chunks>"
+        return f"<retro_db.Corpus in {self.folder.url!r}: {len(self):,} chunks>"
 
     def __len__(self) -> int:
-        return self.manifest.counts.chunks
+        return sum(entry.rows or 0 for entry in self.tables.chunks)
 
     @functools.cached_property
     def chunks(self) -> Chunks:
@@ -69,7 +74,7 @@ class Database:
         Raises:
             InputError: The build did not keep them.
         """
-        if not self.manifest.tables.embeddings and len(self):
+        if not self.tables.embeddings and len(self):
             raise InputError(
                 f"{self.folder.url}: embeddings were not kept; build with embeddings.keep: true"
             )
@@ -84,7 +89,7 @@ class Database:
         """
         schema = contract("documents").schema()
         tables, first = [], 0
-        pairs = zip(self.manifest.tables.documents, self.manifest.tables.chunks, strict=True)
+        pairs = zip(self.tables.documents, self.tables.chunks, strict=True)
         for entry, chunks in pairs:
             table = self._parquet(entry, schema)
             shifted = pa.array(table["first_chunk"].to_numpy() + first)
@@ -112,7 +117,7 @@ class Database:
         """One column of an Arrow table over all its files.
 
         Args:
-            table: chunks, embeddings or neighbors.
+            table: chunks, embeddings, fine or neighbors.
             column: One of its columns.
 
         Returns:
@@ -130,7 +135,7 @@ class Database:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
         if table not in self._files:
-            entries = getattr(self.manifest.tables, table)
+            entries = getattr(self.tables, table)
             self._files[table] = open_table(self.folder, entries, table, self.parameters)
         return self._files[table]
 
@@ -143,7 +148,39 @@ class Database:
             "chunk_tokens": manifest.chunk.tokens,
             "dimension": manifest.encoder.dimension,
             "k": manifest.neighbors.k,
+            "fine_size": manifest.index.fine_size,
         }
+
+
+class Database(Corpus):
+    """A database, read-only. Picklable: files are reopened where they are next used.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it holds.
+    """
+
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        super().__init__(folder, manifest, manifest.tables)
+
+    def __reduce__(self) -> tuple[type[Corpus], tuple[Any, ...]]:
+        return Database, (self.folder, self.manifest)
+
+    def __repr__(self) -> str:
+        return f"<retro_db.Database {self.folder.url!r}: {len(self):,} chunks>"
+
+    @functools.cached_property
+    def queries(self) -> dict[str, Corpus]:
+        """The query corpora by name. Their chunk ids count from 0; their neighbors are the database's."""
+        return {
+            query.source.name: Corpus(self.folder, self.manifest, query.tables)
+            for query in self.manifest.queries
+        }
+
+    @functools.cached_property
+    def fine_codes(self) -> ColumnReader:
+        """Fine codes of the keys, uint8 [n, bytes], where embeddings were not kept."""
+        return self.column("fine", "code")
 
 
 def open_table(
@@ -180,14 +217,13 @@ def open_table(
 class Chunks:
     """Tokens by global chunk id."""
 
-    def __init__(self, database: Database) -> None:
-        self._tokens = database.column("chunks", "tokens")
-        self._lengths = database.column("chunks", "length")
-        self._documents = database.column("chunks", "document")
-        tables = database.manifest.tables
-        self._chunk_starts = _starts(tables.chunks)
-        self._document_starts = _starts(tables.documents)
-        self._pad_id = database.manifest.chunk.pad_id
+    def __init__(self, corpus: Corpus) -> None:
+        self._tokens = corpus.column("chunks", "tokens")
+        self._lengths = corpus.column("chunks", "length")
+        self._documents = corpus.column("chunks", "document")
+        self._chunk_starts = _starts(corpus.tables.chunks)
+        self._document_starts = _starts(corpus.tables.documents)
+        self._pad_id = corpus.manifest.chunk.pad_id
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -240,9 +276,9 @@ class Chunks:
 class Neighbors:
     """Neighbors by global chunk id."""
 
-    def __init__(self, database: Database) -> None:
-        self._ids = database.column("neighbors", "ids")
-        self._distances = database.column("neighbors", "distances")
+    def __init__(self, corpus: Corpus) -> None:
+        self._ids = corpus.column("neighbors", "ids")
+        self._distances = corpus.column("neighbors", "distances")
 
     def __len__(self) -> int:
         return len(self._ids)

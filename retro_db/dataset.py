@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from retro_db.database import Database
+from retro_db.database import Corpus, Database
 from retro_db.errors import InputError
 from retro_db.manifest import TRAIN
 
@@ -43,28 +43,40 @@ class RetroDataset:
         database: Opened with `retro_db.open`.
         seq_len: Tokens, a multiple of the chunk length.
         k: Neighbors of a chunk, at most as many as are stored.
+        queries: Name of a query corpus whose sequences are wanted instead, all of them.
 
     Raises:
-        InputError: `seq_len` or `k` does not fit the database.
+        InputError: `seq_len`, `k` or `queries` does not fit the database.
     """
 
-    def __init__(self, database: Database, seq_len: int = 2048, k: int = 2) -> None:
+    def __init__(
+        self, database: Database, seq_len: int = 2048, k: int = 2, queries: str | None = None
+    ) -> None:
         m, stored = database.manifest.chunk.tokens, database.manifest.neighbors.k
         if seq_len < 1 or seq_len % m:
             raise InputError(f"seq_len: {seq_len} is not a multiple of the chunk length {m}")
         if not 1 <= k <= stored:
             raise InputError(f"k: {k} is not between 1 and the {stored} neighbors stored")
+        if queries is not None and queries not in database.queries:
+            known = ", ".join(database.queries) or "none"
+            raise InputError(f"queries: {queries} is not in the database; known: {known}")
         self.database = database
+        self.queries = queries
         self.seq_len = seq_len
         self.k = k
         self._chunk_tokens = m
         self._rows = seq_len // m
-        documents = database.documents
+        documents = self._corpus.documents
         counts = documents["chunk_count"].to_numpy()
         chosen = (documents["split"].to_numpy() == TRAIN) & (counts > 0)
         self._firsts = documents["first_chunk"].to_numpy()[chosen]
         self._counts = counts[chosen]
         self._ends = np.cumsum(self._counts)
+
+    @property
+    def _corpus(self) -> Corpus:
+        """Whose chunks the sequences are."""
+        return self.database if self.queries is None else self.database.queries[self.queries]
 
     def __len__(self) -> int:
         total = int(self._ends[-1]) if len(self._ends) else 0
@@ -73,7 +85,7 @@ class RetroDataset:
     def __repr__(self) -> str:
         return (
             f"RetroDataset({self.database!r}, seq_len={self.seq_len}, k={self.k}, "
-            f"manifest={self.database.manifest.sha256[:12]})"
+            f"queries={self.queries!r}, manifest={self.database.manifest.sha256[:12]})"
         )
 
     def __getitem__(self, index: int) -> Example:
@@ -117,7 +129,7 @@ class RetroDataset:
 
     def _tokens(self, ids: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int32 [b, seq_len] and its mask."""
-        chunks = self.database.chunks
+        chunks = self._corpus.chunks
         flat = ids.reshape(-1)
         tokens = chunks[flat].astype(np.int32)
         lengths = np.where(present.reshape(-1), chunks.lengths(flat), 0)
@@ -129,7 +141,9 @@ class RetroDataset:
         self, ids: np.ndarray, present: np.ndarray, document: np.ndarray
     ) -> np.ndarray:
         """The first k stored neighbors that are in no document of the sequence: int64 [b, l, k]."""
-        stored = self.database.neighbors[ids.reshape(-1)].reshape(*ids.shape, -1)
+        stored = self._corpus.neighbors[ids.reshape(-1)].reshape(*ids.shape, -1)
+        if self.queries is not None:
+            return np.where(present[..., None], stored[..., : self.k], -1)
         # Documents of a sequence are consecutive, so they cover one range of chunk ids.
         first = self._firsts[document].min(axis=1)[:, None, None]
         end = (self._firsts + self._counts)[document].max(axis=1)[:, None, None]

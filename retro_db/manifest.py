@@ -13,7 +13,7 @@ from retro_db.store.folder import FileEntry, Folder
 
 FILE = "manifest.json"
 FORMAT = "retro-db"
-VERSION = "1.1"
+VERSION = "1.2"
 TRAIN, VALIDATION = "train", "validation"
 
 
@@ -105,11 +105,21 @@ class EncoderInfo:
 
 @dataclass(frozen=True)
 class RecallPoint:
-    """Recall@10 against exact search over other documents, measured at one nprobe."""
+    """Recall@10 against exact search over other documents, measured with one way of searching.
+
+    Attributes:
+        nprobe: Lists visited.
+        recall: Mean over the sampled queries.
+        lower_bound: Of the mean, one-sided, 99%; the mean itself where the queries were all chunks.
+        rerank: Candidates re-ranked.
+        ef_search: Breadth among centroids; None where no graph joins them.
+    """
 
     nprobe: int
     recall: float
     lower_bound: float
+    rerank: int = 200
+    ef_search: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,10 +133,12 @@ class IndexInfo:
         partitions: Files of inverted lists.
         nprobe: Lists visited for a query.
         rerank: Candidates of other documents whose exact distances are computed.
+        ef_search: Breadth of the search among centroids; None where no graph joins them.
         training_points: Vectors that trained it.
         template_sha256: Of `index/trained.faissindex`.
         recall_queries: Queries that the curve was measured with.
-        recall: The measured curve.
+        recall: The measured curve; its last point is that of the settings above.
+        fine_size: Bytes of a fine code; 0 where embeddings were kept.
     """
 
     key: str
@@ -138,6 +150,8 @@ class IndexInfo:
     template_sha256: str
     recall_queries: int
     recall: list[RecallPoint]
+    ef_search: int | None = None
+    fine_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,8 +165,8 @@ class NeighborsInfo:
 class Tables:
     """Files of every table, in reading order.
 
-    `embeddings` is empty where they were not kept, `dropped` where no document was left out for its
-    content; it alone has no file for every part.
+    `embeddings` is empty where they were not kept, `fine` where they were, `dropped` where no document
+    was left out for its content; it alone has no file for every part.
     """
 
     documents: list[FileEntry]
@@ -160,6 +174,29 @@ class Tables:
     embeddings: list[FileEntry]
     neighbors: list[FileEntry]
     dropped: list[FileEntry] = field(default_factory=list)
+    fine: list[FileEntry] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """All of them."""
+        return [file for table in dataclasses.fields(self) for file in getattr(self, table.name)]
+
+
+@dataclass(frozen=True)
+class QueryCorpus:
+    """A further corpus whose chunks have neighbors here and are nobody's themselves.
+
+    Attributes:
+        source: Its name and what became of its records.
+        keyless_chunks: Chunks without any WordPiece.
+        short_rows: Chunks with a key that have fewer than k neighbors.
+        tables: Its files, under `queries/<name>/`; chunk ids count from 0 in them.
+    """
+
+    source: SourceCounts
+    keyless_chunks: int
+    short_rows: int
+    tables: Tables
 
 
 @dataclass(frozen=True)
@@ -180,6 +217,7 @@ class Manifest:
     tables: Tables
     index_files: list[FileEntry]
     tokenizer_files: list[FileEntry]
+    queries: list[QueryCorpus] = field(default_factory=list)
     generation: int = 1
     parent: str | None = None
     format: str = FORMAT
@@ -189,16 +227,8 @@ class Manifest:
     @property
     def files(self) -> list[FileEntry]:
         """Every file of the database but the manifest."""
-        tables = self.tables
-        return [
-            *tables.documents,
-            *tables.chunks,
-            *tables.embeddings,
-            *tables.neighbors,
-            *tables.dropped,
-            *self.index_files,
-            *self.tokenizer_files,
-        ]
+        queried = [file for query in self.queries for file in query.tables.files]
+        return [*self.tables.files, *self.index_files, *self.tokenizer_files, *queried]
 
     def sealed(self) -> Manifest:
         """The manifest with its own sha256, over its canonical JSON without that field."""

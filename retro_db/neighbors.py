@@ -6,18 +6,32 @@ contiguous, so its range is excluded inside the search: exactly, and with no row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.index.searching import Searcher, nearest
+from retro_db.index.reranking import Candidates, Keys
+from retro_db.index.searching import (
+    IdRanges,
+    QueryBlock,
+    Searcher,
+    SearchSettings,
+)
+from retro_db.index.structure import keyed, widen
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+from retro_db.threads import use_faiss_threads
 
-_BLOCK_QUERIES = 1024
+_BLOCK_QUERIES = 256
+# Chunks repeated more often than this many times the usual candidates are not looked behind.
+_DEEPEST = 16
+# Equal chunks have equal keys but for the last bits, which their batch mates decide: squared, as a
+# share of the key's own length.
+_EQUAL_KEYS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,66 +39,157 @@ class Documents:
     """Documents of one part: those with chunks, in order.
 
     Attributes:
-        first_id: Global id of the part's first chunk.
         starts: int64 [D], first chunk of each, counted from the part's first.
         counts: int64 [D], chunks of each.
+        exclude: For each, the ranges of chunk ids that its chunks must not find.
     """
 
-    first_id: int
     starts: np.ndarray
     counts: np.ndarray
+    exclude: Sequence[IdRanges]
 
-    def blocks(self) -> Iterator[tuple[int, int, tuple[int, int]]]:
-        """Query rows start to stop, and the document's global id range that they must not find."""
-        for first, count in zip(self.starts.tolist(), self.counts.tolist(), strict=True):
-            exclude = (self.first_id + first, self.first_id + first + count)
+    def blocks(self) -> Iterator[tuple[int, int, IdRanges]]:
+        """Query rows start to stop, and what they must not find."""
+        held = zip(self.starts.tolist(), self.counts.tolist(), self.exclude, strict=True)
+        for first, count, exclude in held:
             for start in range(first, first + count, _BLOCK_QUERIES):
                 yield start, min(start + _BLOCK_QUERIES, first + count), exclude
 
 
-def find_neighbors(
-    queries: np.ndarray,
-    exclude: tuple[int, int] | None,
-    searcher: Searcher,
-    keys: ColumnReader,
-    k: int,
-    rerank: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest chunks outside an id range.
+@dataclass(frozen=True)
+class ChunkTokens:
+    """Tokens and lengths of chunks by id, by which duplicates are known."""
 
-    A row that stays short of k is searched again with twice the lists, up to `max_nprobe`.
+    tokens: ColumnReader
+    lengths: ColumnReader
 
-    Args:
-        queries: float32 [n, d].
-        exclude: Ids first to end - 1, of the queries' own document.
+    def __getitem__(self, ids: np.ndarray | slice) -> np.ndarray:
+        """Uint [n, m + 1]: m tokens and the length."""
+        return np.concatenate([self.tokens[ids], self.lengths[ids][:, None]], axis=1)
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Finds the nearest chunks: candidates by their codes, then exact distances.
+
+    Attributes:
         searcher: The index.
-        keys: Embeddings of all chunks, for exact distances.
-        k: Neighbors wanted.
-        rerank: Candidates whose exact distances are computed.
-
-    Returns:
-        ids int64 [n, k] by ascending (distance, id), padded with -1, and squared L2 distances
-        float32 [n, k], padded with infinity.
+        keys: Of all chunks.
+        settings: How widely the index is searched.
+        max_nprobe: Lists visited for a query that finds fewer than k; None for all.
+        tokens: Of all chunks, for blocks whose duplicates are passed over.
     """
-    _, candidates = searcher.search(queries, rerank, exclude)
-    nprobe = searcher.nprobe
-    while nprobe < searcher.max_nprobe:
-        short = np.flatnonzero((candidates[:, :k] < 0).any(axis=1))
-        if not len(short):
-            break
-        nprobe = min(2 * nprobe, searcher.max_nprobe)
-        _, candidates[short] = searcher.search(queries[short], rerank, exclude, nprobe)
-    return nearest(queries, candidates, keys, k)
+
+    searcher: Searcher
+    keys: Keys
+    settings: SearchSettings
+    max_nprobe: int | None = None
+    tokens: ChunkTokens | None = None
+
+    def find(
+        self, blocks: Sequence[QueryBlock], k: int, pool: Executor
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The k nearest chunks of every query, outside its block's excluded ranges.
+
+        A row that stays short of k is searched again with twice the lists, up to `max_nprobe`; where
+        copies of it took most candidates' places, with twice the candidates.
+
+        Args:
+            blocks: Queries.
+            k: Neighbors wanted, at most `settings.rerank`.
+            pool: Threads; the result does not depend on them.
+
+        Returns:
+            For each block, ids int64 [n, k] by ascending (distance, id), padded with -1, and squared
+            L2 distances float32 [n, k], padded with infinity.
+        """
+        settings = self.settings
+        found = self._search(blocks, k, settings, pool)
+        while True:
+            short = [np.flatnonzero(one.short | one.lacking) for one in found]
+            wider = self._widened(settings, found)
+            if wider is None:
+                return [(one.ids, one.distances) for one in found]
+            settings = wider
+            again = [number for number, rows in enumerate(short) if len(rows)]
+            more = self._search([blocks[i].take(short[i]) for i in again], k, settings, pool)
+            for number, better in zip(again, more, strict=True):
+                found[number].replace(short[number], better)
+
+    def _widened(self, settings: SearchSettings, found: Sequence[_Found]) -> SearchSettings | None:
+        """The settings to search the lacking rows with, or None where that would not help."""
+        limit = min(self.max_nprobe or self.searcher.lists, self.searcher.lists)
+        nprobe, rerank = settings.nprobe, settings.rerank
+        if any((one.short & one.exhausted).any() for one in found):
+            nprobe = max(nprobe, min(2 * nprobe, limit))
+        if any((one.lacking & ~one.exhausted).any() for one in found):
+            rerank = max(rerank, min(2 * rerank, _DEEPEST * self.settings.rerank))
+        wider = dataclasses.replace(settings, nprobe=nprobe, rerank=rerank)
+        return None if wider == settings else wider
+
+    def _search(
+        self, blocks: Sequence[QueryBlock], k: int, settings: SearchSettings, pool: Executor
+    ) -> list[_Found]:
+        enough = max(k, self.settings.rerank // 2)
+
+        def rerank(block: QueryBlock, ids: np.ndarray) -> _Found:
+            use_faiss_threads(1)
+            candidates = Candidates(ids)
+            distances = candidates.distances(block.vectors, self.keys)
+            lacking = np.zeros(len(ids), bool)
+            if block.tokens is not None and self.tokens is not None:
+                _pass_over_duplicates(block, ids, distances, self.tokens)
+                lacking = np.isfinite(distances).sum(axis=1) < enough
+            return _Found(*candidates.nearest(distances, k), (ids < 0).any(axis=1), lacking)
+
+        found = self.searcher.search(blocks, settings, pool)
+        return list(pool.map(rerank, blocks, [ids for _, ids in found]))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A block's neighbors, and which queries may have better ones: bool [n] each.
+
+    `exhausted`: the visited lists held no more candidates. `lacking`: copies of the query took the
+    places of more than half of them.
+    """
+
+    ids: np.ndarray
+    distances: np.ndarray
+    exhausted: np.ndarray
+    lacking: np.ndarray
+
+    @property
+    def short(self) -> np.ndarray:
+        """Whether a query has fewer than k neighbors."""
+        return self.ids[:, -1] < 0
+
+    def replace(self, rows: np.ndarray, better: _Found) -> None:
+        """Takes some rows from another search."""
+        self.ids[rows] = better.ids
+        self.distances[rows] = better.distances
+        self.exhausted[rows] = better.exhausted
+        self.lacking[rows] = better.lacking
+
+
+def _pass_over_duplicates(
+    block: QueryBlock, candidates: np.ndarray, distances: np.ndarray, tokens: ChunkTokens
+) -> None:
+    """Sets the distance of candidates with the query's own tokens to infinity."""
+    near = _EQUAL_KEYS * (block.vectors**2).sum(axis=1)
+    rows, columns = np.nonzero(distances <= near[:, None])
+    if len(rows) and block.tokens is not None:
+        same = (tokens[candidates[rows, columns]] == block.tokens[rows]).all(axis=1)
+        distances[rows[same], columns[same]] = np.inf
 
 
 def neighbors_part(
     embeddings: IpcFile,
     documents: Documents,
+    tokens: ChunkTokens | None,
     path: str,
-    searcher: Searcher,
-    keys: ColumnReader,
+    finder: Finder,
     k: int,
-    rerank: int,
     threads: int,
     folder: Folder,
     report: Callable[[int], None],
@@ -94,37 +199,64 @@ def neighbors_part(
     Args:
         embeddings: The part's keys; chunks without one get no neighbors.
         documents: The part's documents.
+        tokens: The part's own chunks, where their duplicates are passed over.
         path: Of the neighbors file, relative to the folder.
-        searcher: The index.
-        keys: Embeddings of all chunks.
+        finder: Finds them.
         k: Neighbors of a chunk.
-        rerank: Candidates of other documents that are re-ranked.
         threads: Blocks of queries searched side by side; the result does not depend on it.
-        folder: The database.
+        folder: Where the file is written.
         report: Told, now and again, how many more chunks are done.
 
     Returns:
         The file, and how many chunks with a key have fewer than k neighbors.
     """
-
-    def search(block: tuple[int, int, tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, int]:
-        start, stop, exclude = block
-        vectors = embeddings.read("vector", start, stop)
-        keyed = vectors.any(axis=1)
-        ids = np.full((len(vectors), k), -1, np.int64)
-        distances = np.full((len(vectors), k), np.inf, np.float32)
-        if keyed.any():
-            ids[keyed], distances[keyed] = find_neighbors(
-                vectors[keyed].astype(np.float32), exclude, searcher, keys, k, rerank
-            )
-        return ids, distances, int((ids[keyed] < 0).any(axis=1).sum())
-
     table = contract("neighbors")
     short = 0
+    size = finder.searcher.window(finder.settings)
     with folder.writing(path) as temporary, ThreadPoolExecutor(threads) as pool:
         with TableWriter(temporary, table.schema(k=k), table.batch_rows) as writer:
-            for ids, distances, short_here in pool.map(search, documents.blocks()):
-                short += short_here
+            for window in _windows(documents, size):
+                start, stop = window[0][0], window[-1][1]
+                vectors = embeddings.read("vector", start, stop)
+                there = keyed(vectors)
+                every = (
+                    _block(vectors, there, tokens, start, rows, exclude)
+                    for *rows, exclude in window
+                )
+                blocks = [block for block in every if len(block.vectors)]
+                ids = np.full((len(vectors), k), -1, np.int64)
+                distances = np.full((len(vectors), k), np.inf, np.float32)
+                if found := finder.find(blocks, k, pool):
+                    ids[there] = np.concatenate([one for one, _ in found])
+                    distances[there] = np.concatenate([one for _, one in found])
+                short += int((ids[there, -1] < 0).sum())
                 writer.append({"ids": ids, "distances": distances})
                 report(len(ids))
         return describe(temporary, path, writer.rows), short
+
+
+def _windows(documents: Documents, size: int) -> Iterator[list[tuple[int, int, IdRanges]]]:
+    """Blocks gathered up to a number of queries."""
+    window: list[tuple[int, int, IdRanges]] = []
+    for block in documents.blocks():
+        if window and block[1] - window[0][0] > size:
+            yield window
+            window = []
+        window.append(block)
+    if window:
+        yield window
+
+
+def _block(
+    vectors: np.ndarray,
+    there: np.ndarray,
+    tokens: ChunkTokens | None,
+    base: int,
+    rows: Sequence[int],
+    exclude: IdRanges,
+) -> QueryBlock:
+    """The queries of rows start to stop that have a key; vectors and there begin at row `base`."""
+    start, stop = rows[0] - base, rows[1] - base
+    chosen = np.flatnonzero(there[start:stop]) + start
+    own = None if tokens is None else tokens[chosen + base]
+    return QueryBlock(widen(vectors[chosen]), exclude, own)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retro_db.database import open_table
@@ -58,6 +60,11 @@ class Part:
         return self.chunks.rows or 0
 
 
+def contents_of(part: Part) -> tuple[str, str]:
+    """Hashes of what the index is made of, for fingerprints: documents and keys."""
+    return part.documents.sha256, part.keys_file.sha256
+
+
 def load_documents(folder: Folder, part: Part) -> Documents:
     """The part's documents that have chunks.
 
@@ -66,18 +73,58 @@ def load_documents(folder: Folder, part: Part) -> Documents:
         part: Which part.
 
     Returns:
-        Where each document's chunks are.
+        Where each document's chunks are; each excludes itself.
 
     Raises:
         DamagedFileError: The documents file is missing.
     """
     table = pq.read_table(folder.local(part.documents.path), columns=["first_chunk", "chunk_count"])
     counts = table["chunk_count"].to_numpy()
-    return Documents(part.first_id, table["first_chunk"].to_numpy()[counts > 0], counts[counts > 0])
+    starts, counts = table["first_chunk"].to_numpy()[counts > 0], counts[counts > 0]
+    firsts = starts + part.first_id
+    own = zip(firsts.tolist(), (firsts + counts).tolist(), strict=True)
+    return Documents(starts, counts, [(ids,) for ids in own])
+
+
+def load_queries(
+    folder: Folder, part: Part, home: Folder, parts: Sequence[Part], named: Sequence[str]
+) -> Documents:
+    """Documents of a query corpus, which must not find documents of the database with their own id.
+
+    Args:
+        folder: The query corpus.
+        part: Which part of it.
+        home: The database.
+        parts: All of its parts.
+        named: Sources of the database whose ids can be the queries' own: where both say which field
+            names a document. Ids made of places in files agree by chance.
+
+    Returns:
+        Where each document's chunks are; each excludes the chunks of its namesakes.
+
+    Raises:
+        DamagedFileError: A documents file is missing.
+    """
+    columns = ["source", "id", "first_chunk", "chunk_count"]
+    wanted = pa.array(named, pa.string())
+    table = pq.read_table(folder.local(part.documents.path), columns=columns)
+    table = table.filter(pc.greater(table["chunk_count"], 0))
+    namesakes: dict[str, list[tuple[int, int]]] = {}
+    for other in parts if named else ():
+        held = pq.read_table(home.local(other.documents.path), columns=columns)
+        held = held.filter(pc.is_in(held["source"], value_set=wanted))
+        held = held.filter(pc.is_in(held["id"], value_set=table["id"].combine_chunks()))
+        for row in held.to_pylist():
+            first = other.first_id + row["first_chunk"]
+            ranges = namesakes.setdefault(row["id"], [])
+            ranges.append((first, first + row["chunk_count"]))
+    exclude = [tuple(namesakes.get(name, ())) for name in table["id"].to_pylist()]
+    starts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
+    return Documents(starts, counts, exclude)
 
 
 def load_keys(folder: Folder, part: Part, dimension: int) -> PartKeys:
-    """The part's keys, and which of them are indexed: of training documents, with a WordPiece.
+    """The part's keys, and which of them are of training documents.
 
     Args:
         folder: The database.
@@ -95,13 +142,7 @@ def load_keys(folder: Folder, part: Part, dimension: int) -> PartKeys:
     trained = np.repeat(
         table["split"].to_numpy() == TRAIN, table["chunk_count"].to_numpy().astype(np.int64)
     )
-    step = embeddings.batch_rows
-    keyed = [
-        embeddings.read("vector", start, start + step).any(axis=1)
-        for start in range(0, embeddings.rows, step)
-    ]
-    indexed = trained & np.concatenate([np.empty(0, bool), *keyed])
-    return PartKeys(part.first_id, embeddings, indexed)
+    return PartKeys(part.first_id, embeddings, trained)
 
 
 def key_column(folder: Folder, parts: Sequence[Part], dimension: int) -> ColumnReader:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,15 +21,17 @@ from retro_db.encoder.models import (
 )
 from retro_db.errors import InputError
 from retro_db.index.filling import partition_path
-from retro_db.index.searching import Searcher
+from retro_db.index.refining import FINE_PATH, FineKeys
+from retro_db.index.reranking import Keys
+from retro_db.index.searching import QueryBlock, Searcher, SearchSettings
 from retro_db.index.training import PATH as TEMPLATE_PATH
-from retro_db.neighbors import find_neighbors
+from retro_db.neighbors import Finder
 from retro_db.threads import available_cores
 
 LOCATIONS = "state/locations.json"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Locations:
     """Where a build found its models: kept beside the database, never in the manifest."""
 
@@ -39,15 +42,18 @@ class Retriever:
     """The database's encoder and index, opened for queries.
 
     Args:
-        database: Opened with `retro_db.open`, with its embeddings kept.
+        database: Opened with `retro_db.open`.
         encoder: Folder or hub name of the encoder; where the build found it, if left out.
+        memory: Bytes that the index may take; a larger one is opened partition by partition at every
+            search, so give it many texts at a time. None for no limit.
 
     Raises:
         ModelError: The encoder cannot be found, or is another one than the build's.
-        DatabaseError: The embeddings were not kept.
     """
 
-    def __init__(self, database: Database, encoder: str | None = None) -> None:
+    def __init__(
+        self, database: Database, encoder: str | None = None, memory: int | None = None
+    ) -> None:
         self.database = database
         info, index = database.manifest.encoder, database.manifest.index
         name = encoder or self._recorded_encoder()
@@ -62,13 +68,17 @@ class Retriever:
         )
         self._encoder = Encoder(resolve_model(name), model, threads=available_cores())
         folder = database.folder
-        self._searcher = Searcher(
-            folder.local(TEMPLATE_PATH),
-            [folder.local(partition_path(number)) for number in range(index.partitions)],
-            index.key,
-            index.nprobe,
-        )
-        self._keys = database.embeddings
+        paths = [folder.local(partition_path(number)) for number in range(index.partitions)]
+        searcher = Searcher(folder.local(TEMPLATE_PATH), paths, index.key, memory)
+        settings = SearchSettings(index.nprobe, index.rerank, index.ef_search)
+        self._finder = Finder(searcher, self._open_keys(), settings)
+
+    def _open_keys(self) -> Keys:
+        """What candidates are re-ranked by: the kept embeddings, or else their fine codes."""
+        database = self.database
+        if database.manifest.tables.embeddings or not database.manifest.tables.fine:
+            return database.embeddings
+        return FineKeys(database.folder.local(FINE_PATH), database.fine_codes)
 
     def _recorded_encoder(self) -> str:
         try:
@@ -105,12 +115,14 @@ class Retriever:
         keys = self._encoder.encode(texts).astype(np.float16).astype(np.float32)
         ids = np.full((len(texts), k), -1, np.int64)
         distances = np.full((len(texts), k), np.inf, np.float32)
-        rerank = max(k, self.database.manifest.index.rerank)
         keyed = np.flatnonzero(keys.any(axis=1))
-        groups = [(keyed, None)] if exclude is None else [([row], exclude[row]) for row in keyed]
-        for rows, own in groups:
-            if len(rows):
-                ids[rows], distances[rows] = find_neighbors(
-                    keys[rows], own, self._searcher, self._keys, k, rerank
-                )
+        blocks = [
+            QueryBlock(keys[[row]], () if exclude is None else (exclude[row],)) for row in keyed
+        ]
+        settings = self._finder.settings
+        finder = replace(self._finder, settings=replace(settings, rerank=max(k, settings.rerank)))
+        with ThreadPoolExecutor(available_cores()) as pool:
+            found = finder.find(blocks, k, pool)
+        for row, (near, away) in zip(keyed, found, strict=True):
+            ids[row], distances[row] = near[0], away[0]
         return ids, distances

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+import pyarrow.compute as pc
 
 from retro_db.corpus.selection import CONTENT_REASONS
-from retro_db.database import Database
+from retro_db.database import Corpus, Database
 from retro_db.database import open as open_database
 from retro_db.errors import RetroDBError
 from retro_db.hashing import fractions_of
 from retro_db.index.filling import partition_path
 from retro_db.index.structure import faiss, inverted_file, list_ids, read_index
-from retro_db.manifest import FILE, TRAIN
+from retro_db.manifest import FILE, TRAIN, Tables
 from retro_db.store.folder import describe
 from retro_db.tokenizer import Tokenizer
 
@@ -45,16 +47,21 @@ def verify_database(url: str) -> Verification:
     database = open_database(url)
     problems = list(_check_files(database))
     damaged = bool(problems)
-    for check in _CHECKS:
+    checks: list[tuple[str, Callable[[], Iterator[str]]]] = [
+        (check.__name__, functools.partial(check, database)) for check in _CHECKS
+    ]
+    for held in _corpora(database):
+        checks += [(check.__name__, functools.partial(check, held)) for check in _CORPUS_CHECKS]
+    for name, check in checks:
         try:
-            problems += check(database)
+            problems += check()
         except RetroDBError as error:
             problems.append(str(error))
         except (IndexError, ValueError, OverflowError) as error:
             # A damaged file can mislead any later check; an undamaged one must not.
             if not damaged:
                 raise
-            problems.append(f"{check.__name__.removeprefix('_check_')}: not checkable: {error}")
+            problems.append(f"{name.removeprefix('_check_')}: not checkable: {error}")
     return Verification(len(database.manifest.files) + 1, len(database), problems)
 
 
@@ -69,80 +76,29 @@ def _check_files(database: Database) -> Iterator[str]:
         found = describe(database.folder.local(entry.path), entry.path, entry.rows)
         if found != entry:
             yield f"{entry.path}: its bytes are not those that were written"
-    for folder in (
-        "documents",
-        "dropped",
-        "chunks",
-        "embeddings",
-        "index",
-        "neighbors",
-        "tokenizer",
-    ):
+    tables = [table.name for table in fields(Tables)]
+    below = ["", *(f"queries/{name}/" for name in database.queries)]
+    folders = [f"{place}{table}" for place in below for table in tables]
+    for folder in (*folders, "index", "tokenizer"):
         for name in database.folder.list(folder):
             if f"{folder}/{name}" not in listed:
                 yield f"{folder}/{name}: not in {FILE}"
 
 
-def _check_counts(database: Database) -> Iterator[str]:
-    """Row counts of all tables agree with one another and with the counts."""
-    tables, counts = database.manifest.tables, database.manifest.counts
-    rows = [entry.rows for entry in tables.chunks]
-    for name in ("embeddings", "neighbors"):
-        entries = getattr(tables, name)
-        if (entries or name == "neighbors") and [entry.rows for entry in entries] != rows:
-            yield f"{FILE}: {name} has other rows than chunks"
-    if sum(row or 0 for row in rows) != counts.chunks:
-        yield f"{FILE}: counts.chunks is not the sum of the chunks files' rows"
-    if sum(entry.rows or 0 for entry in tables.documents) != counts.documents:
-        yield f"{FILE}: counts.documents is not the sum of the documents files' rows"
-    for source in database.manifest.sources:
+def _check_sources(database: Database) -> Iterator[str]:
+    """What became of the records of each source adds up."""
+    manifest = database.manifest
+    for source in (*manifest.sources, *(query.source for query in manifest.queries)):
         if source.read != source.documents + source.dropped + source.rejected:
             yield f"{FILE}: source {source.name}: read is not kept + dropped + rejected"
         if source.dropped_by and sum(source.dropped_by.values()) != source.dropped:
             yield f"{FILE}: source {source.name}: dropped is not the sum of its reasons"
-    if sum(entry.rows or 0 for entry in tables.dropped) != sum(
+    if sum(entry.rows or 0 for entry in manifest.tables.dropped) != sum(
         source.dropped_by.get(reason, 0)
-        for source in database.manifest.sources
+        for source in manifest.sources
         for reason in CONTENT_REASONS
     ):
         yield f"{FILE}: the dropped table has other rows than documents were left out"
-
-
-def _check_documents(database: Database) -> Iterator[str]:
-    """Documents tile the chunks, in order, without gap or overlap."""
-    table = database.documents
-    firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
-    expected = np.cumsum(counts) - counts
-    if (counts < 0).any() or (firsts != expected).any() or counts.sum() != len(database):
-        yield "documents: first_chunk and chunk_count do not tile the chunks"
-        return
-    for start, ids in _blocks(database):
-        owners = np.searchsorted(np.cumsum(counts), ids, side="right")
-        if (database.chunks.documents(ids) != owners).any():
-            yield f"chunks: document is wrong between rows {start} and {start + len(ids)}"
-
-
-def _check_chunks(database: Database) -> Iterator[str]:
-    """Lengths are 1 to m, full but for a document's last chunk; padding pads; ids are of the vocabulary."""
-    manifest = database.manifest
-    m, pad_id = manifest.chunk.tokens, manifest.chunk.pad_id
-    total = 0
-    for start, ids in _blocks(database):
-        tokens, lengths = database.chunks[ids], database.chunks.lengths(ids)
-        total += int(lengths.sum(dtype=np.int64))
-        where = f"between rows {start} and {start + len(ids)}"
-        if ((lengths < 1) | (lengths > m)).any():
-            yield f"chunks: a length is not within 1 and {m} {where}"
-        if (tokens[np.arange(m) >= lengths[:, None]] != pad_id).any():
-            yield f"chunks: padding is not {pad_id} {where}"
-        if (tokens >= manifest.chunk.vocab_size).any():
-            yield f"chunks: a token is not below the vocabulary size {where}"
-        following = database.chunks.documents(np.minimum(ids + 1, len(database) - 1))
-        inner = (following == database.chunks.documents(ids)) & (ids + 1 < len(database))
-        if (lengths[inner] != m).any():
-            yield f"chunks: a chunk before a document's last is short {where}"
-    if total != manifest.counts.tokens:
-        yield f"chunks: {total} tokens, {FILE} says {manifest.counts.tokens}"
 
 
 def _check_tokenizer(database: Database) -> Iterator[str]:
@@ -155,64 +111,168 @@ def _check_tokenizer(database: Database) -> Iterator[str]:
         yield f"tokenizer: vocabulary or pad id differ from {FILE}"
 
 
-def _check_embeddings(database: Database) -> Iterator[str]:
-    """Every value is finite, and as many chunks as counted have no key."""
-    if not database.manifest.tables.embeddings:
+@dataclass(frozen=True)
+class _Checked:
+    """A corpus and what the manifest counts of it; `name` begins the paths of its tables."""
+
+    database: Database
+    corpus: Corpus
+    name: str
+    documents: int
+    chunks: int
+    tokens: int
+    keyless: int
+    short_rows: int
+
+
+def _corpora(database: Database) -> Iterator[_Checked]:
+    """The database's own chunks, and every query corpus."""
+    counts = database.manifest.counts
+    numbers = (counts.documents, counts.chunks, counts.tokens)
+    yield _Checked(database, database, "", *numbers, counts.keyless_chunks, counts.short_rows)
+    for query in database.manifest.queries:
+        source = query.source
+        yield _Checked(
+            database,
+            database.queries[source.name],
+            f"queries/{source.name}/",
+            source.documents,
+            source.chunks,
+            source.tokens,
+            query.keyless_chunks,
+            query.short_rows,
+        )
+
+
+def _check_counts(held: _Checked) -> Iterator[str]:
+    """Row counts of all tables agree with one another and with the counts."""
+    tables = held.corpus.tables
+    rows = [entry.rows for entry in tables.chunks]
+    for name in ("embeddings", "fine", "neighbors"):
+        entries = getattr(tables, name)
+        if (entries or name == "neighbors") and [entry.rows for entry in entries] != rows:
+            yield f"{FILE}: {held.name}{name} has other rows than chunks"
+    if len(held.corpus) != held.chunks:
+        yield f"{FILE}: the count of chunks is not the sum of the {held.name}chunks files' rows"
+    if sum(entry.rows or 0 for entry in tables.documents) != held.documents:
+        yield (
+            f"{FILE}: the count of documents is not the sum of the {held.name}documents files' rows"
+        )
+
+
+def _check_documents(held: _Checked) -> Iterator[str]:
+    """Documents tile the chunks, in order, without gap or overlap."""
+    table, chunks = held.corpus.documents, held.corpus.chunks
+    firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
+    expected = np.cumsum(counts) - counts
+    if (counts < 0).any() or (firsts != expected).any() or counts.sum() != len(held.corpus):
+        yield f"{held.name}documents: first_chunk and chunk_count do not tile the chunks"
         return
-    keyless = 0
-    for start, ids in _blocks(database):
-        vectors = database.embeddings[ids]
+    for start, ids in _blocks(held.corpus):
+        owners = np.searchsorted(np.cumsum(counts), ids, side="right")
+        if (chunks.documents(ids) != owners).any():
+            yield (
+                f"{held.name}chunks: document is wrong between rows {start} and {start + len(ids)}"
+            )
+
+
+def _check_chunks(held: _Checked) -> Iterator[str]:
+    """Lengths are 1 to m, full but for a document's last chunk; padding pads; ids are of the vocabulary."""
+    info, corpus = held.database.manifest.chunk, held.corpus
+    m, total, table = info.tokens, 0, f"{held.name}chunks"
+    for start, ids in _blocks(corpus):
+        tokens, lengths = corpus.chunks[ids], corpus.chunks.lengths(ids)
+        total += int(lengths.sum(dtype=np.int64))
+        where = f"between rows {start} and {start + len(ids)}"
+        if ((lengths < 1) | (lengths > m)).any():
+            yield f"{table}: a length is not within 1 and {m} {where}"
+        if (tokens[np.arange(m) >= lengths[:, None]] != info.pad_id).any():
+            yield f"{table}: padding is not {info.pad_id} {where}"
+        if (tokens >= info.vocab_size).any():
+            yield f"{table}: a token is not below the vocabulary size {where}"
+        following = corpus.chunks.documents(np.minimum(ids + 1, len(corpus) - 1))
+        inner = (following == corpus.chunks.documents(ids)) & (ids + 1 < len(corpus))
+        if (lengths[inner] != m).any():
+            yield f"{table}: a chunk before a document's last is short {where}"
+    if total != held.tokens:
+        yield f"{table}: {total} tokens, {FILE} says {held.tokens}"
+
+
+def _check_embeddings(held: _Checked) -> Iterator[str]:
+    """Every value is finite, and as many chunks as counted have no key."""
+    if not held.corpus.tables.embeddings:
+        return
+    keyless, table = 0, f"{held.name}embeddings"
+    for start, ids in _blocks(held.corpus):
+        vectors = held.corpus.embeddings[ids]
         keyless += int((~vectors.any(axis=1)).sum())
         if not np.isfinite(vectors).all():
-            yield f"embeddings: not finite between rows {start} and {start + len(ids)}"
-    if keyless != database.manifest.counts.keyless_chunks:
-        yield f"embeddings: {keyless} chunks without a key, {FILE} counts another number"
+            yield f"{table}: not finite between rows {start} and {start + len(ids)}"
+    if keyless != held.keyless:
+        yield f"{table}: {keyless} chunks without a key, {FILE} counts another number"
 
 
-def _check_neighbors(database: Database) -> Iterator[str]:
+def _check_neighbors(held: _Checked) -> Iterator[str]:
     """In range, of another training document, nearest first, none twice, gaps at the end."""
-    n = len(database)
-    validation = _validation_chunks(database)
-    short = 0
-    for start, rows in _blocks(database):
-        ids, distances = database.neighbors[rows], database.neighbors.distances(rows)
+    database, corpus = held.database, held.corpus
+    validation, (own_names, names) = _validation_chunks(database), _names(held)
+    short, table = 0, f"{held.name}neighbors"
+    for start, rows in _blocks(corpus):
+        ids, distances = corpus.neighbors[rows], corpus.neighbors.distances(rows)
         where = f"between rows {start} and {start + len(rows)}"
         there = ids >= 0
-        if ((ids < -1) | (ids >= n)).any():
-            yield f"neighbors: an id is out of range {where}"
+        if ((ids < -1) | (ids >= len(database))).any():
+            yield f"{table}: an id is out of range {where}"
             continue
-        own = database.chunks.documents(rows)
+        own = own_names[corpus.chunks.documents(rows)]
         owners = database.chunks.documents(np.where(there, ids, 0).reshape(-1)).reshape(ids.shape)
-        if (there & (owners == own[:, None])).any():
-            yield f"neighbors: a chunk has a neighbor of its own document {where}"
+        if (there & (names[owners] == own[:, None])).any():
+            yield f"{table}: a chunk has a neighbor of its own document {where}"
         if (there & validation[np.where(there, ids, 0)]).any():
-            yield f"neighbors: a validation chunk is a neighbor {where}"
+            yield f"{table}: a validation chunk is a neighbor {where}"
         if (there[:, 1:] & ~there[:, :-1]).any() or (there != np.isfinite(distances)).any():
-            yield f"neighbors: gaps are not at the end, or have distances {where}"
+            yield f"{table}: gaps are not at the end, or have distances {where}"
         if (distances[:, 1:] < distances[:, :-1]).any():
-            yield f"neighbors: distances do not ascend {where}"
+            yield f"{table}: distances do not ascend {where}"
         ordered = np.sort(ids, axis=1)
         if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
-            yield f"neighbors: an id stands twice in a row {where}"
-        yield from _check_distances(database, rows, ids, distances, where)
-        short += int((~there[_keyed(database, rows)]).any(axis=1).sum())
-    if database.manifest.tables.embeddings and short != database.manifest.counts.short_rows:
-        yield f"neighbors: {short} rows are short, {FILE} counts {database.manifest.counts.short_rows}"
+            yield f"{table}: an id stands twice in a row {where}"
+        yield from _check_distances(held, rows, ids, distances, where)
+        short += int((~there[_keyed(corpus, rows)]).any(axis=1).sum())
+    if corpus.tables.embeddings and short != held.short_rows:
+        yield f"{table}: {short} rows are short, {FILE} counts {held.short_rows}"
+
+
+def _names(held: _Checked) -> tuple[np.ndarray, np.ndarray]:
+    """A number for each document of the corpus and of the database: equal ones must not meet.
+
+    A document of the database is itself alone; one of a query corpus is all that share its id.
+    """
+    rows = np.arange(len(held.database.documents))
+    if held.corpus is held.database:
+        return rows, rows
+    ids = held.database.documents["id"]
+    names = pc.unique(ids)
+    own = pc.index_in(held.corpus.documents["id"], value_set=names).fill_null(-1)
+    return own.to_numpy(), pc.index_in(ids, value_set=names).to_numpy()
 
 
 def _check_distances(
-    database: Database, rows: np.ndarray, ids: np.ndarray, distances: np.ndarray, where: str
+    held: _Checked, rows: np.ndarray, ids: np.ndarray, distances: np.ndarray, where: str
 ) -> Iterator[str]:
     """On a hashed sample of rows, distances are those of the stored embeddings."""
-    if not database.manifest.tables.embeddings:
+    if not held.corpus.tables.embeddings:
         return
-    sampled = fractions_of(rows, 0) < _DISTANCE_ROWS / max(len(database), 1)
+    sampled = fractions_of(rows, 0) < _DISTANCE_ROWS / max(len(held.corpus), 1)
     for row, near, stored in zip(rows[sampled], ids[sampled], distances[sampled], strict=True):
         near, stored = near[near >= 0], stored[near >= 0]
-        query = database.embeddings[[row]].astype(np.float64)
-        exact = ((database.embeddings[near].astype(np.float64) - query) ** 2).sum(axis=1)
+        query = held.corpus.embeddings[[row]].astype(np.float64)
+        exact = ((held.database.embeddings[near].astype(np.float64) - query) ** 2).sum(axis=1)
         if (np.abs(stored - exact) > _DISTANCE_TOLERANCE * exact).any():
-            yield f"neighbors: distances of row {row} are not those of the embeddings {where}"
+            yield (
+                f"{held.name}neighbors: distances of row {row} are not those of the embeddings "
+                f"{where}"
+            )
 
 
 def _check_index(database: Database) -> Iterator[str]:
@@ -247,29 +307,32 @@ def _validation_chunks(database: Database) -> np.ndarray:
     return np.repeat(held_out, table["chunk_count"].to_numpy().astype(np.int64))
 
 
-def _keyed(database: Database, rows: np.ndarray) -> np.ndarray:
+def _keyed(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """Whether chunks have a key: bool [n]."""
-    if not database.manifest.tables.embeddings:
+    if not corpus.tables.embeddings:
         return np.ones(len(rows), bool)
     pieces = [
-        database.embeddings[rows[start : start + _BLOCK_ROWS]].any(axis=1)
+        corpus.embeddings[rows[start : start + _BLOCK_ROWS]].any(axis=1)
         for start in range(0, len(rows), _BLOCK_ROWS)
     ]
     return np.concatenate([np.empty(0, bool), *pieces])
 
 
-def _blocks(database: Database) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(corpus: Corpus) -> Iterator[tuple[int, np.ndarray]]:
     """All chunk ids, a block at a time, with each block's start."""
-    for start in range(0, len(database), _BLOCK_ROWS):
-        yield start, np.arange(start, min(start + _BLOCK_ROWS, len(database)))
+    for start in range(0, len(corpus), _BLOCK_ROWS):
+        yield start, np.arange(start, min(start + _BLOCK_ROWS, len(corpus)))
 
 
 _CHECKS: tuple[Callable[[Database], Iterator[str]], ...] = (
+    _check_sources,
+    _check_tokenizer,
+    _check_index,
+)
+_CORPUS_CHECKS: tuple[Callable[[_Checked], Iterator[str]], ...] = (
     _check_counts,
     _check_documents,
     _check_chunks,
-    _check_tokenizer,
     _check_embeddings,
     _check_neighbors,
-    _check_index,
 )

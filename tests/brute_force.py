@@ -6,19 +6,27 @@ import numpy as np
 
 
 def neighbors(
-    keys: np.ndarray, documents: np.ndarray, allowed: np.ndarray, k: int
+    keys: np.ndarray,
+    documents: np.ndarray,
+    allowed: np.ndarray,
+    k: int,
+    asked: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest allowed rows of other documents, and their squared distances, by brute force."""
+    """The k nearest allowed rows of other documents, and their squared distances, by brute force.
+
+    Of all rows, or of those that are asked for.
+    """
     x = keys.astype(np.float64)
-    ids = np.full((len(x), k), -1)
-    distances = np.full((len(x), k), np.inf)
-    for row in range(len(x)):
+    asked = np.arange(len(x)) if asked is None else asked
+    ids = np.full((len(asked), k), -1)
+    distances = np.full((len(asked), k), np.inf)
+    for place, row in enumerate(asked):
         exact = ((x - x[row]) ** 2).sum(axis=1)
         exact[(documents == documents[row]) | ~allowed] = np.inf
         order = np.lexsort((np.arange(len(x)), exact))[:k]
         there = np.isfinite(exact[order])
-        ids[row, : there.sum()] = order[there]
-        distances[row, : there.sum()] = exact[order[there]]
+        ids[place, : there.sum()] = order[there]
+        distances[place, : there.sum()] = exact[order[there]]
     return ids, distances
 
 

@@ -91,13 +91,19 @@ def python_sources(count: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def wiki(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """WikiText-2's validation articles, with two documents that try the tokenizer, built once."""
-    texts = wikitext("valid.txt")
+    """WikiText-2's validation and test articles, and two documents that try the tokenizer, built once.
+
+    Settings are the defaults, but for a validation split.
+    """
+    texts = wikitext("valid.txt") + wikitext("test.txt")
     texts.append("A literal <|endoftext|> is text, " + "and so is <|endoftext|>. " * 40)
     emoji = "".join(chr(code) for code in range(0x1F300, 0x1F600))
     texts.append(f"Emoji are four bytes, each of which may be a token: {emoji}")
     project = make_project(
-        tmp_path_factory.mktemp("wiki"), texts, tokenizer={"train": {"vocab_size": 8000}}
+        tmp_path_factory.mktemp("wiki"),
+        texts,
+        tokenizer={"train": {"vocab_size": 8000}},
+        split={"validation": 0.05},
     )
     assert project.build() == 0
     return project

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,8 @@ import pytest
 from conftest import Project, make_project, python_sources
 
 import retro_db
-from retro_db.errors import NotADatabaseError
+from retro_db.errors import InputError, NotADatabaseError
+from retro_db.retriever import Retriever
 from retro_db_pipelines.cli import run, stage_command
 
 
@@ -121,18 +121,28 @@ def test_three_documents_build_with_an_automatic_key(tmp_path: Path) -> None:
     assert run(["verify", str(project.output)]) == 0
 
 
-def test_embeddings_can_be_left_out(tmp_path: Path, capsys: Any) -> None:
-    project = make_project(
-        tmp_path, ["one text", "another text", "the third"], embeddings={"keep": False}
-    )
-    assert project.build() == 0
-    assert not (project.output / "embeddings").exists()
-    assert run(["verify", str(project.output)]) == 0
+def test_without_embeddings_fine_codes_rerank(tmp_path: Path, capsys: Any) -> None:
+    texts = python_sources(30)
+    index = {"key": "IVF8,PQ48x4fs"}
+    kept = make_project(tmp_path / "kept", texts, index=index)
+    left_out = make_project(tmp_path / "left", texts, index=index, embeddings={"keep": False})
+    assert kept.build() == left_out.build() == 0
+    assert not (left_out.output / "embeddings").exists()
+    assert run(["verify", str(left_out.output)]) == 0
     capsys.readouterr()
-    assert run(["query", str(project.output), "text"]) != 0
-    assert "embeddings" in capsys.readouterr().err
-    assert project.build() == 0
+    assert left_out.build() == 0
     assert "nothing to do" in capsys.readouterr().out
+
+    every = np.arange(len(kept.open()))
+    assert np.array_equal(kept.open().neighbors[every], left_out.open().neighbors[every])
+    queries = [text[200:400] for text in texts]
+    exact, away = Retriever(kept.open()).search(queries, 10)
+    coded, about = Retriever(left_out.open()).search(queries, 10)
+    shared = [len(set(one) & set(other)) for one, other in zip(exact, coded, strict=True)]
+    assert np.mean(shared) >= 9.5
+    np.testing.assert_allclose(about, away, rtol=0.05)
+    with pytest.raises(InputError, match="embeddings were not kept"):
+        _ = left_out.open().embeddings
 
 
 @pytest.fixture
@@ -281,14 +291,30 @@ def test_fewer_partitions_leave_no_old_ones(small: Project, tmp_path: Path) -> N
     assert (changed.open().neighbors[:] == small.open().neighbors[:]).all()
 
 
-def test_an_index_too_large_is_refused_before_anything_is_embedded(
-    project: Project, capsys: Any
+def test_training_too_large_is_refused_before_anything_is_embedded(
+    small: Project, tmp_path: Path, capsys: Any
 ) -> None:
-    chunks = ["--set", "chunk.tokens=8", "--set", "index.memory=2KB"]
-    assert project.build(*chunks) == 2
-    told = capsys.readouterr()
-    assert re.search(r"index.memory: IVF1,Flat takes \d\.\d MB for \d+ chunks, more than", told.err)
-    assert "embed" not in told.out
+    index = {"key": "IVF8,PQ48x4", "memory": "500KB"}
+    project = copy_of(small, tmp_path / "db", index=index)
+    refused(project, capsys, "index.memory: training IVF8,PQ48x4 takes 1.1MB, more than the 500")
+    assert not (project.output / "embeddings").exists()
+
+
+def test_an_index_beyond_the_memory_is_searched_partition_by_partition(
+    small: Project, tmp_path: Path, capsys: Any
+) -> None:
+    key = "IVF2,Flat"
+    whole = copy_of(small, tmp_path / "whole" / "db", index={"key": key})
+    streamed = copy_of(small, tmp_path / "part" / "db", index={"key": key, "memory": "300KB"})
+    for project in (whole, streamed):
+        shutil.copytree(small.output, project.output)
+        project.folder.mkdir(exist_ok=True)
+        assert project.build() == 0
+    assert "searched partition by partition" in capsys.readouterr().out
+    assert [one.open().manifest.index.partitions for one in (whole, streamed)] == [1, 2]
+    every = np.arange(len(whole.open()))
+    assert np.array_equal(whole.open().neighbors[every], streamed.open().neighbors[every])
+    assert run(["verify", str(streamed.output)]) == 0
 
 
 def test_a_corpus_of_white_space(project: Project, capsys: Any) -> None:

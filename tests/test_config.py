@@ -74,7 +74,7 @@ def test_overrides(tmp_path: Path) -> None:
         ({"split": {"validation": 1.5}}, "split.validation"),
         ({"encoder": {"model": "m", "pooling": "max"}}, "encoder.pooling"),
         ({"index": {"memory": "lots"}}, "index.memory"),
-        ({"queries": [MINIMAL["corpus"][0]]}, "not in this release"),
+        ({"queries": [{"name": "a/b", "paths": ["x"]}]}, "queries.0.name"),
         ({"dedup": {"jaccard": 0.01}}, "dedup.jaccard"),
         ({"corpus": [MINIMAL["corpus"][0] | {"separator": "("}]}, "not a regular expression"),
         ({"corpus": [MINIMAL["corpus"][0] | {"separator": "\\s*"}]}, "between any two letters"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retro_db.errors import IndexKeyError
 from retro_db.index.filling import (
@@ -14,9 +17,16 @@ from retro_db.index.filling import (
     encode_part,
     list_ranges,
     partition_path,
+    plan_partitions,
 )
 from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_key
-from retro_db.index.searching import Searcher, nearest
+from retro_db.index.reranking import Candidates
+from retro_db.index.searching import (
+    IdRanges,
+    QueryBlock,
+    Searcher,
+    SearchSettings,
+)
 from retro_db.index.structure import (
     faiss,
     inverted_file,
@@ -25,8 +35,16 @@ from retro_db.index.structure import (
     read_index,
     transform,
 )
-from retro_db.index.training import PATH, PartKeys, predict_size, sample_keys, train_index
-from retro_db.neighbors import find_neighbors
+from retro_db.index.training import (
+    PATH,
+    PartKeys,
+    create_index,
+    predict_size,
+    sample_keys,
+    train_index,
+    training_points,
+)
+from retro_db.neighbors import Finder
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
 from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
@@ -66,13 +84,15 @@ def fill(folder: Folder, template: faiss.Index, parts: list[PartKeys], partition
     """Runs the two stages."""
     faiss.write_index(template, str(Path(folder.url) / PATH))
     schema = contract("codes").schema(code_size=inverted_file(template).code_size)
-    codes = []
+    codes, entries = [], []
     for number, part in enumerate(parts):
         path = contract("codes").name(number, 0)
-        entry = encode_part(part, path, template, 1, folder, quiet)
+        entry, counts = encode_part(part, path, template, 1, folder, quiet)
+        entries.append(counts)
         file = IpcFile(folder.local(path), schema, entry.rows or 0, contract("codes").batch_rows)
         codes.append(file)
-    ranges = list_ranges(inverted_file(template).nlist, partitions)
+    ranges = list_ranges(np.sum(entries, axis=0), inverted_file(template).nlist, partitions)
+    assert len(ranges) == partitions
     for number, (first, end) in enumerate(ranges):
         assemble_partition(template, first, end, codes, partition_path(number), folder, quiet)
 
@@ -110,10 +130,34 @@ def test_partitions_equal_one_plain_index(tmp_path: Path, text: str, quantizer: 
             fill(folder, template, make_parts(place, keys, shards), partitions)
             paths = [folder.local(partition_path(number)) for number in range(partitions)]
             assert_same_lists(paths, whole)
-            searcher = Searcher(folder.local(PATH), paths, text, nprobe=5)
-            assert searcher.entries == len(indexed)
-            for ours, theirs in zip(searcher.search(queries, 10), expected, strict=True):
+            searcher = Searcher(folder.local(PATH), paths, text)
+            for ours, theirs in zip(search(searcher, queries), expected, strict=True):
                 assert np.array_equal(ours, theirs)
+            if partitions > 1:
+                largest = max(path.stat().st_size for path in paths)
+                streamed = Searcher(folder.local(PATH), paths, text, memory=largest)
+                assert streamed.streams
+                assert_same_but_for_ties(search(streamed, queries), expected)
+
+
+def search(
+    searcher: Searcher, queries: np.ndarray, count: int = 10, exclude: IdRanges = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and ids of one block with nprobe 5."""
+    with ThreadPoolExecutor(2) as pool:
+        settings = SearchSettings(nprobe=5, rerank=count)
+        [found] = searcher.search([QueryBlock(queries, exclude)], settings, pool)
+    return found
+
+
+def assert_same_but_for_ties(
+    found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Equal distances, and equal ids nearer than the last; those at its distance may be others."""
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for distances, ids, truth in zip(*found, expected[1], strict=True):
+        nearer = distances < distances[-1]
+        assert set(ids[nearer]) == set(truth[nearer])
 
 
 def plain_search(
@@ -152,12 +196,43 @@ def test_an_excluded_range_is_never_found(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "db"))
     (tmp_path / "db" / "index").mkdir(parents=True)
     text = "IVF16,PQ8x4fs"
-    template = train_index(parse_key(text, D), sample_keys(parts, 10_000, seed=0))
+    template = train_index(parse_key(text, D), sample_keys(parts, D, 2000, 10_000, seed=0))
     fill(folder, template, parts, 2)
     paths = [folder.local(partition_path(number)) for number in range(2)]
-    searcher = Searcher(folder.local(PATH), paths, text, nprobe=16)
-    _, found = searcher.search(keys[:30].astype(np.float32), 100, exclude=(0, 1000))
-    assert (found >= 1000).all()
+    for memory in (None, 1):
+        searcher = Searcher(folder.local(PATH), paths, text, memory)
+        few = ((np.int64(0), np.int64(300)), (500, 1000), (1990, 2000))
+        many = tuple((first, first + 50) for first in range(0, 2000, 100))
+        for exclude in (few, many):
+            _, found = search(searcher, keys[:30].astype(np.float32), 100, exclude)
+            kept = found[found >= 0]
+            assert len(kept) > 1500
+            assert not any(((kept >= first) & (kept < end)).any() for first, end in exclude)
+            assert (kept < 500).any()
+
+
+def test_many_lists_and_candidates_are_searched_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = make_keys(2000)
+    parts = make_parts(tmp_path, keys, 2)
+    folder = Folder(str(tmp_path / "db"))
+    (tmp_path / "db" / "index").mkdir(parents=True)
+    text = "IVF16,Flat"
+    fill(folder, train_index(parse_key(text, D), keys.astype(np.float32)), parts, 2)
+    column = ColumnReader([part.embeddings for part in parts], "vector")
+    blocks = [QueryBlock(keys[start : start + 50].astype(np.float32)) for start in (0, 50, 1000)]
+    paths = [folder.local(partition_path(number)) for number in range(2)]
+    finder = Finder(Searcher(folder.local(PATH), paths, text), column, SearchSettings(16, 100))
+    with ThreadPoolExecutor(2) as pool:
+        whole = finder.find(blocks, 10, pool)
+        monkeypatch.setattr("retro_db.index.searching._MOST_VISITS", 16 * 7)
+        monkeypatch.setattr("retro_db.index.reranking._MOST_KEYS", 150)
+        monkeypatch.setattr("retro_db.index.reranking._MOST_SHARED_KEYS", 300)
+        pieces = finder.find(blocks, 10, pool)
+    for one, other in zip(whole, pieces, strict=True):
+        assert np.array_equal(one[0], other[0])
+        assert np.array_equal(one[1], other[1])
 
 
 def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
@@ -165,7 +240,7 @@ def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
     parts = make_parts(tmp_path, keys, 1)
     folder = Folder(str(tmp_path / "db"))
     (tmp_path / "db" / "index").mkdir(parents=True)
-    template = train_index(parse_key("IVF8,SQ8", D), sample_keys(parts, 1000, seed=0))
+    template = train_index(parse_key("IVF8,SQ8", D), sample_keys(parts, D, 1000, 1000, seed=0))
     fill(folder, template, parts, 1)
     moved = tmp_path / "elsewhere.faissindex"
     folder.local(partition_path(0)).rename(moved)
@@ -182,7 +257,8 @@ def test_exact_distances_order_and_padding(tmp_path: Path) -> None:
     queries = keys[:4].astype(np.float32)
     # 250 to 289 repeat 0 to 39, so that query 0 is as near to 0 as to 250.
     candidates = np.array([[250, 0, 7, -1], [-1, -1, -1, -1], [2, 252, 1, 3], [499, 5, 6, 3]])
-    ids, distances = nearest(queries, candidates, column, 5)
+    found = Candidates(candidates)
+    ids, distances = found.nearest(found.distances(queries, column), 5)
     assert ids.shape == distances.shape == (4, 5)
     assert ids[0].tolist() == [0, 250, 7, -1, -1]
     assert distances[0, :2].tolist() == [0, 0]
@@ -196,12 +272,58 @@ def test_exact_distances_order_and_padding(tmp_path: Path) -> None:
 def test_the_training_sample_is_uniform_over_the_corpus(tmp_path: Path) -> None:
     keys = np.arange(20_000, dtype=np.float16)[:, None] * np.ones(D, np.float16)
     parts = make_parts(tmp_path, keys, 4)
-    sample = sample_keys(parts, 4000, seed=3)
+    sample = sample_keys(parts, D, 18_823, 4000, seed=3)
     assert 3700 < len(sample) < 4300
     positions = sample[:, 0]
     thirds = np.histogram(positions[np.isfinite(positions)], bins=3, range=(0, 20_000))[0]
     assert thirds.min() > 0.8 * thirds.max(), "not a prefix"
-    assert np.array_equal(sample, sample_keys(parts, 4000, seed=3))
+    assert np.array_equal(sample, sample_keys(parts, D, 18_823, 4000, seed=3))
+
+
+@given(
+    entries=st.lists(st.integers(0, 1000), min_size=1, max_size=60),
+    partitions=st.integers(1, 70),
+)
+def test_ranges_of_lists_tile_them(entries: list[int], partitions: int) -> None:
+    ranges = list_ranges(np.array(entries), len(entries), partitions)
+    assert len(ranges) == min(partitions, len(entries))
+    assert all(first < end for first, end in ranges)
+    assert [0, *(end for _, end in ranges)] == [*(first for first, _ in ranges), len(entries)]
+
+
+@given(
+    entries=st.lists(st.integers(0, 1000), min_size=1, max_size=60),
+    room=st.integers(1, 20_000),
+)
+def test_planned_partitions_are_within_the_memory(entries: list[int], room: int) -> None:
+    code = 200
+    ranges = plan_partitions(np.array(entries), len(entries), code, 4 * code * room)
+    held = [sum(entries[first:end]) for first, end in ranges]
+    assert sum(held) == sum(entries)
+    assert max(held) <= max(room, *entries), "but for a single list, which is never cut"
+    assert len(ranges) == 1 or sum(entries) > room
+
+
+def test_planned_partitions_are_files_of_four_gigabytes_at_most() -> None:
+    entries = np.full(1024, 400_000)
+    ranges = plan_partitions(entries, 4096, 200, memory=64_000_000_000)
+    assert len(ranges) == 21
+    assert max((end - first) / 4 for first, end in ranges) * 400_000 * 200 <= 4_000_000_000
+
+
+def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -> None:
+    keys = make_keys(20_000)
+    parts = make_parts(tmp_path, keys, 2)
+    folder = Folder(str(tmp_path / "db"))
+    (tmp_path / "db" / "index").mkdir(parents=True)
+    # Each repeats rotation and code book, some kB: little beside codes once there are many.
+    key = parse_key("OPQ8_32,IVF64_HNSW8,SQ8", D)
+    template = train_index(key, sample_keys(parts, D, 20_000, 20_000, seed=0))
+    fill(folder, template, parts, 8)
+    plain = faiss.clone_index(template)
+    plain.add_with_ids(keys[np.arange(len(keys)) % 17 != 0].astype(np.float32), np.arange(18_823))
+    together = sum(folder.local(partition_path(number)).stat().st_size for number in range(8))
+    assert together <= 1.1 * len(faiss.serialize_index(plain))
 
 
 @pytest.mark.parametrize("text", ["IVF64,PQ8x4fs", "OPQ4_16,IVF64_HNSW8,PQ4", "PCA16,IVF64,SQ8"])
@@ -232,8 +354,10 @@ def test_a_short_row_is_searched_up_to_the_limit(tmp_path: Path) -> None:
     found = {}
     for limit in (1, 4, None):
         paths = [folder.local(partition_path(number)) for number in range(2)]
-        searcher = Searcher(folder.local(PATH), paths, text, nprobe=1, max_nprobe=limit)
-        ids, _ = find_neighbors(queries, (0, 1000), searcher, column, indexed, indexed)
+        searcher = Searcher(folder.local(PATH), paths, text)
+        finder = Finder(searcher, column, SearchSettings(1, indexed), limit)
+        with ThreadPoolExecutor(1) as pool:
+            [(ids, _)] = finder.find([QueryBlock(queries, ((0, 1000),))], indexed, pool)
         found[limit] = (ids >= 0).sum(axis=1)
     assert (found[1] < found[4]).all()
     assert (found[4] < indexed).any()
@@ -262,6 +386,27 @@ def test_keys_are_parsed_and_refused() -> None:
     for wrong in ("Flat", "HNSW32", "IVF64,PQ7", "IVF64,PQ8x8fs", "IVF0,Flat"):
         with pytest.raises(IndexKeyError, match=r"index\.key"):
             parse_key(wrong, 384)
+    assert parse_key("Pad400,IVF16,PQ50", 384).sub_quantizers == 50
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "IVF16,PQ8x4fsr_32",
+        "IVF16,PQ8x4fs_64",
+        "IVF16,RaBitQfs",
+        "IVF16,PQ8+8",
+        "IVF16,RQ4x4",
+        "L2norm,IVF16,Flat",
+        "ITQ16,IVF16,SQ8",
+        "IVF64_NSG8,SQ8",
+        "IVF64(IVF8,Flat),SQ8",
+        "IVF16,PQ8,RFlat",
+    ],
+)
+def test_keys_that_cannot_be_divided_are_refused(text: str) -> None:
+    with pytest.raises(IndexKeyError, match="cannot be divided into partitions"):
+        create_index(parse_key(text, 64), 64)
 
 
 def test_what_a_corpus_can_train() -> None:
@@ -270,6 +415,22 @@ def test_what_a_corpus_can_train() -> None:
         check_trainable(parse_key("IVF10,Flat", 32), 299)
     with pytest.raises(IndexKeyError, match="256 chunks"):
         check_trainable(parse_key("IVF1,PQ8", 32), 255)
+    with pytest.raises(IndexKeyError, match="24 chunks"):
+        check_trainable(parse_key("PCA24,IVF1,Flat", 32), 23)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_sample_that_the_memory_bounds_is_large_enough(tmp_path: Path, seed: int) -> None:
+    keys, key = make_keys(6000), parse_key("IVF64,SQ8", D)
+    least = 64 * 30
+    with pytest.raises(IndexKeyError, match=r"index\.memory"):
+        training_points(key, D, len(keys), memory=least * 3 * 4 * D)
+    points = training_points(key, D, len(keys), memory=(least + 300) * 3 * 4 * D)
+    assert points < 2300
+    sample = sample_keys(make_parts(tmp_path, keys, 2), D, len(keys), points, seed)
+    assert len(sample) >= least * 16 / 17
+    assert training_points(key, D, len(keys), memory=10**9) == 64 * 256
+    assert training_points(key, D, least, memory=10**9) >= least
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 999, 1000, 4217, 9086, 1_000_000, 4_000_000])
@@ -277,6 +438,13 @@ def test_automatic_keys_can_be_trained(chunks: int) -> None:
     for dimension in (384, 768, 1024):
         key = parse_key(choose_key(chunks, dimension, 64_000_000_000), dimension)
         check_trainable(key, chunks)
+
+
+@pytest.mark.parametrize("chunks", [1168, 100_000, 4_000_000])
+def test_automatic_keys_can_be_trained_in_the_memory(chunks: int) -> None:
+    for memory in (2_000_000, 50_000_000, 64_000_000_000):
+        key = parse_key(choose_key(chunks, 384, memory), 384)
+        assert training_points(key, 384, chunks, memory) >= key.lists * 30
 
 
 def test_large_automatic_keys_fit_the_vectors() -> None:

@@ -65,11 +65,15 @@ class Shard:
         return digest([self.source, self.format, self.fraction, pieces])
 
 
-def plan_shards(config: Config) -> list[Shard]:
+def plan_shards(config: Config, fields: Sequence[str] | None = None) -> list[Shard]:
     """Lists every source and packs its files, in name order, into shards.
 
     A shard takes small files until it holds about `chunk.shard_size` bytes of text; a larger file is
     divided where its format allows it.
+
+    Args:
+        config: Of the build.
+        fields: What the user's configuration calls each source, for messages; `corpus.0` and so on.
 
     Raises:
         CorpusError: A path is missing, a glob matches nothing, or a format cannot be told.
@@ -78,11 +82,12 @@ def plan_shards(config: Config) -> list[Shard]:
     listing = Listing()
     shards: list[Shard] = []
     for position, source in enumerate(config.corpus):
-        files = listing.files(source.paths, f"corpus.{position}.paths")
-        kind = source.format or infer_format(files, f"corpus.{position}")
+        field = fields[position] if fields else f"corpus.{position}"
+        files = listing.files(source.paths, f"{field}.paths")
+        kind = source.format or infer_format(files, field)
         if kind == "megatron" and config.tokenizer.path is None:
             raise ConfigError(
-                f"corpus.{position}: {source.name} is tokens already; name the tokenizer that made "
+                f"{field}: {source.name} is tokens already; name the tokenizer that made "
                 "them in tokenizer.path"
             )
         packs = _pack(select_files(files, kind), kind, int(config.chunk.shard_size))

@@ -9,14 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from retro_db.index.structure import faiss, inverted_file, transform
+from retro_db.index.structure import faiss, inverted_file, transform, widen
 from retro_db.index.training import PartKeys
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.tables import IpcFile, TableWriter
 from retro_db.threads import use_faiss_threads
 
-_BLOCK_ROWS = 8192
+# Enough for one call of Faiss, few enough that small parts keep all threads busy.
+_BLOCK_ROWS = 1024
+# Entries are counted for at most so many ranges of lists: what partitions are planned with.
+_RANGES = 1024
+# A file that any disk takes and any worker fetches in a minute.
+_MOST_PARTITION_BYTES = 4_000_000_000
 
 
 def encode_part(
@@ -26,7 +31,7 @@ def encode_part(
     threads: int,
     folder: Folder,
     report: Callable[[int], None],
-) -> FileEntry:
+) -> tuple[FileEntry, list[int]]:
     """Codes of one part's indexed chunks: what adding them to the template would store.
 
     Args:
@@ -38,26 +43,23 @@ def encode_part(
         report: Told, now and again, how many more chunks are done.
 
     Returns:
-        The codes file.
+        The codes file, and its entries in each of the `range_bounds` of lists.
     """
     ivf = inverted_file(template)
-    rows = np.flatnonzero(part.indexed)
-    lists = np.empty(len(rows), np.int64)
-    codes = np.empty((len(rows), ivf.code_size), np.uint8)
+    lists = np.full(part.embeddings.rows, -1, np.int64)
+    codes = np.empty((part.embeddings.rows, ivf.code_size), np.uint8)
 
     def encode(start: int) -> int:
-        stop = min(start + _BLOCK_ROWS, len(rows))
-        chosen = rows[start:stop]
-        vectors = part.embeddings.read("vector", chosen[0], chosen[-1] + 1)[chosen - chosen[0]]
-        lists[start:stop], codes[start:stop] = encode_keys(
-            template, ivf, vectors.astype(np.float32)
-        )
-        return stop - start
+        rows, keys = part.read(start, start + _BLOCK_ROWS)
+        if len(rows):
+            lists[rows], codes[rows] = encode_keys(template, ivf, widen(keys))
+        return len(rows)
 
     with ThreadPoolExecutor(threads) as pool:
-        for done in pool.map(encode, range(0, len(rows), _BLOCK_ROWS)):
+        for done in pool.map(encode, range(0, part.embeddings.rows, _BLOCK_ROWS)):
             report(done)
-    order = np.argsort(lists, kind="stable")
+    indexed = np.flatnonzero(lists >= 0)
+    order = indexed[np.argsort(lists[indexed], kind="stable")]
     table = contract("codes")
     with folder.writing(path) as temporary:
         schema = table.schema(code_size=ivf.code_size)
@@ -67,11 +69,12 @@ def encode_part(
                 writer.append(
                     {
                         "list": lists[piece].astype(np.int32),
-                        "id": rows[piece] + part.first_id,
+                        "id": piece + part.first_id,
                         "code": codes[piece],
                     }
                 )
-        return describe(temporary, path, writer.rows)
+        entries, _ = np.histogram(lists[order], range_bounds(int(ivf.nlist)))
+        return describe(temporary, path, writer.rows), entries.tolist()
 
 
 def encode_keys(
@@ -99,19 +102,59 @@ def encode_keys(
     return lists, codes
 
 
-def list_ranges(lists: int, partitions: int) -> list[tuple[int, int]]:
-    """Cuts the lists into about equal ranges: `partitions` of them, or one for each list.
+def range_bounds(lists: int) -> np.ndarray:
+    """Bounds of about equal ranges of lists, at most 1,024 and none empty: int64 [ranges + 1]."""
+    count = min(_RANGES, lists)
+    return lists * np.arange(count + 1) // count
+
+
+def list_ranges(entries: np.ndarray, lists: int, partitions: int) -> list[tuple[int, int]]:
+    """Cuts the lists into ranges of about equally many entries.
 
     Args:
+        entries: int64 [ranges], in each of the `range_bounds`.
         lists: Inverted lists in all.
-        partitions: Ranges wanted.
+        partitions: Ranges wanted; never more than there are bounds for.
 
     Returns:
-        First list and one after the last of each range, in order, none empty.
+        First list and one after the last of each range, in order, none without a list.
     """
-    count = min(partitions, lists)
-    bounds = [lists * position // count for position in range(count + 1)]
-    return list(itertools.pairwise(bounds))
+    count = min(partitions, len(entries))
+    bounds = range_bounds(lists)
+    whole = np.concatenate([[0], np.cumsum(entries)])
+    cuts = np.searchsorted(whole, whole[-1] * np.arange(count + 1) / count)
+    cuts[0], cuts[-1] = 0, len(entries)
+    # Each has a range of its own, however uneven the lists are.
+    cuts = np.maximum.accumulate(cuts - np.arange(count + 1)) + np.arange(count + 1)
+    cuts = np.minimum(cuts, len(entries) - count + np.arange(count + 1))
+    return list(itertools.pairwise(bounds[cuts].tolist()))
+
+
+def plan_partitions(
+    entries: np.ndarray, lists: int, entry_bytes: int, memory: int
+) -> list[tuple[int, int]]:
+    """Cuts the lists into as few ranges as keep each file within 4 GB and a quarter of the memory.
+
+    A quarter, so that a worker can hold a partition, FastScan's copy of it and its queries. A list is
+    never cut.
+
+    Args:
+        entries: int64 [ranges], in each of the `range_bounds`.
+        lists: Inverted lists in all.
+        entry_bytes: Of one code with its id.
+        memory: Of a worker.
+
+    Returns:
+        First list and one after the last of each range, in order.
+    """
+    limit = max(min(_MOST_PARTITION_BYTES, memory // 4) // entry_bytes, int(entries.max()), 1)
+    count = max(1, -(-int(entries.sum()) // limit))
+    while True:
+        ranges = list_ranges(entries, lists, count)
+        starts = np.searchsorted(range_bounds(lists), [first for first, _ in ranges])
+        if np.add.reduceat(entries, starts).max() <= limit or len(ranges) < count:
+            return ranges
+        count += 1
 
 
 def partition_path(number: int) -> str:
@@ -150,29 +193,34 @@ def assemble_partition(
     lists = faiss.ArrayInvertedLists(end - first, ivf.code_size)
     ivf.replace_invlists(lists, True)
     lists.this.disown()
-    for part in parts:
-        for number, ids, codes in _runs(part, first, end):
-            lists.add_entries(number - first, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
-            ivf.ntotal += len(ids)
-            report(len(ids))
-    index.ntotal = ivf.ntotal
+    held = [(part, _first_row(part, first), _first_row(part, end)) for part in parts]
+    # Sized before they are filled: lists that grow take up to twice their memory.
+    sizes = np.zeros(end - first, np.int64)
+    for part, start, stop in held:
+        sizes += np.bincount(part.read("list", start, stop) - first, minlength=end - first)
+    for number, size in enumerate(sizes.tolist()):
+        lists.resize(number, size)
+    filled = np.zeros(end - first, np.int64)
+    for part, start, stop in held:
+        for number, ids, codes in _runs(part, start, stop):
+            own, pointers = number - first, (faiss.swig_ptr(ids), faiss.swig_ptr(codes))
+            lists.update_entries(own, int(filled[own]), len(ids), *pointers)
+            filled[own] += len(ids)
+        report(stop - start)
+    index.ntotal = ivf.ntotal = int(filled.sum())
     with folder.writing(path) as temporary:
         faiss.write_index(index, str(temporary))
         return describe(temporary, path, ivf.ntotal)
 
 
-def _runs(codes: IpcFile, first: int, end: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Ids and codes of each list of a range that a part has entries in."""
-    # The file is sorted by list, so that its range is found without reading the rest.
-    start, stop = (_first_row(codes, number) for number in (first, end))
+def _runs(codes: IpcFile, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Ids and codes of each list among some rows of a part, which is sorted by list."""
     if start == stop:
         return
-    numbers = codes.read("list", start, stop)
+    numbers, ids, found = (codes.read(name, start, stop) for name in ("list", "id", "code"))
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    for begin, finish in zip(starts, [*starts[1:], len(numbers)], strict=True):
-        ids = np.ascontiguousarray(codes.read("id", start + begin, start + finish))
-        found = np.ascontiguousarray(codes.read("code", start + begin, start + finish))
-        yield int(numbers[begin]), ids, found
+    for begin, finish in itertools.pairwise([*starts.tolist(), len(numbers)]):
+        yield int(numbers[begin]), ids[begin:finish], found[begin:finish]
 
 
 def _first_row(codes: IpcFile, number: int) -> int:

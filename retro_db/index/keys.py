@@ -108,8 +108,19 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
         return "IVF1,Flat"
     if chunks > PROPOSAL_ABOVE:
         return _proposed_key(chunks, dimension, memory)
-    lists = min(round(4 * math.sqrt(chunks)), chunks // POINTS_PER_LIST)
+    # A point is held three times in training, and a sample is not of the very size asked for.
+    trained = memory // (2 * 3 * 4 * dimension * POINTS_PER_LIST)
+    lists = max(1, min(round(4 * math.sqrt(chunks)), chunks // POINTS_PER_LIST, trained))
     return f"IVF{lists},PQ{_halves(dimension)}x4fs"
+
+
+def needed_points(key: IndexKey) -> int:
+    """The least number of keys that train a key: 30 a list, one for each code of a sub-quantizer.
+
+    A PCA needs as many as it keeps dimensions.
+    """
+    kept = [int(match[1]) for match in re.finditer(r"PCAW?R?(\d+)", key.text)]
+    return max(key.lists * POINTS_PER_LIST if key.lists > 1 else 1, key.codebook_size, *kept)
 
 
 def check_trainable(key: IndexKey, points: int) -> None:
@@ -122,7 +133,7 @@ def check_trainable(key: IndexKey, points: int) -> None:
     Raises:
         IndexKeyError: Names the key, what it needs, what there is and what would do.
     """
-    needed = max(key.lists * POINTS_PER_LIST if key.lists > 1 else 1, key.codebook_size)
+    needed = needed_points(key)
     if points < needed:
         raise IndexKeyError(
             f"index.key: {key.text} needs {needed:,} chunks to train and the corpus has {points:,}; "
@@ -185,7 +196,7 @@ def _corrected(proposal: str, dimension: int) -> str:
 
 def _coded_dimension(text: str, dimension: int) -> int:
     """Dimensions that are left for the codes after the transforms of a key."""
-    for match in re.finditer(r"(?:OPQ\d+_|PCAR?|PCAWR?|RR|L2norm)(\d+)", text):
+    for match in re.finditer(r"(?:OPQ\d+_|PCAW?R?|RR|Pad)(\d+)", text):
         dimension = int(match[1])
     return dimension
 

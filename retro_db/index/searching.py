@@ -1,150 +1,369 @@
-"""Searching: all partitions as one index under the template, then exact distances."""
+"""Searching: all partitions as one index under the template."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from retro_db.index.keys import parse_key
-from retro_db.index.structure import faiss, inverted_file, read_index
-from retro_db.store.tables import ColumnReader
+from retro_db.index.keys import IndexKey, parse_key
+from retro_db.index.structure import faiss, inverted_file, read_index, transform
 from retro_db.threads import use_faiss_threads
 
 # Tables for residual codes are the template's business: partitions would each compute their own.
 _MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+# Queries that are searched together: enough to keep all threads busy, little beside an index.
+_WINDOW_QUERIES = 16_384
+# Lists that one call of Faiss is sent to: at 12 bytes each.
+_MOST_VISITS = 8_000_000
+# Each range is looked at for every code; more of them become a set.
+_FEW_RANGES = 8
+
+IdRanges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How widely the index is searched; tuning decides it.
+
+    Attributes:
+        nprobe: Lists visited for a query.
+        rerank: Candidates of a query whose exact distances are computed.
+        ef_search: Breadth of the search among centroids, where a graph joins them.
+    """
+
+    nprobe: int
+    rerank: int
+    ef_search: int | None = None
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """Queries that must not find the same ids: those of one document.
+
+    Attributes:
+        vectors: float32 [n, d].
+        exclude: Ranges of ids, first to end - 1, that are passed over.
+        tokens: uint [n, m + 1], tokens and length of the queries' chunks; None where their
+            duplicates may be found.
+    """
+
+    vectors: np.ndarray
+    exclude: IdRanges = ()
+    tokens: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> QueryBlock:
+        """Some of the queries."""
+        tokens = None if self.tokens is None else self.tokens[rows]
+        return QueryBlock(self.vectors[rows], self.exclude, tokens)
+
+
+@dataclass(frozen=True)
+class _Routed:
+    """A block on its way: transformed queries, the lists that each visits, how far they are."""
+
+    vectors: np.ndarray
+    lists: np.ndarray
+    distances: np.ndarray
+    exclude: IdRanges
 
 
 class Searcher:
     """The partitions of an index, memory-mapped and searched as one.
 
-    4-bit codes of a FastScan key are repacked in memory. Safe to call from several threads.
+    4-bit codes of a FastScan key are repacked in memory. Partitions that do not fit the memory
+    together are opened group after group, for many queries at a time: same candidates, but for ties
+    at the last place. Safe to call from several threads.
 
     Args:
         template: The trained index's file.
         partitions: Files of all lists, in order.
         key: The index key.
-        nprobe: Lists visited for a query.
-        max_nprobe: Lists visited for a query that has too few candidates; all by default.
+        memory: Bytes that opened partitions and waiting queries may take; None for no limit.
 
     Raises:
         DamagedFileError: A file cannot be read.
     """
 
     def __init__(
-        self,
-        template: Path,
-        partitions: Sequence[Path],
-        key: str,
-        nprobe: int,
-        max_nprobe: int | None = None,
+        self, template: Path, partitions: Sequence[Path], key: str, memory: int | None = None
     ) -> None:
         self._index = read_index(template)
-        ivf = inverted_file(self._index)
-        self.lists = int(ivf.nlist)
-        self.nprobe = nprobe
-        self.max_nprobe = min(max_nprobe or self.lists, self.lists)
-        # Faiss keeps pointers into the mapped partitions: they live as long as this object.
-        self._partitions = [read_index(path, _MAPPED) for path in partitions]
-        self._join(ivf)
-        if parse_key(key, self._index.d).fast_scan:
-            self._become_fast_scan(ivf)
-        self._wrapped = isinstance(self._index, faiss.IndexPreTransform)
-
-    def _join(self, ivf: faiss.IndexIVF) -> None:
-        pointers = faiss.InvertedListsPtrVector()
-        for partition in self._partitions:
-            pointers.push_back(inverted_file(partition).invlists)
-        self._joined = faiss.VStackInvertedLists(pointers.size(), pointers.data())
-        # Faiss crashes in turning an index into FastScan that does not own its lists.
-        ivf.replace_invlists(self._joined, True)
-        self._joined.this.disown()
-        ivf.ntotal = sum(inverted_file(partition).ntotal for partition in self._partitions)
-        self._index.ntotal = ivf.ntotal
-
-    def _become_fast_scan(self, ivf: faiss.IndexIVFPQ) -> None:
-        """Replaces plain 4-bit codes by FastScan's layout."""
-        self._plain, self._fast = self._index, faiss.IndexIVFPQFastScan(ivf)
-        if isinstance(self._index, faiss.IndexPreTransform):
-            # The wrapper frees what it holds; the plain index, whose quantizer is shared, stays.
-            self._index.index = self._fast
-            self._fast.this.disown()
-        else:
-            self._index = self._fast
+        self._ivf = inverted_file(self._index)
+        self._quantizer = faiss.downcast_index(self._ivf.quantizer)
+        parsed = parse_key(key, self._index.d)
+        self._fast_scan = parsed.fast_scan
+        self._memory = memory
+        self._lock = threading.Lock()
+        sizes = [resident_bytes(path.stat().st_size, parsed) for path in partitions]
+        self._groups = group_partitions(sizes, memory)
+        self._paths = partitions
+        # A group needs the numbers of the lists before and behind it.
+        counts = [_count_lists(path) for path in partitions] if self.streams else []
+        self._starts = [0, *itertools.accumulate(counts)]
+        self._whole = None if self.streams else self._open(partitions, 0, 0)
 
     @property
-    def entries(self) -> int:
-        """Chunks in the index."""
-        return int(self._index.ntotal)
+    def lists(self) -> int:
+        """Inverted lists."""
+        return int(self._ivf.nlist)
+
+    @property
+    def streams(self) -> bool:
+        """Whether partitions are opened one group after another."""
+        return len(self._groups) > 1
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a graph joins the centroids, so that `ef_search` matters."""
+        return isinstance(self._quantizer, faiss.IndexHNSW)
+
+    def window(self, settings: SearchSettings) -> int:
+        """Queries that are worth searching together: as many as the memory holds while streaming.
+
+        Args:
+            settings: What each of them keeps: lists to visit and candidates.
+
+        Returns:
+            A number of queries, 1 or more.
+        """
+        if self._memory is None or not self.streams:
+            return _WINDOW_QUERIES
+        # Itself, where it goes, and the candidates of the groups so far and of the next one.
+        each = 4 * self._index.d + 12 * settings.nprobe + 2 * 12 * settings.rerank
+        return max(1, self._memory // 4 // each)
 
     def search(
-        self,
-        queries: np.ndarray,
-        count: int,
-        exclude: tuple[int, int] | None = None,
-        nprobe: int | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, blocks: Sequence[QueryBlock], settings: SearchSettings, pool: Executor
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The nearest entries by their codes, as one index that holds all of them finds them.
 
         Args:
-            queries: float32 [n, d].
-            count: Candidates of a query.
-            exclude: Ids first to end - 1 are passed over, exactly: no over-fetching.
-            nprobe: Instead of the searcher's own.
+            blocks: Queries; each block is one call of Faiss on one thread, so that the result does
+                not depend on the pool. One that would visit very many lists is divided.
+            settings: How widely.
+            pool: Threads.
 
         Returns:
-            Approximate distances float32 [n, count] and ids int64 [n, count]; -1 where the visited
-            lists hold fewer.
+            For each block, approximate distances float32 [n, rerank] and ids int64 [n, rerank]; -1
+            where the visited lists hold fewer.
         """
+        most = max(1, _MOST_VISITS // settings.nprobe)
+        pieces = [list(_divide(block, most)) for block in blocks]
+        found = iter(self._search([piece for some in pieces for piece in some], settings, pool))
+        return [_joined([next(found) for _ in some]) for some in pieces]
+
+    def _search(
+        self, blocks: Sequence[QueryBlock], settings: SearchSettings, pool: Executor
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if self._whole is not None:
+            index = self._whole.index
+            yield from pool.map(
+                lambda block: _scan(index, self._route(block, settings), settings.rerank), blocks
+            )
+            return
+        for window in _windows(blocks, self.window(settings)):
+            yield from self._stream(window, settings, pool)
+
+    def _stream(
+        self, blocks: Sequence[QueryBlock], settings: SearchSettings, pool: Executor
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Searches group after group, keeping the nearest so far."""
+        routed = list(pool.map(lambda block: self._route(block, settings), blocks))
+        best: list[tuple[np.ndarray, np.ndarray]] = []
+        with self._lock:
+            for first, end in self._groups:
+                with self._opened(first, end) as index:
+                    scan = functools.partial(_scan, index, count=settings.rerank)
+                    found = list(pool.map(scan, routed))
+                best = list(pool.map(_nearer, best, found)) if best else found
+        return best
+
+    def _route(self, block: QueryBlock, settings: SearchSettings) -> _Routed:
         # One thread a call: FastScan breaks ties otherwise with another number of threads.
         use_faiss_threads(1)
-        parameters = faiss.SearchParametersIVF(nprobe=min(nprobe or self.nprobe, self.lists))
-        if exclude is not None:
-            within = faiss.IDSelectorRange(*exclude)
-            selector = faiss.IDSelectorNot(within)
-            parameters.sel = selector
-        if self._wrapped:
-            parameters = faiss.SearchParametersPreTransform(index_params=parameters)
-        return self._index.search(queries, count, params=parameters)
+        x = np.ascontiguousarray(transform(self._index, block.vectors))
+        breadth = None
+        if self.has_graph and settings.ef_search:
+            breadth = faiss.SearchParametersHNSW(efSearch=settings.ef_search)
+        nprobe = min(settings.nprobe, self.lists)
+        distances, lists = self._quantizer.search(x, nprobe, params=breadth)
+        return _Routed(x, lists, distances, block.exclude)
+
+    @contextmanager
+    def _opened(self, first: int, end: int) -> Iterator[faiss.Index]:
+        before, after = self._starts[first], self.lists - self._starts[end]
+        group = self._open(self._paths[first:end], before, after)
+        try:
+            yield group.index
+        finally:
+            group.close()
+
+    def _open(self, paths: Sequence[Path], before: int, after: int) -> _Group:
+        return _Group(self._ivf, paths, before, after, self._fast_scan)
 
 
-def nearest(
-    queries: np.ndarray, candidates: np.ndarray, keys: ColumnReader, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Re-ranks candidates by exact distance to the stored keys.
+class _Group:
+    """Some partitions opened under the template, whose other lists are empty.
+
+    Attributes:
+        index: What is searched.
+    """
+
+    def __init__(
+        self, ivf: faiss.IndexIVF, paths: Sequence[Path], before: int, after: int, fast_scan: bool
+    ) -> None:
+        self._ivf = ivf
+        # Faiss keeps pointers into the mapped partitions: they live as long as the joined lists.
+        self._partitions = [read_index(path, _MAPPED) for path in paths]
+        self._others = [_no_lists(ivf, count) for count in (before, after) if count]
+        pieces = faiss.InvertedListsPtrVector()
+        for piece in [
+            *(self._others[:1] if before else []),
+            *(inverted_file(partition).invlists for partition in self._partitions),
+            *(self._others[-1:] if after else []),
+        ]:
+            pieces.push_back(piece)
+        joined = faiss.VStackInvertedLists(pieces.size(), pieces.data())
+        # Faiss crashes in turning an index into FastScan that does not own its lists.
+        ivf.replace_invlists(joined, True)
+        joined.this.disown()
+        ivf.ntotal = sum(inverted_file(partition).ntotal for partition in self._partitions)
+        self.index = ivf
+        if fast_scan:
+            self.index = faiss.IndexIVFPQFastScan(ivf)
+            self._let_go()
+
+    def close(self) -> None:
+        """Frees the codes."""
+        del self.index
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Unmaps the partitions."""
+        empty = _no_lists(self._ivf, self._ivf.nlist)
+        self._ivf.replace_invlists(empty, True)
+        empty.this.disown()
+        self._partitions.clear()
+
+
+def _no_lists(ivf: faiss.IndexIVF, count: int) -> faiss.ArrayInvertedLists:
+    return faiss.ArrayInvertedLists(count, ivf.code_size)
+
+
+def group_partitions(sizes: Sequence[int], memory: int | None) -> list[tuple[int, int]]:
+    """Consecutive partitions that are opened together.
 
     Args:
-        queries: float32 [n, d].
-        candidates: int64 [n, c], -1 where there is none, no id twice in a row.
-        keys: The embeddings of all chunks.
-        k: Neighbors wanted.
+        sizes: Bytes that each takes when opened.
+        memory: Bytes for all that is opened and for the queries that wait meanwhile; None for no
+            limit.
 
     Returns:
-        ids int64 [n, k] by ascending (distance, id), padded with -1, and squared L2 distances
-        float32 [n, k], padded with infinity.
+        First partition and one after the last of each group; one group if everything fits, else of
+        half the memory each, or of a single partition that is larger.
     """
-    count = candidates.shape[1]
-    unique, local = np.unique(candidates, return_inverse=True)
-    local = local.reshape(candidates.shape)
-    missing = int(unique.size > 0 and unique[0] == -1)
-    labels = np.ascontiguousarray(local - missing, dtype=np.int64)
-    distances = np.full(candidates.shape, np.inf, np.float32)
-    if unique.size > missing:
-        flat = faiss.IndexFlatL2(queries.shape[1])
-        flat.add(keys[unique[missing:]].astype(np.float32))
-        x = np.ascontiguousarray(queries)
-        flat.compute_distance_subset(
-            len(x), faiss.swig_ptr(x), count, faiss.swig_ptr(distances), faiss.swig_ptr(labels)
+    if memory is None or sum(sizes) <= memory:
+        return [(0, len(sizes))]
+    groups: list[tuple[int, int]] = []
+    first, taken = 0, 0
+    for number, size in enumerate(sizes):
+        if number > first and taken + size > memory // 2:
+            groups.append((first, number))
+            first, taken = number, 0
+        taken += size
+    return [*groups, (first, len(sizes))]
+
+
+def resident_bytes(size: int, key: IndexKey) -> int:
+    """What opened lists take in memory: FastScan's copy is made beside the mapped codes."""
+    return 2 * size if key.fast_scan else size
+
+
+def _count_lists(path: Path) -> int:
+    partition = read_index(path, _MAPPED)
+    return int(inverted_file(partition).nlist)
+
+
+def _divide(block: QueryBlock, most: int) -> Iterator[QueryBlock]:
+    """The block in pieces of at most so many queries."""
+    rows = np.arange(len(block.vectors))
+    if len(rows) <= most:
+        yield block
+        return
+    for start in range(0, len(rows), most):
+        yield block.take(rows[start : start + most])
+
+
+def _windows(blocks: Sequence[QueryBlock], size: int) -> Iterator[list[QueryBlock]]:
+    """Blocks gathered up to a number of queries."""
+    window: list[QueryBlock] = []
+    held = 0
+    for block in blocks:
+        if window and held + len(block.vectors) > size:
+            yield window
+            window, held = [], 0
+        window.append(block)
+        held += len(block.vectors)
+    if window:
+        yield window
+
+
+def _joined(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The results of a block's pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    distances, ids = zip(*pieces, strict=True)
+    return np.concatenate(distances), np.concatenate(ids)
+
+
+def _scan(index: faiss.Index, routed: _Routed, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances float32 [n, count] and ids int64 [n, count] of a block's nearest entries."""
+    use_faiss_threads(1)
+    rows, nprobe = routed.lists.shape
+    parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=_selector(routed.exclude))
+    distances = np.empty((rows, count), np.float32)
+    ids = np.empty((rows, count), np.int64)
+    pointer = faiss.swig_ptr
+    index.search_preassigned_c(
+        rows,
+        pointer(routed.vectors),
+        count,
+        pointer(routed.lists),
+        pointer(routed.distances),
+        pointer(distances),
+        pointer(ids),
+        False,
+        parameters,
+    )
+    return distances, ids
+
+
+def _selector(exclude: IdRanges) -> faiss.IDSelector | None:
+    """Everything but some ranges of ids: exact, no over-fetching."""
+    if not exclude:
+        return None
+    if len(exclude) > _FEW_RANGES:
+        return faiss.IDSelectorNot(
+            faiss.IDSelectorBatch(np.concatenate([np.arange(*bounds) for bounds in exclude]))
         )
-    distances[candidates < 0] = np.inf
-    order = np.lexsort((candidates, distances), axis=1)[:, :k]
-    ids = np.take_along_axis(candidates, order, axis=1)
-    distances = np.take_along_axis(distances, order, axis=1)
-    return _padded(ids, k, -1), _padded(distances, k, np.inf)
+    ranges = [faiss.IDSelectorRange(int(first), int(end)) for first, end in exclude]
+    return faiss.IDSelectorNot(functools.reduce(faiss.IDSelectorOr, ranges))
 
 
-def _padded(array: np.ndarray, k: int, value: float) -> np.ndarray:
-    """Rows of at least k entries: [n, c] to [n, k]."""
-    short = k - array.shape[1]
-    return np.pad(array, ((0, 0), (0, max(short, 0))), constant_values=value)
+def _nearer(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of two groups' candidates: distances and ids [n, count], each."""
+    distances = np.concatenate([one[0], other[0]], axis=1)
+    ids = np.concatenate([one[1], other[1]], axis=1)
+    # Faiss fills up with -1 at the largest distance: those sort behind.
+    order = np.lexsort((ids, distances), axis=1)[:, : one[0].shape[1]]
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(ids, order, axis=1)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import ByteSize
 
 from retro_db.errors import CorpusError, IndexKeyError
 from retro_db.hashing import fractions_of
-from retro_db.index.keys import MAX_POINTS_PER_LIST, IndexKey, check_trainable
-from retro_db.index.structure import faiss, inverted_file
+from retro_db.index.keys import MAX_POINTS_PER_LIST, IndexKey, check_trainable, needed_points
+from retro_db.index.refining import FINE_PATH, train_fine
+from retro_db.index.structure import faiss, inverted_file, keyed, widen
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.tables import IpcFile
 from retro_db.threads import use_faiss_threads
@@ -25,9 +27,21 @@ _THREADS = 2
 _SEED = 1234
 # k-means takes time by points times centroids: from here on by their square root, at little loss.
 _TWO_LEVELS_ABOVE = 100_000
+# The sample is held as it is, transformed, and in what k-means needs.
+_POINT_COPIES = 3
 # At construction the graph over centroids is searched wide: a key in the wrong list is lost to it.
 _HNSW_EF_CONSTRUCTION = 200
-_HNSW_EF_SEARCH = 128
+HNSW_EF_SEARCH = 128
+
+
+_TRANSFORMS = (
+    faiss.OPQMatrix,
+    faiss.PCAMatrix,
+    faiss.RandomRotationMatrix,
+    faiss.RemapDimensionsTransform,
+)
+_LISTS = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFRaBitQ)
+_QUANTIZERS = (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexHNSWFlat)
 
 
 @dataclass(frozen=True)
@@ -37,38 +51,86 @@ class PartKeys:
     Attributes:
         first_id: Global id of its first chunk.
         embeddings: The part's file.
-        indexed: bool [rows]; False for validation chunks and for chunks without a key.
+        trained: bool [rows]; False for chunks outside the training split.
     """
 
     first_id: int
     embeddings: IpcFile
-    indexed: np.ndarray
+    trained: np.ndarray
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is indexed among rows start to stop - 1: their numbers int64 [n], keys float16 [n, d]."""
+        keys = self.embeddings.read("vector", start, stop)
+        here = np.flatnonzero(self.trained[start:stop] & keyed(keys))
+        return start + here, keys[here]
 
 
-def sample_keys(parts: Sequence[PartKeys], points: int, seed: int) -> np.ndarray:
+def sample_keys(
+    parts: Iterable[PartKeys], dimension: int, entries: int, points: int, seed: int
+) -> np.ndarray:
     """A uniform sample of the indexed keys, in id order, chosen by hashing chunk ids.
 
     Args:
-        parts: All of them.
+        parts: All of them, read once.
+        dimension: d.
+        entries: Chunks of the training split in all of them.
         points: Expected size; all keys where there are no more.
         seed: Decides which.
 
     Returns:
         float32 [about points, d].
     """
-    total = sum(int(part.indexed.sum()) for part in parts)
-    share = min(1.0, points / max(total, 1))
-    pieces = []
+    share = min(1.0, points / max(entries, 1))
+    # Filled in place: pieces that are joined at the end would take twice the memory.
+    sample, filled = np.empty((min(entries, _surely(points)), dimension), np.float32), 0
     for part in parts:
-        rows = np.flatnonzero(part.indexed)
+        step = part.embeddings.batch_rows
+        rows = np.flatnonzero(part.trained)
         rows = rows[fractions_of(rows + part.first_id, seed) < share]
-        for start in range(0, part.embeddings.rows, part.embeddings.batch_rows):
-            stop = start + part.embeddings.batch_rows
-            chosen = rows[(rows >= start) & (rows < stop)] - start
-            if len(chosen):
-                view = part.embeddings.read("vector", start, stop)
-                pieces.append(view[chosen].astype(np.float32))
-    return np.concatenate(pieces) if pieces else np.empty((0, 0), np.float32)
+        for start in np.unique(rows // step) * step:
+            here = rows[(rows >= start) & (rows < start + step)] - start
+            keys = part.embeddings.read("vector", int(start), int(start) + step)[here]
+            chosen = keys[keyed(keys)][: len(sample) - filled]
+            sample[filled : filled + len(chosen)] = widen(chosen)
+            filled += len(chosen)
+    return sample[:filled]
+
+
+def _surely(points: int) -> int:
+    """Six standard deviations above: what a hashed sample of so many expected points stays below."""
+    return points + 6 * math.isqrt(points) + 6
+
+
+def training_points(key: IndexKey, dimension: int, entries: int, memory: int) -> int:
+    """How many points train a key: 256 a list, fewer where there are no more or memory ends.
+
+    Args:
+        key: What is to be trained.
+        dimension: d of the vectors.
+        entries: Chunks that there are.
+        memory: Bytes that training may take.
+
+    Returns:
+        Points.
+
+    Raises:
+        IndexKeyError: Too few chunks, or too little memory for 30 points a list.
+    """
+    check_trainable(key, entries)
+    wanted = max(key.lists, key.codebook_size) * MAX_POINTS_PER_LIST
+    each = _POINT_COPIES * 4 * dimension
+    # A hashed sample is not of the very size that was asked for.
+    least = min(entries, _surely(needed_points(key)))
+    if memory // each < least:
+        raise IndexKeyError(
+            f"index.memory: training {key.text} takes {_size(least * each)}, more than the "
+            f"{_size(memory)} allowed; raise it, or give an index.key with fewer lists"
+        )
+    return max(min(wanted, memory // each), least)
+
+
+def _size(count: int) -> str:
+    return ByteSize(count).human_readable(decimal=True)
 
 
 def create_index(key: IndexKey, dimension: int) -> faiss.Index:
@@ -91,13 +153,28 @@ def create_index(key: IndexKey, dimension: int) -> faiss.Index:
             f"index.key: Faiss does not take {key.text} for {dimension} dimensions; see its factory's "
             "language, or use auto"
         ) from error
-    inner = index.index if isinstance(index, faiss.IndexPreTransform) else index
-    if not isinstance(faiss.downcast_index(inner), faiss.IndexIVF):
+    if odd := _unsupported(index):
         raise IndexKeyError(
-            f"index.key: {key.text} is more than transforms, inverted lists and codes; leave refining "
-            "out, candidates are re-ranked exactly"
+            f"index.key: {key.text}: {odd} cannot be divided into partitions; use transforms (OPQ, PCA, "
+            "RR), IVF with a flat or HNSW quantizer, and codes (Flat, PQ, PQ..x4fs, SQ, RaBitQ), such "
+            "as OPQ48_192,IVF65536_HNSW32,PQ48"
         )
     return index
+
+
+def _unsupported(index: faiss.Index) -> str | None:
+    """The class of the first part of an index that does not go through encoding and assembling."""
+    inner = index
+    if isinstance(index, faiss.IndexPreTransform):
+        for position in range(index.chain.size()):
+            step = faiss.downcast_VectorTransform(index.chain.at(position))
+            if type(step) not in _TRANSFORMS:
+                return type(step).__name__
+        inner = faiss.downcast_index(index.index)
+    if type(inner) not in _LISTS:
+        return type(inner).__name__
+    quantizer = faiss.downcast_index(inner.quantizer)
+    return None if type(quantizer) in _QUANTIZERS else type(quantizer).__name__
 
 
 def predict_size(key: IndexKey, dimension: int, entries: int) -> tuple[int, int]:
@@ -147,7 +224,7 @@ def train_index(
     quantizer = faiss.downcast_index(ivf.quantizer)
     if isinstance(quantizer, faiss.IndexHNSW):
         quantizer.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
-        quantizer.hnsw.efSearch = _HNSW_EF_SEARCH
+        quantizer.hnsw.efSearch = HNSW_EF_SEARCH
     if isinstance(ivf, faiss.IndexIVFPQ):
         ivf.by_residual = key.by_residual
         ivf.pq.cp.min_points_per_centroid = 1
@@ -186,35 +263,48 @@ def _quiet_product_quantizer(rotation: faiss.OPQMatrix, key: IndexKey) -> faiss.
 
 
 def train_part(
-    parts: Sequence[PartKeys],
+    parts: Iterable[PartKeys],
     key: IndexKey,
+    fine: str | None,
+    dimension: int,
+    entries: int,
+    points: int,
     seed: int,
     folder: Folder,
     report: Callable[[int], None],
-) -> tuple[FileEntry, int]:
+) -> tuple[FileEntry, FileEntry | None, int]:
     """Samples, trains and writes the template.
 
     Args:
-        parts: All keys.
+        parts: All keys, read once.
         key: What to train.
+        fine: Code to re-rank by, where keys are not kept.
+        dimension: d.
+        entries: Chunks of the training split.
+        points: How many of them to train with.
         seed: Decides the sample.
         folder: The database.
         report: Told how many keys were sampled.
 
     Returns:
-        Its file, and how many points trained it.
+        Its file, the fine quantizer's if there is one, and how many points trained them.
 
     Raises:
         CorpusError: There is no key at all.
         IndexKeyError: There are too few.
     """
-    points = sample_keys(parts, max(key.lists, key.codebook_size) * MAX_POINTS_PER_LIST, seed)
-    if not len(points):
+    sample = sample_keys(parts, dimension, entries, points, seed)
+    if not len(sample):
         raise CorpusError(
             "corpus: no chunk has a word that the encoder knows; check the text field"
         )
-    report(len(points))
-    index = train_index(key, points)
-    with folder.writing(PATH) as temporary:
+    report(len(sample))
+    template = _write(train_index(key, sample), PATH, folder)
+    quantizer = _write(train_fine(fine, sample), FINE_PATH, folder) if fine else None
+    return template, quantizer, len(sample)
+
+
+def _write(index: faiss.Index, path: str, folder: Folder) -> FileEntry:
+    with folder.writing(path) as temporary:
         faiss.write_index(index, str(temporary))
-        return describe(temporary, PATH), len(points)
+        return describe(temporary, path)

@@ -1,0 +1,99 @@
+"""Last of all: chunks, keys and neighbors of further corpora, each in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+from retro_db.chunking import ChunkedShard
+from retro_db.corpus.planning import plan_shards
+from retro_db.encoder.models import EncoderModel
+from retro_db.manifest import QueryCorpus, SourceCounts, Tables
+from retro_db.parts import Part
+from retro_db.store.folder import FileEntry, Folder
+
+from .chunk import chunk_stage
+from .embed import embed_stage
+from .neighbors import NeighborsPart, Searched, neighbors_stage
+from .stage import Build
+from .tokenizer import TokenizerFiles
+
+FOLDER = "queries"
+
+
+@dataclass(frozen=True)
+class QueriedCorpus:
+    """What the stages returned for one query corpus."""
+
+    chunked: list[ChunkedShard]
+    parts: list[Part]
+    keyless: int
+    found: list[NeighborsPart]
+
+    def described(self, source: SourceCounts, keep: bool) -> QueryCorpus:
+        """The manifest's entry, with paths from the database's folder; `keep` the embeddings."""
+        tables = Tables(
+            documents=[part.documents for part in self.parts],
+            chunks=[part.chunks for part in self.parts],
+            embeddings=[part.keys_file for part in self.parts] if keep else [],
+            neighbors=[part.file for part in self.found],
+            dropped=[shard.left_out for shard in self.chunked if shard.left_out],
+        )
+        short = sum(part.short_rows for part in self.found)
+        return QueryCorpus(source, self.keyless, short, _below(query_path(source.name), tables))
+
+
+def query_path(name: str) -> str:
+    """Where a query corpus lies in the database folder."""
+    return f"{FOLDER}/{name}"
+
+
+def plan_queries(build: Build) -> Iterator[Build]:
+    """A build of its own for every query corpus, which shares the tokenizer, the model and the index.
+
+    Raises:
+        CorpusError: A path is missing, a glob matches nothing, or a format cannot be told.
+    """
+    for position, source in enumerate(build.config.queries):
+        config = build.config.querying(position)
+        yield replace(
+            build,
+            config=config,
+            folder=Folder(f"{build.home.url.rstrip('/')}/{query_path(source.name)}"),
+            shards=plan_shards(config, [f"queries.{position}"]),
+            queries=position,
+            seconds={},
+            work={},
+        )
+
+
+def chunk_queries(
+    build: Build, vocabulary: TokenizerFiles
+) -> tuple[list[ChunkedShard], list[Part]]:
+    """Cuts a query corpus: none of its documents is screened."""
+    build.console.say(f"queries    {build.config.corpus[0].name}")
+    return chunk_stage(build, vocabulary, [None] * len(build.shards))
+
+
+def query_stages(
+    build: Build,
+    chunked: list[ChunkedShard],
+    parts: list[Part],
+    vocabulary: TokenizerFiles,
+    model: EncoderModel,
+    searched: Searched,
+) -> QueriedCorpus:
+    """Embeds a query corpus that is cut, and finds its neighbors in the database."""
+    build.console.say(f"queries    {build.config.corpus[0].name}")
+    parts, keyless = embed_stage(build, parts, vocabulary, model)
+    found = neighbors_stage(build, parts, searched)
+    return QueriedCorpus(chunked, parts, keyless, found)
+
+
+def _below(folder: str, tables: Tables) -> Tables:
+    """The tables with paths that begin with a folder."""
+
+    def moved(entries: Sequence[FileEntry]) -> list[FileEntry]:
+        return [replace(entry, path=f"{folder}/{entry.path}") for entry in entries]
+
+    return Tables(**{table.name: moved(getattr(tables, table.name)) for table in fields(Tables)})
