@@ -34,6 +34,8 @@ bench: setup
 	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[bench]'
 	$(bin)/python benchmarks/chunking.py
 	$(bin)/python benchmarks/embedding.py
+	$(bin)/python benchmarks/index.py --synthetic 100000
+	$(bin)/python benchmarks/index.py --memory
 
 lint: setup
 	$(bin)/ruff check .

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import jsonschema
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Project
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,6 +140,36 @@ def test_a_folder_may_be_an_object_store() -> None:
     assert folder.local("a/file").read_bytes() == b"content"
     folder.remove("a")
     assert not folder.exists("a/file")
+
+
+class SlowStore(MemoryFileSystem):
+    """Files arrive in two halves."""
+
+    protocol = "slow"
+    store: ClassVar[dict[str, Any]] = {}
+
+    def get_file(self, rpath: str, lpath: str, **kwargs: Any) -> None:
+        content = self.cat_file(rpath)
+        with open(lpath, "wb") as file:
+            file.write(content[: len(content) // 2])
+            file.flush()
+            time.sleep(0.2)
+            file.write(content[len(content) // 2 :])
+
+
+def test_copies_of_remote_files_are_whole_and_stay() -> None:
+    fsspec.register_implementation("slow", SlowStore, clobber=True)
+    folder = Folder(f"slow://{uuid.uuid4().hex}")
+    folder.write("a/file.bin", b"first " * 1000)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: folder.local("a/file.bin").read_bytes(), range(4)))
+    assert set(found) == {b"first " * 1000}
+    before = folder.local("a/file.bin")
+    folder.write("a/file.bin", b"other " * 1000)
+    assert folder.local("a/file.bin").read_bytes() == b"other " * 1000
+    assert before.read_bytes() == b"first " * 1000
+    with pytest.raises(DamagedFileError, match="a/none is missing"):
+        folder.local("a/none")
 
 
 def test_records_survive_compaction(tmp_path: Path) -> None:

@@ -105,17 +105,31 @@ class Folder:
         Raises:
             DamagedFileError: There is no such file.
         """
-        fs, _ = self._open()
         target = self.locate(path)
-        if not self.is_local:
-            cache = Path(tempfile.gettempdir()) / "retro-db-cache"
-            target = fsspec.open_local(
-                f"filecache::{fs.unstrip_protocol(target)}",
-                filecache={"cache_storage": str(cache), "check_files": True},
-            )
-        if not os.path.isfile(target):
+        try:
+            held = Path(target) if self.is_local else self._fetch(target)
+        except FileNotFoundError:
+            held = None
+        if held is None or not held.is_file():
             raise DamagedFileError(f"{self.url}: {path} is missing; restore it or build again")
-        return Path(target)
+        return held
+
+    def _fetch(self, target: str) -> Path:
+        """A copy of a remote file, named by its version: what others have open is never written to."""
+        fs, _ = self._open()
+        fs.invalidate_cache()
+        name = hashlib.sha256(f"{fs.unstrip_protocol(target)} {fs.ukey(target)}".encode())
+        cache = Path(tempfile.gettempdir()) / "retro-db-cache"
+        kept = cache / f"{name.hexdigest()}{Path(target).suffix}"
+        if not kept.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            temporary = cache / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+            try:
+                fs.get_file(target, str(temporary))
+                temporary.replace(kept)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return kept
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[Path]:
