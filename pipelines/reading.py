@@ -81,8 +81,9 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
         f"{encoder.dtype} on {encoder.device}"
     )
     graph = f", efSearch {index.ef_search}" if index.ef_search else ""
+    spread = "1 partition" if index.partitions == 1 else f"{index.partitions:,} partitions"
     console.say(
-        f"index      {index.key}, {counts.indexed_chunks:,} entries in {index.partitions} partitions, "
+        f"index      {index.key}, {counts.indexed_chunks:,} entries in {spread}, "
         f"nprobe {index.nprobe} of {index.lists:,} lists{graph}, {index.rerank} re-ranked, {recall}"
     )
     console.say(
