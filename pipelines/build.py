@@ -24,6 +24,8 @@ from retro_db.index.refining import fine_size
 from retro_db.index.training import create_index
 from retro_db.manifest import (
     FILE,
+    QUERIES,
+    TABLES,
     ChunkInfo,
     Counts,
     EncoderInfo,
@@ -33,6 +35,7 @@ from retro_db.manifest import (
     SourceCounts,
     Tables,
     TokenizerInfo,
+    query_path,
     read_manifest,
     write_manifest,
 )
@@ -50,11 +53,9 @@ from .engine import Engine
 from .index import BuiltIndex, announce_key, decide_key, index_stages, training_chunks
 from .neighbors import NeighborsPart, Searched, neighbors_stage
 from .queries import (
-    FOLDER,
     QueriedCorpus,
     chunk_queries,
     plan_queries,
-    query_path,
     query_stages,
 )
 from .screen import screen_stage
@@ -65,16 +66,7 @@ _VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, inde
 FINISHED = "state/finished"
 REPORT = "report/stages.json"
 LOG = "state/build.log"
-_TABLES = (
-    "documents",
-    "dropped",
-    "chunks",
-    "embeddings",
-    "fine",
-    "index",
-    "neighbors",
-    "tokenizer",
-)
+_FOLDERS = (*TABLES, "index", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -249,10 +241,11 @@ def _finish(build: Build, results: _Results, mark: str) -> Manifest:
     manifest = write_manifest(folder, _manifest(build.config, results))
     _sweep(folder, manifest)
     wanted = [query.source.name for query in manifest.queries]
-    for name in folder.list(FOLDER):
-        if name not in wanted:
+    for name in folder.list(QUERIES):
+        if name in wanted:
+            _sweep(folder, manifest, f"{query_path(name)}/")
+        else:
             folder.remove(query_path(name))
-        _sweep(folder, manifest, f"{query_path(name)}/")
     scale = 1.0 if build.smoke is None else build.smoke / manifest.counts.documents
     report = StageReport(build.seconds, build.work, max(scale, 1.0))
     folder.write(REPORT, json.dumps(to_json(report), indent=1).encode())
@@ -353,7 +346,7 @@ def _source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> Sou
 def _sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
     """Removes what earlier settings or interrupted writes left, and embeddings that are not kept."""
     listed = {file.path for file in manifest.files}
-    for table in _TABLES:
+    for table in _FOLDERS:
         if not any(path.startswith(f"{below}{table}/") for path in listed):
             folder.remove(f"{below}{table}")
         for name in folder.list(f"{below}{table}"):
@@ -373,7 +366,7 @@ def check_output(folder: Folder) -> None:
         ConfigError: Names one of them.
     """
     names = set(folder.list())
-    strange = sorted(names - {*_TABLES, FOLDER, "report", "state", FILE})
+    strange = sorted(names - {*_FOLDERS, QUERIES, "report", "state", FILE})
     if names and "state" not in names:
         strange = sorted(names)
     if strange:

@@ -219,9 +219,10 @@ def announce_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> N
     key = decide_key(build, chunked, dimension)
     if index.key not in ("auto", key):
         build.console.say(f"index.key   {index.key} reduced to {key}, which the sample can train")
-    each, whole = predict_size(parse_key(key, dimension), dimension, entries)
+    parsed = parse_key(key, dimension)
+    each, whole = predict_size(parsed, dimension, entries)
     streamed = ""
-    if resident_bytes(whole, parse_key(key, dimension)) > index.memory:
+    if resident_bytes(whole, parsed) > index.memory:
         streamed = ", more than index.memory holds: searched partition by partition"
     build.console.say(
         f"key        {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all{streamed}"
@@ -278,26 +279,28 @@ def index_stages(
     Returns:
         The index, tuned.
     """
-    template = _train(build, parts, key, entries, dimension)
+    parsed = parse_key(key, dimension)
+    template = _train(build, parts, parsed, entries, dimension)
     codes = _encode(build, parts, template, dimension)
-    partitions = _assemble(build, codes, template, parse_key(key, dimension), dimension)
+    partitions = _assemble(build, codes, template, parsed, dimension)
     search = tune_stages(build, parts, key, partitions, dimension)
     fine = [encoded.fine for encoded in codes if encoded.fine]
-    lists = parse_key(key, dimension).lists
-    index = BuiltIndex(key, lists, template, partitions, fine, search)
+    index = BuiltIndex(key, parsed.lists, template, partitions, fine, search)
     _say_index(build, index)
     return index
 
 
-def _train(build: Build, parts: list[Part], key: str, entries: int, dimension: int) -> TrainedIndex:
+def _train(
+    build: Build, parts: list[Part], key: IndexKey, entries: int, dimension: int
+) -> TrainedIndex:
     config = build.config
     fine = None if config.embeddings.keep else config.index.refine
     # The memory matters only where it bounds the sample.
     memory = int(config.index.memory)
-    points = training_points(parse_key(key, dimension), dimension, entries, memory)
-    job = TrainJob(build.folder, key, fine, dimension, entries, points, config.seed)
+    points = training_points(key, dimension, entries, memory)
+    job = TrainJob(build.folder, key.text, fine, dimension, entries, points, config.seed)
     contents = [contents_of(part) for part in parts]
-    mark = fingerprint(job.stage, VERSION, key, fine, entries, points, config.seed, contents)
+    mark = fingerprint(job.stage, VERSION, key.text, fine, entries, points, config.seed, contents)
     task, total = Task("trained", mark, parts), min(entries, points)
     return sole(run_stage(build, job, [task], TrainedIndex, "chunks", total))
 

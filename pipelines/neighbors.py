@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from retro_db.config import NeighborsConfig
 from retro_db.database import open_table
+from retro_db.index.searching import open_searcher
 from retro_db.neighbors import ChunkTokens, Finder, neighbors_part
 from retro_db.parts import Part, key_column, load_documents, load_queries
 from retro_db.serialize import digest
@@ -18,7 +19,7 @@ from retro_db.store.tables import ColumnReader
 from .index import BuiltIndex
 from .shards import Task, fingerprint
 from .stage import Build, run_stage
-from .tune import open_searcher, search_groups
+from .tune import search_groups
 
 VERSION = 2
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from retro_db.chunking import ChunkedShard
 from retro_db.corpus.planning import plan_shards
 from retro_db.encoder.models import EncoderModel
-from retro_db.manifest import QueryCorpus, SourceCounts, Tables
+from retro_db.manifest import TABLES, QueryCorpus, SourceCounts, Tables, query_path
 from retro_db.parts import Part
 from retro_db.store.folder import FileEntry, Folder
 
@@ -17,8 +17,6 @@ from .embed import embed_stage
 from .neighbors import NeighborsPart, Searched, neighbors_stage
 from .stage import Build
 from .tokenizer import TokenizerFiles
-
-FOLDER = "queries"
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,6 @@ class QueriedCorpus:
         )
         short = sum(part.short_rows for part in self.found)
         return QueryCorpus(source, self.keyless, short, _below(query_path(source.name), tables))
-
-
-def query_path(name: str) -> str:
-    """Where a query corpus lies in the database folder."""
-    return f"{FOLDER}/{name}"
 
 
 def plan_queries(build: Build) -> Iterator[Build]:
@@ -96,4 +89,4 @@ def _below(folder: str, tables: Tables) -> Tables:
     def moved(entries: Sequence[FileEntry]) -> list[FileEntry]:
         return [replace(entry, path=f"{folder}/{entry.path}") for entry in entries]
 
-    return Tables(**{table.name: moved(getattr(tables, table.name)) for table in fields(Tables)})
+    return Tables(**{table: moved(getattr(tables, table)) for table in TABLES})

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from retro_db.config import Config
 from retro_db.errors import DatabaseError
+from retro_db.manifest import QUERIES
 from retro_db.serialize import from_json
 from retro_db.store.folder import Folder
 from retro_db.verify import verify_database
@@ -15,7 +16,6 @@ from retro_db.verify import verify_database
 from .build import REPORT, StageReport, build, check_output, smoke_output
 from .console import Console
 from .engine import Engine
-from .queries import FOLDER
 from .reading import show_built
 
 # Their work is bounded by settings and evaluation texts, not by the corpus. So is that of query corpora.
@@ -50,7 +50,7 @@ def _extrapolated(report: StageReport) -> Table:
     """Work of each stage, measured and for the whole corpus."""
     table = Table("stage", "sample, s", "whole, about")
     for stage, seconds in report.seconds.items():
-        bounded = stage in _BOUNDED or stage.startswith(f"{FOLDER}/")
+        bounded = stage in _BOUNDED or stage.startswith(f"{QUERIES}/")
         whole = "-" if bounded else _duration(seconds * report.scale)
         table.add_row(stage, f"{seconds:,.1f}", whole)
     return table

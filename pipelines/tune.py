@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from retro_db.index.filling import partition_path
 from retro_db.index.keys import parse_key
 from retro_db.index.searching import (
     Searcher,
     SearchSettings,
     group_partitions,
+    open_searcher,
     resident_bytes,
 )
-from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.index.tuning import (
     QUERIES,
     RECALL_AT,
@@ -149,12 +148,6 @@ class TuneJob:
     def files(self, result: Tuned) -> list[FileEntry]:
         """None."""
         return []
-
-
-def open_searcher(folder: Folder, key: str, partitions: int, memory: int | None) -> Searcher:
-    """The index of a database folder."""
-    paths = [folder.local(partition_path(number)) for number in range(partitions)]
-    return Searcher(folder.local(TEMPLATE_PATH), paths, key, memory)
 
 
 def search_groups(

@@ -179,7 +179,16 @@ class Tables:
     @property
     def files(self) -> list[FileEntry]:
         """All of them."""
-        return [file for table in dataclasses.fields(self) for file in getattr(self, table.name)]
+        return [file for table in TABLES for file in getattr(self, table)]
+
+
+TABLES = tuple(table.name for table in dataclasses.fields(Tables))
+QUERIES = "queries"
+
+
+def query_path(name: str) -> str:
+    """Where a query corpus lies in the database folder."""
+    return f"{QUERIES}/{name}"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from retro_db.index.searching import (
     QueryBlock,
     Searcher,
     SearchSettings,
+    windows,
 )
 from retro_db.index.structure import keyed, widen
 from retro_db.store.contracts import contract
@@ -215,7 +216,7 @@ def neighbors_part(
     size = finder.searcher.window(finder.settings)
     with folder.writing(path) as temporary, ThreadPoolExecutor(threads) as pool:
         with TableWriter(temporary, table.schema(k=k), table.batch_rows) as writer:
-            for window in _windows(documents, size):
+            for window in windows(documents.blocks(), size, lambda block: block[1] - block[0]):
                 start, stop = window[0][0], window[-1][1]
                 vectors = embeddings.read("vector", start, stop)
                 there = keyed(vectors)
@@ -233,18 +234,6 @@ def neighbors_part(
                 writer.append({"ids": ids, "distances": distances})
                 report(len(ids))
         return describe(temporary, path, writer.rows), short
-
-
-def _windows(documents: Documents, size: int) -> Iterator[list[tuple[int, int, IdRanges]]]:
-    """Blocks gathered up to a number of queries."""
-    window: list[tuple[int, int, IdRanges]] = []
-    for block in documents.blocks():
-        if window and block[1] - window[0][0] > size:
-            yield window
-            window = []
-        window.append(block)
-    if window:
-        yield window
 
 
 def _block(

@@ -20,11 +20,9 @@ from retro_db.encoder.models import (
     resolve_model,
 )
 from retro_db.errors import InputError
-from retro_db.index.filling import partition_path
 from retro_db.index.refining import FINE_PATH, FineKeys
 from retro_db.index.reranking import Keys
-from retro_db.index.searching import QueryBlock, Searcher, SearchSettings
-from retro_db.index.training import PATH as TEMPLATE_PATH
+from retro_db.index.searching import QueryBlock, SearchSettings, open_searcher
 from retro_db.neighbors import Finder
 from retro_db.threads import available_cores
 
@@ -67,9 +65,7 @@ class Retriever:
             dtype=info.dtype,
         )
         self._encoder = Encoder(resolve_model(name), model, threads=available_cores())
-        folder = database.folder
-        paths = [folder.local(partition_path(number)) for number in range(index.partitions)]
-        searcher = Searcher(folder.local(TEMPLATE_PATH), paths, index.key, memory)
+        searcher = open_searcher(database.folder, index.key, index.partitions, memory)
         settings = SearchSettings(index.nprobe, index.rerank, index.ef_search)
         self._finder = Finder(searcher, self._open_keys(), settings)
 

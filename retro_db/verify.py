@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from retro_db.errors import RetroDBError
 from retro_db.hashing import fractions_of
 from retro_db.index.filling import partition_path
 from retro_db.index.structure import faiss, inverted_file, list_ids, read_index
-from retro_db.manifest import FILE, TRAIN, Tables
+from retro_db.manifest import FILE, TABLES, TRAIN, query_path
 from retro_db.store.folder import describe
 from retro_db.tokenizer import Tokenizer
 
@@ -76,9 +76,8 @@ def _check_files(database: Database) -> Iterator[str]:
         found = describe(database.folder.local(entry.path), entry.path, entry.rows)
         if found != entry:
             yield f"{entry.path}: its bytes are not those that were written"
-    tables = [table.name for table in fields(Tables)]
-    below = ["", *(f"queries/{name}/" for name in database.queries)]
-    folders = [f"{place}{table}" for place in below for table in tables]
+    below = ["", *(f"{query_path(name)}/" for name in database.queries)]
+    folders = [f"{place}{table}" for place in below for table in TABLES]
     for folder in (*folders, "index", "tokenizer"):
         for name in database.folder.list(folder):
             if f"{folder}/{name}" not in listed:
@@ -135,7 +134,7 @@ def _corpora(database: Database) -> Iterator[_Checked]:
         yield _Checked(
             database,
             database.queries[source.name],
-            f"queries/{source.name}/",
+            f"{query_path(source.name)}/",
             source.documents,
             source.chunks,
             source.tokens,

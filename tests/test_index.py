@@ -82,6 +82,7 @@ def make_parts(folder: Path, keys: np.ndarray, shards: int) -> list[PartKeys]:
 
 def fill(folder: Folder, template: faiss.Index, parts: list[PartKeys], partitions: int) -> None:
     """Runs the two stages."""
+    Path(folder.url, "index").mkdir(parents=True)
     faiss.write_index(template, str(Path(folder.url) / PATH))
     schema = contract("codes").schema(code_size=inverted_file(template).code_size)
     codes, entries = [], []
@@ -125,7 +126,7 @@ def test_partitions_equal_one_plain_index(tmp_path: Path, text: str, quantizer: 
     for shards in (1, 4, 16):
         for partitions in (1, 3, 8):
             place = tmp_path / f"{shards}-{partitions}"
-            (place / "db" / "index").mkdir(parents=True)
+            place.mkdir()
             folder = Folder(str(place / "db"))
             fill(folder, template, make_parts(place, keys, shards), partitions)
             paths = [folder.local(partition_path(number)) for number in range(partitions)]
@@ -194,7 +195,6 @@ def test_an_excluded_range_is_never_found(tmp_path: Path) -> None:
     keys = make_keys(2000)
     parts = make_parts(tmp_path, keys, 2)
     folder = Folder(str(tmp_path / "db"))
-    (tmp_path / "db" / "index").mkdir(parents=True)
     text = "IVF16,PQ8x4fs"
     template = train_index(parse_key(text, D), sample_keys(parts, D, 2000, 10_000, seed=0))
     fill(folder, template, parts, 2)
@@ -217,7 +217,6 @@ def test_many_lists_and_candidates_are_searched_in_pieces(
     keys = make_keys(2000)
     parts = make_parts(tmp_path, keys, 2)
     folder = Folder(str(tmp_path / "db"))
-    (tmp_path / "db" / "index").mkdir(parents=True)
     text = "IVF16,Flat"
     fill(folder, train_index(parse_key(text, D), keys.astype(np.float32)), parts, 2)
     column = ColumnReader([part.embeddings for part in parts], "vector")
@@ -239,7 +238,6 @@ def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
     keys = make_keys(1000)
     parts = make_parts(tmp_path, keys, 1)
     folder = Folder(str(tmp_path / "db"))
-    (tmp_path / "db" / "index").mkdir(parents=True)
     template = train_index(parse_key("IVF8,SQ8", D), sample_keys(parts, D, 1000, 1000, seed=0))
     fill(folder, template, parts, 1)
     moved = tmp_path / "elsewhere.faissindex"
@@ -315,7 +313,6 @@ def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -
     keys = make_keys(20_000)
     parts = make_parts(tmp_path, keys, 2)
     folder = Folder(str(tmp_path / "db"))
-    (tmp_path / "db" / "index").mkdir(parents=True)
     # Each repeats rotation and code book, some kB: little beside codes once there are many.
     key = parse_key("OPQ8_32,IVF64_HNSW8,SQ8", D)
     template = train_index(key, sample_keys(parts, D, 20_000, 20_000, seed=0))
@@ -346,7 +343,6 @@ def test_a_short_row_is_searched_up_to_the_limit(tmp_path: Path) -> None:
     keys = make_keys(2000)
     parts = make_parts(tmp_path, keys, 2)
     folder = Folder(str(tmp_path / "db"))
-    (tmp_path / "db" / "index").mkdir(parents=True)
     text = "IVF16,Flat"
     fill(folder, train_index(parse_key(text, D), keys.astype(np.float32)), parts, 2)
     column = ColumnReader([part.embeddings for part in parts], "vector")

@@ -43,7 +43,7 @@ class Trial:
         max_nprobe: int | None = None,
         keys: np.ndarray | None = None,
     ) -> None:
-        (place / "db" / "index").mkdir(parents=True)
+        place.mkdir(exist_ok=True)
         folder = Folder(str(place / "db"))
         self.keys = make_keys(CHUNKS) if keys is None else keys
         self.parts = make_parts(place, self.keys, 2)

@@ -14,6 +14,8 @@ FLAT_BELOW = 1_000
 PROPOSAL_ABOVE = 4_000_000
 POINTS_PER_LIST = 30
 MAX_POINTS_PER_LIST = 256
+# In training the sample is held as it is, transformed, and in what k-means needs.
+POINT_COPIES = 3
 
 _IVF = re.compile(r"IVF(\d+)")
 _PQ = re.compile(r"PQ(\d+)(?:x(\d+))?(fsr|fs|np)?$")
@@ -108,8 +110,8 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
         return "IVF1,Flat"
     if chunks > PROPOSAL_ABOVE:
         return _proposed_key(chunks, dimension, memory)
-    # A point is held three times in training, and a sample is not of the very size asked for.
-    trained = memory // (2 * 3 * 4 * dimension * POINTS_PER_LIST)
+    # Twice what is needed: a sample is not of the very size asked for.
+    trained = memory // (2 * POINT_COPIES * 4 * dimension * POINTS_PER_LIST)
     lists = max(1, min(round(4 * math.sqrt(chunks)), chunks // POINTS_PER_LIST, trained))
     return f"IVF{lists},PQ{_halves(dimension)}x4fs"
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from retro_db.index.filling import partition_path
 from retro_db.index.keys import IndexKey, parse_key
 from retro_db.index.structure import faiss, inverted_file, read_index, transform
+from retro_db.index.training import PATH as TEMPLATE_PATH
+from retro_db.store.folder import Folder
 from retro_db.threads import use_faiss_threads
 
 # Tables for residual codes are the template's business: partitions would each compute their own.
@@ -26,6 +30,7 @@ _MOST_VISITS = 8_000_000
 # Each range is looked at for every code; more of them become a set.
 _FEW_RANGES = 8
 
+Block = TypeVar("Block")
 IdRanges = tuple[tuple[int, int], ...]
 
 
@@ -169,7 +174,7 @@ class Searcher:
                 lambda block: _scan(index, self._route(block, settings), settings.rerank), blocks
             )
             return
-        for window in _windows(blocks, self.window(settings)):
+        for window in windows(blocks, self.window(settings), lambda block: len(block.vectors)):
             yield from self._stream(window, settings, pool)
 
     def _stream(
@@ -223,14 +228,12 @@ class _Group:
         self._ivf = ivf
         # Faiss keeps pointers into the mapped partitions: they live as long as the joined lists.
         self._partitions = [read_index(path, _MAPPED) for path in paths]
-        self._others = [_no_lists(ivf, count) for count in (before, after) if count]
+        opened = [inverted_file(partition).invlists for partition in self._partitions]
+        self._lists = [_no_lists(ivf, before), *opened, _no_lists(ivf, after)]
         pieces = faiss.InvertedListsPtrVector()
-        for piece in [
-            *(self._others[:1] if before else []),
-            *(inverted_file(partition).invlists for partition in self._partitions),
-            *(self._others[-1:] if after else []),
-        ]:
-            pieces.push_back(piece)
+        for lists in self._lists:
+            if lists.nlist:
+                pieces.push_back(lists)
         joined = faiss.VStackInvertedLists(pieces.size(), pieces.data())
         # Faiss crashes in turning an index into FastScan that does not own its lists.
         ivf.replace_invlists(joined, True)
@@ -251,11 +254,18 @@ class _Group:
         empty = _no_lists(self._ivf, self._ivf.nlist)
         self._ivf.replace_invlists(empty, True)
         empty.this.disown()
+        self._lists.clear()
         self._partitions.clear()
 
 
 def _no_lists(ivf: faiss.IndexIVF, count: int) -> faiss.ArrayInvertedLists:
     return faiss.ArrayInvertedLists(count, ivf.code_size)
+
+
+def open_searcher(folder: Folder, key: str, partitions: int, memory: int | None) -> Searcher:
+    """The index of a database folder."""
+    paths = [folder.local(partition_path(number)) for number in range(partitions)]
+    return Searcher(folder.local(TEMPLATE_PATH), paths, key, memory)
 
 
 def group_partitions(sizes: Sequence[int], memory: int | None) -> list[tuple[int, int]]:
@@ -302,16 +312,27 @@ def _divide(block: QueryBlock, most: int) -> Iterator[QueryBlock]:
         yield block.take(rows[start : start + most])
 
 
-def _windows(blocks: Sequence[QueryBlock], size: int) -> Iterator[list[QueryBlock]]:
-    """Blocks gathered up to a number of queries."""
-    window: list[QueryBlock] = []
+def windows(
+    blocks: Iterable[Block], size: int, queries: Callable[[Block], int]
+) -> Iterator[list[Block]]:
+    """Blocks gathered up to a number of queries; a larger one comes alone.
+
+    Args:
+        blocks: In order.
+        size: Queries of a window, at most.
+        queries: How many a block has.
+
+    Yields:
+        The blocks of one window.
+    """
+    window: list[Block] = []
     held = 0
     for block in blocks:
-        if window and held + len(block.vectors) > size:
+        if window and held + queries(block) > size:
             yield window
             window, held = [], 0
         window.append(block)
-        held += len(block.vectors)
+        held += queries(block)
     if window:
         yield window
 

@@ -11,7 +11,13 @@ from pydantic import ByteSize
 
 from retro_db.errors import CorpusError, IndexKeyError
 from retro_db.hashing import fractions_of
-from retro_db.index.keys import MAX_POINTS_PER_LIST, IndexKey, check_trainable, needed_points
+from retro_db.index.keys import (
+    MAX_POINTS_PER_LIST,
+    POINT_COPIES,
+    IndexKey,
+    check_trainable,
+    needed_points,
+)
 from retro_db.index.refining import FINE_PATH, train_fine
 from retro_db.index.structure import faiss, inverted_file, keyed, widen
 from retro_db.store.folder import FileEntry, Folder, describe
@@ -27,8 +33,6 @@ _THREADS = 2
 _SEED = 1234
 # k-means takes time by points times centroids: from here on by their square root, at little loss.
 _TWO_LEVELS_ABOVE = 100_000
-# The sample is held as it is, transformed, and in what k-means needs.
-_POINT_COPIES = 3
 # At construction the graph over centroids is searched wide: a key in the wrong list is lost to it.
 _HNSW_EF_CONSTRUCTION = 200
 HNSW_EF_SEARCH = 128
@@ -118,7 +122,7 @@ def training_points(key: IndexKey, dimension: int, entries: int, memory: int) ->
     """
     check_trainable(key, entries)
     wanted = max(key.lists, key.codebook_size) * MAX_POINTS_PER_LIST
-    each = _POINT_COPIES * 4 * dimension
+    each = POINT_COPIES * 4 * dimension
     # A hashed sample is not of the very size that was asked for.
     least = min(entries, _surely(needed_points(key)))
     if memory // each < least:
