@@ -283,7 +283,7 @@ def index_stages(
     template = _train(build, parts, parsed, entries, dimension)
     codes = _encode(build, parts, template, dimension)
     partitions = _assemble(build, codes, template, parsed, dimension)
-    search = tune_stages(build, parts, key, partitions, dimension)
+    search = tune_stages(build, parts, key, template.file, partitions, dimension)
     fine = [encoded.fine for encoded in codes if encoded.fine]
     index = BuiltIndex(key, parsed.lists, template, partitions, fine, search)
     _say_index(build, index)

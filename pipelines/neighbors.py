@@ -66,7 +66,8 @@ class NeighborsJob:
     def open(self) -> Finder:
         """The index, the keys for exact distances, and the tokens that tell duplicates."""
         home, parts, index = self.searched.home, self.searched.parts, self.searched.index
-        searcher = open_searcher(home, index.key, len(index.partitions), self.memory)
+        template = index.template.file
+        searcher = open_searcher(home, index.key, template, index.partitions, self.memory)
         keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
         tokens = self._tokens(home, parts)
         return Finder(searcher, keys, index.search.settings, self.config.max_nprobe, tokens)

@@ -111,7 +111,8 @@ class TuneJob:
 
     folder: Folder
     key: str
-    partitions: int
+    template: FileEntry
+    partitions: list[FileEntry]
     memory: int
     dimension: int
     depths: tuple[int, ...]
@@ -122,7 +123,9 @@ class TuneJob:
 
     def open(self) -> Searcher:
         """The index."""
-        return open_searcher(self.folder, self.key, self.partitions, self.memory)
+        return open_searcher(
+            self.folder, self.key, self.template, self.partitions, self.memory
+        )
 
     def run(
         self,
@@ -159,7 +162,12 @@ def search_groups(
 
 
 def tune_stages(
-    build: Build, parts: list[Part], key: str, partitions: list[FileEntry], dimension: int
+    build: Build,
+    parts: list[Part],
+    key: str,
+    template: FileEntry,
+    partitions: list[FileEntry],
+    dimension: int,
 ) -> Tuned:
     """Runs the three stages."""
     config, threads = build.config, build.engine.threads
@@ -181,7 +189,8 @@ def tune_stages(
     job = TuneJob(
         build.folder,
         key,
-        len(partitions),
+        template,
+        partitions,
         int(config.index.memory),
         dimension,
         depths_for(config.neighbors.rerank, config.neighbors.k),

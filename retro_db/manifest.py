@@ -13,7 +13,7 @@ from retro_db.store.folder import FileEntry, Folder
 
 FILE = "manifest.json"
 FORMAT = "retro-db"
-VERSION = "1.2"
+VERSION = "1.3"
 TRAIN, VALIDATION = "train", "validation"
 
 
@@ -57,7 +57,9 @@ class Counts:
         validation_chunks: Chunks of the validation split: queries, but nobody's neighbors.
         keyless_chunks: Chunks without any WordPiece: not indexed, without neighbors.
         indexed_chunks: Entries of the index.
-        short_rows: Chunks with a key that have fewer than k neighbors.
+        short_rows: Chunks with a key that have fewer than k neighbors stored.
+        removed_documents: Documents that were removed since: readers pass over them.
+        removed_chunks: Chunks of these documents.
     """
 
     documents: int
@@ -67,6 +69,8 @@ class Counts:
     keyless_chunks: int
     indexed_chunks: int
     short_rows: int
+    removed_documents: int = 0
+    removed_chunks: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,8 +169,9 @@ class NeighborsInfo:
 class Tables:
     """Files of every table, in reading order.
 
-    `embeddings` is empty where they were not kept, `fine` where they were, `dropped` where no document
-    was left out for its content; it alone has no file for every part.
+    `embeddings` is empty where they were not kept, `fine` where they were. `dropped`, `removed` and
+    `renumbered` have no file for every part: they are empty where no document was left out for its
+    content, none was removed, and the database is no compacted one.
     """
 
     documents: list[FileEntry]
@@ -175,6 +180,8 @@ class Tables:
     neighbors: list[FileEntry]
     dropped: list[FileEntry] = field(default_factory=list)
     fine: list[FileEntry] = field(default_factory=list)
+    removed: list[FileEntry] = field(default_factory=list)
+    renumbered: list[FileEntry] = field(default_factory=list)
 
     @property
     def files(self) -> list[FileEntry]:
@@ -184,6 +191,12 @@ class Tables:
 
 TABLES = tuple(table.name for table in dataclasses.fields(Tables))
 QUERIES = "queries"
+GENERATIONS = "generations"
+
+
+def generation_path(generation: int) -> str:
+    """Where what a later generation adds lies in the database folder, and a superseded manifest."""
+    return f"{GENERATIONS}/{generation:04d}"
 
 
 def query_path(name: str) -> str:
@@ -238,6 +251,16 @@ class Manifest:
         """Every file of the database but the manifest."""
         queried = [file for query in self.queries for file in query.tables.files]
         return [*self.tables.files, *self.index_files, *self.tokenizer_files, *queried]
+
+    @property
+    def template_file(self) -> FileEntry:
+        """The trained index."""
+        return self.index_files[0]
+
+    @property
+    def partition_files(self) -> list[FileEntry]:
+        """Ranges of inverted lists, in order."""
+        return self.index_files[len(self.index_files) - self.index.partitions :]
 
     def sealed(self) -> Manifest:
         """The manifest with its own sha256, over its canonical JSON without that field."""

@@ -65,7 +65,10 @@ class Retriever:
             dtype=info.dtype,
         )
         self._encoder = Encoder(resolve_model(name), model, threads=available_cores())
-        searcher = open_searcher(database.folder, index.key, index.partitions, memory)
+        manifest = database.manifest
+        searcher = open_searcher(
+            database.folder, index.key, manifest.template_file, manifest.partition_files, memory
+        )
         settings = SearchSettings(index.nprobe, index.rerank, index.ef_search)
         self._finder = Finder(searcher, self._open_keys(), settings)
 

@@ -14,7 +14,6 @@ from retro_db.database import Corpus, Database
 from retro_db.database import open as open_database
 from retro_db.errors import RetroDBError
 from retro_db.hashing import fractions_of
-from retro_db.index.filling import partition_path
 from retro_db.index.structure import faiss, inverted_file, list_ids, read_index
 from retro_db.manifest import FILE, TABLES, TRAIN, query_path
 from retro_db.store.folder import describe
@@ -278,9 +277,8 @@ def _check_index(database: Database) -> Iterator[str]:
     """The lists hold every chunk that belongs in them once, and no other."""
     manifest, folder = database.manifest, database.folder
     pieces, lists = [], 0
-    for number in range(manifest.index.partitions):
-        path = partition_path(number)
-        index = read_index(folder.local(path), faiss.IO_FLAG_MMAP)
+    for partition in manifest.partition_files:
+        index = read_index(folder.local(partition.path), faiss.IO_FLAG_MMAP)
         ivf = inverted_file(index)
         lists += ivf.nlist
         pieces += [list_ids(ivf.invlists, number) for number in range(ivf.nlist)]

@@ -14,11 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from retro_db.index.filling import partition_path
 from retro_db.index.keys import IndexKey, parse_key
 from retro_db.index.structure import faiss, inverted_file, read_index, transform
-from retro_db.index.training import PATH as TEMPLATE_PATH
-from retro_db.store.folder import Folder
+from retro_db.store.folder import FileEntry, Folder
 from retro_db.threads import use_faiss_threads
 
 # Tables for residual codes are the template's business: partitions would each compute their own.
@@ -262,10 +260,27 @@ def _no_lists(ivf: faiss.IndexIVF, count: int) -> faiss.ArrayInvertedLists:
     return faiss.ArrayInvertedLists(count, ivf.code_size)
 
 
-def open_searcher(folder: Folder, key: str, partitions: int, memory: int | None) -> Searcher:
-    """The index of a database folder."""
-    paths = [folder.local(partition_path(number)) for number in range(partitions)]
-    return Searcher(folder.local(TEMPLATE_PATH), paths, key, memory)
+def open_searcher(
+    folder: Folder,
+    key: str,
+    template: FileEntry,
+    partitions: Sequence[FileEntry],
+    memory: int | None,
+) -> Searcher:
+    """The index of a database.
+
+    Args:
+        folder: The database.
+        key: Of the index.
+        template: The trained index.
+        partitions: All lists, in order.
+        memory: Bytes that the searcher may take; None for no limit.
+
+    Raises:
+        DamagedFileError: A file is missing, or cannot be read.
+    """
+    paths = [folder.local(partition.path) for partition in partitions]
+    return Searcher(folder.local(template.path), paths, key, memory)
 
 
 def group_partitions(sizes: Sequence[int], memory: int | None) -> list[tuple[int, int]]:
