@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,13 +18,14 @@ from retro_db.config import Config
 from retro_db.corpus.planning import Shard, expansion_of, plan_shards, sample_shards
 from retro_db.corpus.reading import read_shard
 from retro_db.encoder.models import EncoderModel, describe_model
-from retro_db.errors import ConfigError, InputError
+from retro_db.errors import ConfigError, ExecutionError, InputError, of_environment
 from retro_db.hashing import fraction_of
 from retro_db.index.keys import parse_key
 from retro_db.index.refining import fine_size
 from retro_db.index.training import create_index
 from retro_db.manifest import (
     FILE,
+    GENERATIONS,
     QUERIES,
     TABLES,
     ChunkInfo,
@@ -44,12 +46,13 @@ from retro_db.parts import Part
 from retro_db.retriever import LOCATIONS, Locations
 from retro_db.serialize import canonical, digest, to_json
 from retro_db.store.folder import Folder
+from retro_db.store.ownership import owning
 
 from . import chunk, embed, index, neighbors, screen, tokenizer, tune
 from .chunk import chunk_stage
 from .console import Console, chatter_to
 from .embed import embed_stage, probe_stage
-from .engine import Engine
+from .engine import Engine, log_place
 from .index import BuiltIndex, announce_key, decide_key, index_stages, training_chunks
 from .neighbors import NeighborsPart, Searched, neighbors_stage
 from .queries import (
@@ -59,13 +62,13 @@ from .queries import (
     query_stages,
 )
 from .screen import screen_stage
-from .stage import Build
+from .stage import Build, NothingYetError
 from .tokenizer import TokenizerFiles, tokenizer_stage
 
 _VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, index, tune, neighbors)]
+log = logging.getLogger(__name__)
 FINISHED = "state/finished"
 REPORT = "report/stages.json"
-LOG = "state/build.log"
 _FOLDERS = (*TABLES, "index", "tokenizer")
 
 
@@ -104,7 +107,8 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         model = probe_stage(started, described)
         vocabulary = tokenizer_stage(started)
         screened = screen_stage(started, vocabulary)
-        shards = [[shard.identity for shard in one.shards] for one in (started, *queries)]
+        everything = (started, *queries)
+        shards = [[(s.identity, s.stamp) for s in one.shards] for one in everything]
         verdicts = [file.sha256 if file else None for file in screened]
         identities = [vocabulary.sha256, vocabulary.pad_id, vocabulary.end_id, to_json(model)]
         mark = digest([_VERSIONS, started.config.portable(), shards, verdicts, *identities])
@@ -203,9 +207,55 @@ class _Results:
     queried: list[QueriedCorpus]
 
 
+def tell_build(config: Config, engine: Engine, console: Console) -> None:
+    """Says what a build would do and why, and writes nothing.
+
+    Args:
+        config: What to build.
+        engine: What would execute it.
+        console: What people see.
+
+    Raises:
+        InputError: Of a kind that names the field and the remedy.
+    """
+    with _prepared(config, engine, console, None, dry_run=True) as (build, queries, described):
+        _tell_stages(build, queries, described)
+        if pending := [stage for one in (build, *queries) for stage in one.pending]:
+            console.say(
+                f"dry run    {', '.join(pending)} to do; what comes after them is redone where they "
+                "give other results"
+            )
+        else:
+            console.say("dry run    nothing to do")
+
+
+def _tell_stages(build: Build, queries: list[Build], described: EncoderModel) -> None:
+    """Says of every stage what is done and what is not, as far as that can be known beforehand."""
+    with suppress(NothingYetError):
+        model = probe_stage(build, described)
+        vocabulary = tokenizer_stage(build)
+        screened = screen_stage(build, vocabulary)
+        chunked, parts = chunk_stage(build, vocabulary, screened)
+        parts, keyless = embed_stage(build, parts, vocabulary, model)
+        for one in queries:
+            embed_stage(one, chunk_queries(one, vocabulary)[1], vocabulary, model)
+        if not build.pending:
+            key = decide_key(build, chunked, model.dimension, keyless)
+            built = index_stages(build, parts, key, training_chunks(chunked), model.dimension)
+            searched = _searched(build, parts, built, vocabulary, model)
+            neighbors_stage(build, parts, searched)
+            for one in queries:
+                query_stages(one, *chunk_queries(one, vocabulary), vocabulary, model, searched)
+
+
 @contextmanager
 def _prepared(
-    config: Config, engine: Engine, console: Console, smoke: int | None, only: str | None = None
+    config: Config,
+    engine: Engine,
+    console: Console,
+    smoke: int | None,
+    only: str | None = None,
+    dry_run: bool = False,
 ) -> Iterator[tuple[Build, list[Build], EncoderModel]]:
     """Everything that can be checked before the first stage is checked; then the plan is made."""
     if smoke is not None:
@@ -213,7 +263,7 @@ def _prepared(
     engine.options()
     folder = Folder(config.output)
     check_output(folder)
-    with _logging(folder):
+    with nullcontext(folder) if dry_run else _owned(folder) as folder:
         model = describe_model(config.encoder)
         if config.index.key != "auto":
             create_index(parse_key(config.index.key, model.dimension), model.dimension)
@@ -225,8 +275,10 @@ def _prepared(
         console.say(_planned(shards, whole))
         place = os.path.abspath(os.path.expanduser(config.encoder.model))
         locations = Locations(place if os.path.isdir(place) else config.encoder.model)
-        folder.write(LOCATIONS, canonical(to_json(locations)))
+        if not dry_run:
+            folder.write(LOCATIONS, canonical(to_json(locations)))
         started = Build(config, folder, folder, engine, console, shards, documents, only)
+        started.dry_run = dry_run
         queries = list(plan_queries(started))
         if smoke is not None:
             for one in queries:
@@ -366,6 +418,10 @@ def check_output(folder: Folder) -> None:
         ConfigError: Names one of them.
     """
     names = set(folder.list())
+    if GENERATIONS in names:
+        raise ConfigError(
+            f"output: {folder.url} has later generations, which a build would undo; name a new folder"
+        )
     strange = sorted(names - {*_FOLDERS, QUERIES, "report", "state", FILE})
     if names and "state" not in names:
         strange = sorted(names)
@@ -376,16 +432,30 @@ def check_output(folder: Folder) -> None:
 
 
 @contextmanager
-def _logging(folder: Folder) -> Iterator[None]:
-    """Libraries' chatter goes to a file in the database, or beside the call on object stores."""
-    path = Path(folder.locate(LOG)) if folder.is_local else Path("retro-db-build.log")
-    try:
-        with chatter_to(path):
-            yield
-    except OSError as error:
-        if path.exists():
-            raise
-        raise InputError(f"output: {folder.url} cannot be written: {error.strerror}") from error
+def _owned(folder: Folder) -> Iterator[Folder]:
+    """Takes the folder for this build, and sends libraries' chatter to its log file.
+
+    Raises:
+        InputError: It cannot be written, or another build is at work there.
+        ExecutionError: A disk or the memory refused something later.
+    """
+    path = Path(log_place(folder))
+    with ExitStack() as held:
+        try:
+            owned = held.enter_context(owning(folder))
+            held.enter_context(chatter_to(path))
+        except OSError as error:
+            raise InputError(
+                f"output: {folder.url} cannot be written: {error.strerror or error}; name another folder, "
+                "or make it writable"
+            ) from error
+        try:
+            owned.sweep()
+            yield owned
+        except (OSError, MemoryError) as error:
+            log.exception("the build failed")
+            failure = of_environment(error)
+            raise ExecutionError(f"{failure} (traces: {path})") from error
 
 
 def _finished(folder: Folder, mark: str) -> Manifest | None:

@@ -24,7 +24,7 @@ from .shards import Task, fingerprint
 from .stage import Build, run_stage
 from .tokenizer import TokenizerFiles
 
-VERSION = 2
+VERSION = 3
 REJECTS = "report/rejects.jsonl"
 
 
@@ -79,22 +79,19 @@ def chunk_stage(
     """
     config = build.config
     job = ChunkJob(config, build.folder, build.home, build.engine.threads)
-    settings = [
-        config.chunk.model_dump(mode="json"),
-        config.split.validation,
-        config.seed,
-        config.leakage.names,
-        tokenizer.sha256,
-        tokenizer.pad_id,
-        tokenizer.end_id,
-    ]
+    keys = ("chunk.tokens", "chunk.part_rows", "split.validation", "seed", "leakage.names")
+    decides = config.settings(*keys) | {
+        "tokenizer": [tokenizer.sha256, tokenizer.pad_id, tokenizer.end_id]
+    }
     tasks = []
     for shard, verdicts in zip(build.shards, screened, strict=True):
-        decides = [*read_settings(config, shard), verdicts.sha256 if verdicts else None]
-        mark = fingerprint(job.stage, VERSION, *settings, *decides)
-        tasks.append(Task(f"shard-{shard.number:07d}", mark, (shard, verdicts)))
+        own = read_settings(config, shard) | {"screen": verdicts.sha256 if verdicts else None}
+        mark = fingerprint(VERSION, decides | own)
+        tasks.append(Task(f"shard-{shard.number:07d}", mark, (shard, verdicts), shard))
     size = sum(shard.bytes for shard in build.shards)
     chunked = run_stage(build, job, tasks, ChunkedShard, "bytes", size)
+    if build.dry_run:
+        return chunked, parts_of(chunked)
     _check_rejects(build, chunked)
     if not any(part.chunks.rows for shard in chunked for part in shard.parts):
         raise CorpusError(
@@ -107,9 +104,9 @@ def parts_of(chunked: list[ChunkedShard]) -> list[Part]:
     """All parts in order, each with the global id of its first chunk."""
     parts: list[Part] = []
     first_id = 0
-    for number, shard in enumerate(chunked):
+    for shard in chunked:
         for roll_over, written in enumerate(shard.parts):
-            parts.append(Part(number, roll_over, first_id, written.chunks, written.documents))
+            parts.append(Part(shard.number, roll_over, first_id, written.chunks, written.documents))
             first_id += written.chunks.rows or 0
     return parts
 

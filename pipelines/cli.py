@@ -52,12 +52,14 @@ def cli() -> None:
     help="Try every stage on a sample of about 1,000 documents, verify it, and tell what the whole "
     "build would take.",
 )
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and why.")
 @_BEAM_OPTIONS
 def build(
     config: str,
     overrides: tuple[str, ...],
     workers: int,
     smoke: int | None,
+    dry_run: bool,
     beam_options: tuple[str, ...],
 ) -> None:
     """Build a database, or continue an interrupted build.
@@ -67,6 +69,7 @@ def build(
     from retro_db.config import load_config
 
     from .build import build as run_build
+    from .build import tell_build
     from .engine import Engine
     from .reading import show_built
     from .smoke import run_smoke
@@ -74,7 +77,11 @@ def build(
     console = Console()
     settings = load_config(config, overrides)
     engine = Engine(workers, beam_options)
-    if smoke is not None:
+    if dry_run:
+        if smoke is not None:
+            raise click.UsageError("--dry-run tells of the whole build; give it without --smoke")
+        tell_build(settings, engine, console)
+    elif smoke is not None:
         run_smoke(settings, engine, console, smoke)
     else:
         show_built(settings.output, run_build(settings, engine, console), console)
@@ -105,12 +112,42 @@ def query(database: str, text: str, k: int, encoder: str | None, as_json: bool) 
 
 @cli.command()
 @_DATABASE
+@click.option(
+    "--recompute",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="SHARE",
+    help="Share of the documents whose keys, codes and neighbors are computed again, such as 0.01; "
+    "for each corpus one document at the least. On the kind of machine that built them.",
+)
+@click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
 @_JSON
-def verify(database: str, as_json: bool) -> None:
+def verify(database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
     """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
     from .reading import show_problems
 
-    sys.exit(show_problems(database, as_json, Console()))
+    sys.exit(show_problems(database, recompute, encoder, as_json, Console()))
+
+
+@cli.command()
+@_DATABASE
+@click.option(
+    "--documents",
+    required=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="One document per line: its id, or its source, a tab and its id.",
+)
+def remove(database: str, documents: str) -> None:
+    """Remove documents: they are no neighbors and no training text from now on.
+
+    Ids stay as they are, and what was opened before goes on undisturbed.
+    """
+    from retro_db.removal import remove_documents
+
+    from .reading import show_removed
+
+    show_removed(database, remove_documents(database, documents), Console())
 
 
 def stage_command(stage: str) -> click.Command:

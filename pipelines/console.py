@@ -24,6 +24,7 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from retro_db.meter import Work
+from retro_db.redaction import redacted
 
 _POLL_SECONDS = 0.25
 _LOG_SECONDS = 15.0
@@ -42,12 +43,12 @@ class Console:
 
     def say(self, message: str = "") -> None:
         """One line."""
-        self.rich.print(message, markup=False)
+        self.rich.print(redacted(message), markup=False)
 
     def fail(self, message: str) -> None:
         """One line on standard error."""
         RichConsole(stderr=True, highlight=False, soft_wrap=True).print(
-            f"error: {message}", markup=False
+            f"error: {redacted(message)}", markup=False
         )
 
     @contextlib.contextmanager
@@ -141,14 +142,27 @@ class _RateColumn(ProgressColumn):
         return Text(f"{speed:,.0f} {self._unit}/s")
 
 
+class _Redacting(logging.Formatter):
+    """Whatever is logged, tracebacks included, without credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines for a record."""
+        return redacted(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Goes on: on a full disk, the one line that tells so must not drown in logging's own."""
+
+
 @contextlib.contextmanager
 def chatter_to(path: Path) -> Iterator[None]:
     """Sends the logs and warnings of all libraries to a file while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("apache_beam").setLevel(logging.WARNING)

@@ -111,7 +111,7 @@ def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
     if model.device != CUDA:
         return model
     job = ProbeJob(build.config.encoder.model, model, build.folder)
-    task = Task("gpu", fingerprint(job.stage, VERSION, to_json(model)), None)
+    task = Task("gpu", fingerprint(VERSION, {"encoder": to_json(model)}), None)
     placement = replace(_placement(build, model), processes=False)
     budget = sole(run_stage(build, job, [task], Budget, "GPUs", 1, placement))
     return replace(model, batch_tokens=budget.batch_tokens)
@@ -132,12 +132,9 @@ def embed_stage(
     }
     place = config.encoder.model
     job = EmbedJob(place, model, build.folder, build.home, build.engine.threads, parameters)
+    decides = {"encoder": to_json(model), "tokenizer": tokenizer.sha256}
     tasks = [
-        Task(
-            part.name,
-            fingerprint(job.stage, VERSION, to_json(model), tokenizer.sha256, part.chunks.sha256),
-            part,
-        )
+        Task(part.name, fingerprint(VERSION, decides | {"chunk": part.chunks.sha256}), part)
         for part in parts
     ]
     total = sum(part.rows for part in parts)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
-from retro_db import errors
-from retro_db.errors import ExecutionError, InputError
+from retro_db.errors import (
+    ExecutionError,
+    InputError,
+    RetroDBError,
+    error_named,
+    of_environment,
+)
+from retro_db.store.folder import Folder
 from retro_db.threads import available_cores
 
 from .quiet import PipelineOptions, StandardOptions, beam
@@ -20,6 +27,10 @@ from .shards import FAILURES, Job, Placement, RunShards, Task, read_failures
 
 log = logging.getLogger(__name__)
 
+_LOG = "state/build.log"
+# Beam hands an error over as the text of its trace.
+_OURS = re.compile(r"(?:retro_db\.errors\.)(\w+): (.*?)(?: \[while running .*)?$")
+_NO_MEMORY = re.compile(r"bad_alloc|can't allocate memory|MemoryError")
 _LOCAL = ("DirectRunner", "FnApiRunner")
 _RUNNERS = (
     *_LOCAL,
@@ -89,6 +100,7 @@ class Engine:
         """
         folder = job.folder
         folder.remove(FAILURES)
+        log_path = log_place(folder)
         options = self.options(placement.processes and self.workers > 1)
         # Beam's workers print the traces of what they raise; those go to the log.
         trace = io.StringIO()
@@ -107,9 +119,13 @@ class Engine:
             raise
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
             log.exception("stage %s failed: %s", job.stage, trace.getvalue())
-            raise _unforeseen(job.stage, error) from error
-        for name, message in read_failures(folder):
-            raise getattr(errors, name, ExecutionError)(message)
+            for failure in read_failures(folder):
+                raise _traced(failure, log_path) from error
+            raise _traced(_unforeseen(job.stage, error), log_path) from error
+        for failure in read_failures(folder):
+            # What a retry mended is no failure.
+            if not isinstance(failure, ExecutionError):
+                raise failure
 
 
 @contextmanager
@@ -143,9 +159,26 @@ def _watching_workers() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _unforeseen(stage: str, error: Exception) -> ExecutionError:
+def _unforeseen(stage: str, error: Exception) -> RetroDBError:
+    """What a runner's error says in its last line, which may be one of ours as text."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if ours := _OURS.match(lines[-1]):
+        return error_named(ours[1], ours[2])
+    if _NO_MEMORY.search(str(error)):
+        return of_environment(MemoryError(stage))
     return ExecutionError(
-        f"{stage}: {type(error).__name__}: {lines[-1][:300]}; the trace is in the log file. Mend the "
-        "cause and run the same command again"
+        f"{stage}: {type(error).__name__}: {lines[-1][:300]}; mend the cause and run the same command "
+        "again"
     )
+
+
+def _traced(error: RetroDBError, log_path: str) -> RetroDBError:
+    """The same error; one of the environment names the file with the runner's traces."""
+    if isinstance(error, ExecutionError):
+        return type(error)(f"{error} (traces: {log_path})")
+    return error
+
+
+def log_place(folder: Folder) -> str:
+    """The log file of a build: in the database, or beside the call where that is no local folder."""
+    return folder.locate(_LOG) if folder.is_local else "retro-db-build.log"

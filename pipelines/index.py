@@ -299,9 +299,15 @@ def _train(
     memory = int(config.index.memory)
     points = training_points(key, dimension, entries, memory)
     job = TrainJob(build.folder, key.text, fine, dimension, entries, points, config.seed)
-    contents = [contents_of(part) for part in parts]
-    mark = fingerprint(job.stage, VERSION, key.text, fine, entries, points, config.seed, contents)
-    task, total = Task("trained", mark, parts), min(entries, points)
+    decides = {
+        "index.key": key.text,
+        "index.refine": fine,
+        "index.memory": points,
+        "seed": config.seed,
+        "embed": [entries, [contents_of(part) for part in parts]],
+    }
+    task = Task("trained", fingerprint(VERSION, decides), parts)
+    total = min(entries, points)
     return sole(run_stage(build, job, [task], TrainedIndex, "chunks", total))
 
 
@@ -314,11 +320,12 @@ def _encode(
         Task(
             part.name,
             fingerprint(
-                job.stage,
                 VERSION,
-                [template.file.sha256, fine],
-                part.first_id,
-                contents_of(part),
+                {
+                    "train": [template.file.sha256, fine],
+                    "embed": contents_of(part),
+                    "chunk": part.first_id,
+                },
             ),
             part,
         )
@@ -331,18 +338,25 @@ def _encode(
 def _assemble(
     build: Build, codes: list[EncodedPart], template: TrainedIndex, key: IndexKey, dimension: int
 ) -> list[FileEntry]:
-    job = AssembleJob(build.folder, [encoded.file for encoded in codes])
+    job = AssembleJob(build.folder, [part.file for part in codes])
     ranges = _partitions(build.config.index, codes, key, dimension)
-    inputs = digest([template.file.sha256, [encoded.file.sha256 for encoded in codes]])
+    encoded = digest([part.file.sha256 for part in codes])
     tasks = [
         Task(
             f"partition-{number:05d}",
-            fingerprint(job.stage, VERSION, first, end, inputs),
+            fingerprint(
+                VERSION,
+                {
+                    "train": template.file.sha256,
+                    "encode": encoded,
+                    "index.partitions": [first, end],
+                },
+            ),
             ListRange(number, first, end),
         )
         for number, (first, end) in enumerate(ranges)
     ]
-    total = sum(encoded.file.rows or 0 for encoded in codes)
+    total = sum(part.file.rows or 0 for part in codes)
     assembled = run_stage(build, job, tasks, AssembledPartition, "chunks", total)
     return [partition.file for partition in assembled]
 

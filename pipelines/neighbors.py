@@ -10,7 +10,7 @@ from retro_db.config import NeighborsConfig
 from retro_db.database import open_table
 from retro_db.index.searching import open_searcher
 from retro_db.neighbors import ChunkTokens, Finder, neighbors_part
-from retro_db.parts import Part, key_column, load_documents, load_queries
+from retro_db.parts import Part, contents_of, key_column, load_documents, load_queries
 from retro_db.serialize import digest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
@@ -124,30 +124,20 @@ def neighbors_stage(build: Build, parts: list[Part], searched: Searched) -> list
     job = NeighborsJob(
         build.folder, searched, config.neighbors, namesakes, memory, build.engine.threads
     )
-    settings = config.neighbors.model_dump(mode="json", exclude={"rerank"})
-    everything = digest(
-        [
-            (part.keys_file.sha256, part.documents.sha256, part.chunks.sha256)
-            for part in searched.parts
-        ]
-    )
     index, dimension = searched.index, int(searched.parameters["dimension"])
-    groups = search_groups(index.partitions, index.key, dimension, memory)
+    keys = ("neighbors.k", "neighbors.max_nprobe", "neighbors.drop_duplicates")
+    decides = config.settings(*keys) | {
+        "index": digest(index.identity),
+        "index.memory": search_groups(index.partitions, index.key, dimension, memory),
+        "embed": digest([[*contents_of(part), part.chunks.sha256] for part in searched.parts]),
+        "queries": namesakes,
+    }
     tasks = [
         Task(
             part.name,
             fingerprint(
-                job.stage,
                 VERSION,
-                settings,
-                index.identity,
-                groups,
-                everything,
-                namesakes,
-                part.first_id,
-                part.keys_file.sha256,
-                part.documents.sha256,
-                part.chunks.sha256,
+                decides | {"chunk": [part.first_id, *contents_of(part), part.chunks.sha256]},
             ),
             part,
         )

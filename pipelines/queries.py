@@ -10,7 +10,7 @@ from retro_db.corpus.planning import plan_shards
 from retro_db.encoder.models import EncoderModel
 from retro_db.manifest import TABLES, QueryCorpus, SourceCounts, Tables, query_path
 from retro_db.parts import Part
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry
 
 from .chunk import chunk_stage
 from .embed import embed_stage
@@ -52,11 +52,12 @@ def plan_queries(build: Build) -> Iterator[Build]:
         yield replace(
             build,
             config=config,
-            folder=Folder(f"{build.home.url.rstrip('/')}/{query_path(source.name)}"),
+            folder=build.home.below(query_path(source.name)),
             shards=plan_shards(config, [f"queries.{position}"]),
             queries=position,
             seconds={},
             work={},
+            pending=[],
         )
 
 

@@ -14,10 +14,11 @@ from rich.table import Table
 import retro_db
 from retro_db.database import Database
 from retro_db.manifest import Manifest, SourceCounts
+from retro_db.removal import Removal
 from retro_db.retriever import Retriever
 from retro_db.serialize import to_json
 from retro_db.tokenizer import Tokenizer
-from retro_db.verify import verify_database
+from retro_db.verify import silent, verify_database
 
 from .console import Console
 
@@ -47,6 +48,20 @@ def _say_reasons(sources: Sequence[SourceCounts], console: Console) -> None:
             if counted:
                 reasons = ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
                 console.say(f"           {source.name}: {word} {reasons}")
+
+
+def show_removed(url: str, removal: Removal, console: Console) -> None:
+    """What a removal did."""
+    before = f"{removal.already:,} had been removed before" if removal.already else ""
+    if not removal.documents:
+        console.say(f"removed    nothing: {before or 'no document is listed'}")
+        return
+    console.say(
+        f"removed    {removal.documents:,} documents, {removal.chunks:,} chunks: {url} is generation "
+        f"{removal.generation}; their ids stay, and compact drops them for good"
+    )
+    if before:
+        console.say(f"           {before}")
 
 
 def show_database(url: str, as_json: bool, console: Console) -> None:
@@ -90,6 +105,11 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
         f"neighbors  {manifest.neighbors.k} of each chunk; {counts.short_rows:,} chunks have fewer, "
         f"{counts.keyless_chunks:,} have no key"
     )
+    if counts.removed_documents:
+        console.say(
+            f"removed    {counts.removed_documents:,} documents, {counts.removed_chunks:,} chunks: "
+            "neither neighbors nor training text; compact drops them for good"
+        )
     for query in manifest.queries:
         source = query.source
         console.say(
@@ -108,6 +128,7 @@ def _files_by_table(manifest: Manifest) -> dict[str, list[Any]]:
     return {
         "documents": tables.documents,
         "dropped": tables.dropped,
+        "removed": tables.removed,
         "chunks": tables.chunks,
         "embeddings": tables.embeddings,
         "fine": tables.fine,
@@ -166,7 +187,7 @@ def describe_chunks(
         ids: int64 [n].
         distances: float32 [n], if they are neighbors of something.
     """
-    tokenizer = Tokenizer.of_database(database.folder)
+    tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
     rows = database.chunks.documents(ids)
     table = database.documents.take(rows)
     values = database.chunks.values(ids)
@@ -208,18 +229,23 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def show_problems(url: str, as_json: bool, console: Console) -> int:
+def show_problems(
+    url: str, recompute: float, encoder: str | None, as_json: bool, console: Console
+) -> int:
     """What verify found.
 
     Returns:
         The exit code: 0 where nothing is wrong.
     """
-    checked = verify_database(url)
+    stage = silent if as_json else console.stage
+    checked = verify_database(url, recompute, encoder, stage)
     if as_json:
         console.rich.print_json(json.dumps(to_json(checked)))
     else:
         for problem in checked.problems:
             console.say(f"wrong: {problem}")
+        for note in checked.notes:
+            console.say(f"note: {note}")
         console.say(
             f"{url}: {checked.files:,} files, {checked.chunks:,} chunks: "
             + (f"{len(checked.problems):,} problems" if checked.problems else "sound")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from retro_db.config import Config
 from retro_db.corpus.duplicates import (
@@ -24,6 +24,7 @@ from retro_db.corpus.screening import (
     screen_shard,
     write_evaluation,
 )
+from retro_db.serialize import digest
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.tokenizer import Tokenizer
 
@@ -32,7 +33,7 @@ from .shards import Placement, Task, fingerprint
 from .stage import Build, run_stage, sole
 from .tokenizer import TokenizerFiles
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -148,7 +149,7 @@ def _gathered(group: tuple[int, dict[str, Iterable]]) -> Iterator[Task]:
     """The task of a partition with its blocks; none if it was done before."""
     partition, found = group
     for task in found["tasks"]:
-        yield Task(task.name, task.fingerprint, (partition, found["blocks"]))
+        yield replace(task, item=(partition, found["blocks"]))
 
 
 @dataclass
@@ -202,9 +203,11 @@ def _evaluate(build: Build) -> FileEntry:
     settings = build.config.leakage
     shards = plan_evaluation(settings, int(build.config.chunk.shard_size))
     job = EvaluationJob(build.config, build.folder)
-    decides: list[object] = [settings.model_dump(mode="json", exclude={"names"})]
-    decides += [shard.identity for shard in shards]
-    task = Task("evaluation", fingerprint(job.stage, VERSION, *decides), shards)
+    decides = {
+        "leakage": settings.model_dump(mode="json", exclude={"names"}),
+        "input": [[shard.identity, shard.stamp] for shard in shards],
+    }
+    task = Task("evaluation", fingerprint(VERSION, decides), shards)
     size = sum(shard.bytes for shard in shards)
     return sole(run_stage(build, job, [task], FileEntry, "bytes", size))
 
@@ -214,18 +217,16 @@ def _screen(
 ) -> list[ScreenedShard]:
     config = build.config
     job = ScreenJob(config, build.folder)
-    settings = [
-        tokenizer.sha256,
-        tokenizer.end_id,
-        config.seed,
-        config.leakage.model_dump(mode="json", include={"ngram", "jaccard", "names"}),
-        evaluation.sha256 if evaluation else None,
-        config.dedup.jaccard,
-    ]
+    keys = ("seed", "leakage.ngram", "leakage.jaccard", "leakage.names", "dedup.jaccard")
+    decides = config.settings(*keys) | {
+        "tokenizer": [tokenizer.sha256, tokenizer.end_id],
+        "leakage": evaluation.sha256 if evaluation else None,
+    }
     tasks = [
         Task(
             f"shard-{shard.number:07d}",
-            fingerprint(job.stage, VERSION, *settings, read_settings(config, shard)),
+            fingerprint(VERSION, decides | read_settings(config, shard)),
+            shard,
             shard,
         )
         for shard in build.shards
@@ -234,11 +235,14 @@ def _screen(
     return run_stage(build, job, tasks, ScreenedShard, "bytes", size)
 
 
-def read_settings(config: Config, shard: Shard) -> list[object]:
-    """Everything that decides which records are read from a shard."""
+def read_settings(config: Config, shard: Shard) -> dict[str, object]:
+    """Everything that decides which records are read from a shard, by name."""
     source = next(source for source in config.corpus if source.name == shard.source)
     fields = {"text", "id", "separator", "max_document"}
-    return [source.model_dump(mode="json", include=fields), shard.identity]
+    return {
+        "corpus": source.model_dump(mode="json", include=fields),
+        "input": shard.identity,
+    }
 
 
 def _find_duplicates(
@@ -250,12 +254,19 @@ def _find_duplicates(
         if shard.signatures
     ]
     partitions = count_partitions(signed, Bands.for_threshold(similarity).count)
-    marks = [shard.file.sha256 for shard in signed]
     pairs_job = PairsJob(build.folder, signed, similarity)
+    signatures = digest([shard.file.sha256 for shard in signed])
     tasks = [
         Task(
             f"partition-{number:07d}",
-            fingerprint(pairs_job.stage, VERSION, number, partitions, similarity, marks),
+            fingerprint(
+                VERSION,
+                {
+                    "screen": signatures,
+                    "partition": [number, partitions],
+                    "dedup.jaccard": similarity,
+                },
+            ),
             number,
         )
         for number in range(partitions)
@@ -265,13 +276,12 @@ def _find_duplicates(
 
     sources = {shard.number: shard.source for shard in build.shards}
     job = ResolveJob(build.folder, sources, dict(enumerate(screened)), signed)
-    decides = [
-        *[part.file.sha256 for part in pairs],
-        *[shard.verdicts.sha256 for shard in screened],
-        *marks,
-        *sources.values(),
-    ]
-    task = Task("resolve", fingerprint(job.stage, VERSION, *decides), pairs)
+    decides = {
+        "pairs": [part.file.sha256 for part in pairs],
+        "screen": [[shard.verdicts.sha256 for shard in screened], [s.file.sha256 for s in signed]],
+        "corpus": [*sources.values()],
+    }
+    task = Task("resolve", fingerprint(VERSION, decides), pairs)
     resolved = sole(run_stage(build, job, [task], Resolved, "shards", len(screened)))
     return resolved.verdicts
 

@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from retro_db.errors import ExecutionError, RetroDBError
+from retro_db.corpus.planning import Shard
+from retro_db.errors import (
+    ExecutionError,
+    OwnershipLostError,
+    RetroDBError,
+    error_named,
+    of_environment,
+)
 from retro_db.meter import Meter, Work
+from retro_db.redaction import redacted
 from retro_db.serialize import canonical, digest, from_json, to_json
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.ownership import end_with_driver
 from retro_db.store.records import Record, StageRecords
 
 from .quiet import Shared, beam
@@ -30,13 +40,15 @@ class Task(Generic[Item]):
 
     Attributes:
         name: Of the shard, and of its completion record.
-        fingerprint: Of everything that its output depends on.
+        depends: A hash of each thing that its output depends on, by name.
         item: The descriptor that the job gets.
+        reads: What it reads of the corpus, if it does; its content decides whether it is done.
     """
 
     name: str
-    fingerprint: str
+    depends: dict[str, str]
     item: Item
+    reads: Shard | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +82,14 @@ class Job(Protocol):
         """What `run` wrote."""
 
 
-def fingerprint(stage: str, version: int, *inputs: object) -> str:
-    """Of a task: its stage, the version of the stage's code and everything that decides its output."""
-    return digest([stage, version, *inputs])
+def fingerprint(version: int, inputs: Mapping[str, object]) -> dict[str, str]:
+    """What decides a task's output: a short hash of each thing, so that a changed one can be named.
+
+    Args:
+        version: Of the stage's code.
+        inputs: Anything that JSON can hold, by the name that a user knows it by.
+    """
+    return {name: digest(value)[:32] for name, value in {"code": version, **inputs}.items()}
 
 
 @dataclass
@@ -108,37 +125,56 @@ class CommitShard(beam.DoFn):
 
     def setup(self) -> None:
         """Opens what the tasks share, once per process."""
-        try:
+        end_with_driver(self._job.folder.fence)
+        with _failing(self._job, "open"):
             self._opened = self._shared.acquire(lambda: _Opened(self._job.open()))
-        except RetroDBError as error:
-            self._opened = None
-            _record_failure(self._job, "open", error)
 
     def process(self, task: Task) -> list[str]:
         """Returns the task's name; nothing where it failed in a way that trying again will not mend."""
         if self._opened is None:
             return []
+        with _failing(self._job, task.name):
+            self._commit(task, self._opened.value)
+            return [task.name]
+        return []
+
+    def _commit(self, task: Task, shared: Any) -> None:
         progress = _Progress(self._job, task.name)
+        progress.tell(Work())
         meter = Meter(progress)
         start = time.monotonic()
-        try:
-            result = self._job.run(self._opened.value, task.item, meter)
-        except ExecutionError:
-            raise  # trying again may help
-        except RetroDBError as error:
-            _record_failure(self._job, task.name, error)
-            return []
+        result = self._job.run(shared, task.item, meter)
         record = Record(
             name=task.name,
-            fingerprint=task.fingerprint,
+            depends=task.depends,
             files=self._job.files(result),
             result=to_json(result),
             seconds=round(time.monotonic() - start, 3),
             work=meter.work,
+            stamp=task.reads.stamp if task.reads else "",
         )
         progress.tell(meter.work)
         StageRecords(self._job.folder, self._job.stage).commit(record)
-        return [task.name]
+
+
+@contextmanager
+def _failing(job: Job, name: str) -> Iterator[None]:
+    """Keeps what goes wrong for the driver: not every runner hands it over.
+
+    Raises:
+        ExecutionError: Trying again may help; runners do. What would fail again ends the block alone.
+    """
+    try:
+        yield
+    except ExecutionError as error:
+        _record_failure(job, name, error)
+        raise
+    except RetroDBError as error:
+        _record_failure(job, name, error)
+    except (OSError, MemoryError) as error:
+        failure = of_environment(error)
+        _record_failure(job, name, failure)
+        raise failure from error
 
 
 @dataclass
@@ -199,11 +235,15 @@ def read_progress(folder: Folder, stage: str) -> Work:
 def _record_failure(job: Job, name: str, error: RetroDBError) -> None:
     """Keeps an error's class and message for the driver: not every runner hands them over."""
     log.error("%s %s: %s", job.stage, name, error)
-    failure = {"class": type(error).__name__, "message": str(error)}
-    job.folder.write(f"{FAILURES}/{job.stage}-{name}.json", json.dumps(failure).encode())
+    failure = {"class": type(error).__name__, "message": redacted(str(error))}
+    try:
+        job.folder.write(f"{FAILURES}/{job.stage}-{name}.json", json.dumps(failure).encode())
+    except (OSError, OwnershipLostError):
+        # A full disk does not take this either; the runner still has the error itself.
+        log.exception("%s %s: the failure could not be recorded", job.stage, name)
 
 
-def read_failures(folder: Folder) -> Sequence[tuple[str, str]]:
-    """Class and message of every failure since the last `folder.remove(FAILURES)`."""
+def read_failures(folder: Folder) -> Sequence[RetroDBError]:
+    """Every failure since the last `folder.remove(FAILURES)`."""
     failures = [json.loads(folder.read(f"{FAILURES}/{name}")) for name in folder.list(FAILURES)]
-    return [(failure["class"], failure["message"]) for failure in failures]
+    return [error_named(failure["class"], failure["message"]) for failure in failures]

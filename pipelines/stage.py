@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from retro_db import manifest
@@ -17,7 +18,8 @@ from retro_db.store.records import Record, StageRecords
 
 from .console import Console, details
 from .engine import Engine
-from .shards import Job, Placement, Task, read_progress
+from .inputs import InputsJob, ReadContent
+from .shards import Job, Placement, Task, fingerprint, read_progress
 
 Result = TypeVar("Result")
 # Modules that run several stages.
@@ -26,6 +28,25 @@ _MODULES = {
     "probe": "embed",
     **dict.fromkeys(("train", "encode", "assemble", "sample", "truth", "tune"), "index"),
 }
+
+
+class NothingYetError(Exception):
+    """A dry run cannot go on: what follows depends on results that are not there."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a stage is.
+
+    Attributes:
+        kept: Records that still hold, by task.
+        reasons: Why the other tasks are to be done.
+        doubtful: Tasks among the kept whose input is still to be compared, in a dry run.
+    """
+
+    kept: dict[str, Record]
+    reasons: dict[str, str]
+    doubtful: int
 
 
 @dataclass
@@ -45,6 +66,8 @@ class Build:
         queries: Of a query corpus, its place in the configuration; None for the corpus itself.
         seconds: What every stage took, by name, over all tasks.
         work: What every stage counted.
+        dry_run: Nothing is done or written; what would be is told.
+        pending: In a dry run, the stages that have work left.
     """
 
     config: Config
@@ -58,6 +81,21 @@ class Build:
     queries: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     work: dict[str, Work] = field(default_factory=dict)
+    dry_run: bool = False
+    pending: list[str] = field(default_factory=list)
+
+    def tell(self, stage: str, tasks: int, standing: Standing) -> None:
+        """Says how many shards of a stage are done, and why the others are not."""
+        told = [f"{len(standing.kept):,} of {tasks:,} shards done"]
+        reasons = Counter(standing.reasons.values())
+        told += [f"{count:,} {reason}" for reason, count in reasons.most_common()]
+        if standing.doubtful:
+            told.append(
+                f"{standing.doubtful:,} with files of another place or time: read again to compare"
+            )
+        self.console.say(f"{stage:<10} {'; '.join(told)}")
+        if standing.reasons:
+            self.pending.append(stage)
 
     @property
     def config_field(self) -> str:
@@ -81,7 +119,7 @@ def run_stage(
     total: int,
     placement: Placement | None = None,
 ) -> list[Result]:
-    """Runs the tasks of a stage that are not done yet.
+    """Runs the tasks of a stage that are not done yet; in a dry run, tells which those are.
 
     Args:
         build: The build.
@@ -93,16 +131,19 @@ def run_stage(
         placement: Where the tasks run, if that matters.
 
     Returns:
-        The results of all tasks, in order.
+        The results of all tasks, in order; in a dry run, of those that are done.
 
     Raises:
         InputError: Another stage was asked for, and this one has work left.
         ExecutionError: The engine ended well and a task has no record all the same.
     """
     records = StageRecords(build.folder, job.stage)
-    found = records.load()
-    kept = {task.name: found[task.name] for task in tasks if _holds(build.folder, task, found)}
+    standing = _stand(build, job.stage, tasks, records.load())
+    kept = standing.kept
     todo = [task for task in tasks if task.name not in kept]
+    if build.dry_run:
+        build.tell(job.stage, len(tasks), standing)
+        return [_result(result, job.stage, kept[task.name]) for task in tasks if task.name in kept]
     if todo:
         module = _MODULES.get(job.stage, job.stage)
         if build.only not in (None, module):
@@ -130,18 +171,75 @@ def run_stage(
     records.replace(ordered)
     build.seconds[job.stage] = sum(record.seconds for record in ordered)
     build.work[job.stage] = sum((record.work for record in ordered), Work())
-    return [from_json(result, record.result, f"{job.stage}/{record.name}") for record in ordered]
+    return [_result(result, job.stage, record) for record in ordered]
 
 
-def _holds(folder: Folder, task: Task, found: dict[str, Record]) -> bool:
-    """Whether a record vouches for the task as it is now, and its files are there."""
-    record = found.get(task.name)
-    if record is None or record.fingerprint != task.fingerprint:
-        return False
-    return all(folder.size(file.path) == file.bytes for file in record.files)
+def _result(kind: type[Result], stage: str, record: Record) -> Result:
+    return from_json(kind, record.result, f"{stage}/{record.name}")
+
+
+def _stand(
+    build: Build, stage: str, tasks: Sequence[Task], found: Mapping[str, Record]
+) -> Standing:
+    """Which tasks are done, by their records, their files and what they read."""
+    kept: dict[str, Record] = {}
+    reasons: dict[str, str] = {}
+    doubtful: list[Task] = []
+    for task in tasks:
+        record = found.get(task.name)
+        if reason := _reason(build.folder, task, record):
+            reasons[task.name] = reason
+            continue
+        assert record is not None  # noqa: S101 - without one there is a reason
+        kept[task.name] = record
+        if task.reads is not None and task.reads.stamp != record.stamp:
+            doubtful.append(task)
+    if build.dry_run:
+        return Standing(kept, reasons, len(doubtful))
+    for task, content in zip(doubtful, _read_again(build, doubtful), strict=True):
+        if kept[task.name].result.get("content") == content:
+            kept[task.name] = replace(kept[task.name], stamp=task.reads.stamp)  # type: ignore[union-attr]
+        else:
+            del kept[task.name]
+            reasons[task.name] = "changed: content of the input"
+    return Standing(kept, reasons, 0)
+
+
+def _reason(folder: Folder, task: Task, record: Record | None) -> str | None:
+    """Why a task is not done; None where it is, as far as can be told without reading."""
+    if record is None:
+        return "not done yet"
+    names = {*task.depends, *record.depends}
+    if changed := sorted(n for n in names if task.depends.get(n) != record.depends.get(n)):
+        return f"changed: {', '.join(changed)}"
+    if any(folder.size(file.path) != file.bytes for file in record.files):
+        return "a file is missing or resized"
+    return None
+
+
+def _read_again(build: Build, doubtful: Sequence[Task]) -> list[str]:
+    """The content of what tasks read, whose files moved or have another time of change."""
+    shards = [task.reads for task in doubtful if task.reads is not None]
+    if not shards:
+        return []
+    tasks = [
+        Task(task.name, fingerprint(1, {"input": [shard.identity, shard.stamp]}), shard)
+        for task, shard in zip(doubtful, shards, strict=True)
+    ]
+    size = sum(shard.bytes for shard in shards)
+    # Whatever stage was asked for: it is this one's question.
+    anyone = replace(build, only=None)
+    job = InputsJob(build.config, build.folder)
+    return [read.content for read in run_stage(anyone, job, tasks, ReadContent, "bytes", size)]
 
 
 def sole(results: Sequence[Result]) -> Result:
-    """The result of a stage with one task."""
+    """The result of a stage with one task.
+
+    Raises:
+        NothingYetError: It is not there, in a dry run.
+    """
+    if not results:
+        raise NothingYetError
     [result] = results
     return result

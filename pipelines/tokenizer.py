@@ -18,7 +18,7 @@ from retro_db.tokenizer_training import train_tokenizer
 from .shards import Task, fingerprint
 from .stage import Build, run_stage, sole
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,18 @@ def tokenizer_stage(build: Build) -> TokenizerFiles:
     if settings.train is None:
         shards = []
         loaded = Tokenizer.load(str(settings.path)).files
-        decides: list[object] = [loaded[name].decode("utf-8") for name in sorted(loaded)]
+        decides: dict[str, object] = {
+            "tokenizer.path": [loaded[name].decode("utf-8") for name in sorted(loaded)]
+        }
     else:
         shards = build.shards
-        decides = [settings.train.model_dump(mode="json"), build.config.seed]
-        decides += [source.model_dump(mode="json") for source in build.config.corpus]
-        decides += [shard.identity for shard in shards]
+        sources = [source.model_dump(mode="json") for source in build.config.corpus]
+        decides = build.config.settings("tokenizer.train", "seed") | {
+            "corpus": sources,
+            "input": [[shard.identity, shard.stamp] for shard in shards],
+        }
     job = TokenizerJob(build.config, build.folder)
-    task = Task("tokenizer", fingerprint(job.stage, VERSION, *decides), shards)
+    task = Task("tokenizer", fingerprint(VERSION, decides), shards)
     size = sum(shard.bytes for shard in shards)
     return sole(run_stage(build, job, [task], TokenizerFiles, "bytes", size))
 

@@ -123,9 +123,7 @@ class TuneJob:
 
     def open(self) -> Searcher:
         """The index."""
-        return open_searcher(
-            self.folder, self.key, self.template, self.partitions, self.memory
-        )
+        return open_searcher(self.folder, self.key, self.template, self.partitions, self.memory)
 
     def run(
         self,
@@ -173,14 +171,14 @@ def tune_stages(
     config, threads = build.config, build.engine.threads
     contents = [(part.first_id, *contents_of(part)) for part in parts]
     sample = SampleJob(build.folder, dimension, config.seed)
-    mark = fingerprint(sample.stage, VERSION, sample.seed, contents)
+    mark = fingerprint(VERSION, {"seed": sample.seed, "embed": contents})
     size = min(sum(part.rows for part in parts), QUERIES)
     task = Task("queries", mark, parts)
     queries = sole(run_stage(build, sample, [task], TuningFile, "chunks", size))
 
     truth = TruthJob(build.folder, dimension, threads)
     tasks = [
-        Task(part.name, fingerprint(truth.stage, VERSION, queries.file.sha256, own), part)
+        Task(part.name, fingerprint(VERSION, {"sample": queries.file.sha256, "embed": own}), part)
         for part, own in zip(parts, contents, strict=True)
     ]
     total = sum(part.rows for part in parts)
@@ -198,12 +196,16 @@ def tune_stages(
         config.index.recall_target,
         threads,
     )
-    files = [file.sha256 for file in (*partitions, *exact)]
-    groups = search_groups(partitions, key, dimension, job.memory)
-    mark = fingerprint(
-        job.stage, VERSION, key, files, groups, job.depths, job.max_nprobe, job.target
-    )
-    tuned = Task("tuned", mark, (parts, exact))
+    decides = {
+        "index.key": key,
+        "assemble": [file.sha256 for file in partitions],
+        "truth": [file.sha256 for file in exact],
+        "index.memory": search_groups(partitions, key, dimension, job.memory),
+        "neighbors.rerank": job.depths,
+        "neighbors.max_nprobe": job.max_nprobe,
+        "index.recall_target": job.target,
+    }
+    tuned = Task("tuned", fingerprint(VERSION, decides), (parts, exact))
     return sole(run_stage(build, job, [tuned], Tuned, "queries", size))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from retro_db.config import Config
 from retro_db.corpus.planning import Shard
-from retro_db.corpus.reading import Document, Reject, read_shard
+from retro_db.corpus.reading import Content, Document, Reject, read_shard
 from retro_db.corpus.screening import Verdict
 from retro_db.corpus.selection import Tally, select
 from retro_db.hashing import fraction_of
@@ -40,7 +40,9 @@ class ChunkedShard:
     """What became of a shard: read = documents kept + dropped + rejected.
 
     Attributes:
+        number: Of the shard.
         source: Name of the corpus.
+        content: The sha256 of what was read.
         parts: Its files in order; a shard without documents has none.
         read: Records in the input.
         dropped: Documents left out, by reason: fraction, name, leakage, duplicate.
@@ -49,7 +51,9 @@ class ChunkedShard:
         left_out: The table of documents left out for their content; None where there are none.
     """
 
+    number: int
     source: str
+    content: str
     parts: list[ChunkedPart]
     read: int
     dropped: dict[str, int]
@@ -127,7 +131,9 @@ def chunk_shard(
     source = next(source for source in config.corpus if source.name == shard.source)
     tally = Tally()
     left_out: list[tuple[str, Verdict]] = []
-    selected = select(read_shard(shard, source, report), shard, config, tokenizer, tally)
+    content = Content()
+    records = content.watch(read_shard(shard, source, report))
+    selected = select(records, shard, config, tokenizer, tally)
     documents = _pass_over(selected, verdicts, tally, left_out)
     parts: list[ChunkedPart] = []
     # Batches are small beside a part, so that a part ends near its limit.
@@ -142,7 +148,9 @@ def chunk_shard(
                 batch = next(batches, None)
         parts.append(part.result)
     return ChunkedShard(
+        number=shard.number,
         source=shard.source,
+        content=content.sha256,
         parts=parts,
         read=tally.read,
         dropped=dict(tally.dropped),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -251,6 +253,15 @@ class Config(_Section):
         sections = {"split": SplitConfig(), "leakage": LeakageConfig(), "dedup": DedupConfig()}
         corpus = [self.queries[position]]
         return self.model_copy(update={**sections, "corpus": corpus, "queries": []})
+
+    def settings(self, *keys: str) -> dict[str, Any]:
+        """Some settings as JSON, by the names that the configuration has for them.
+
+        Args:
+            *keys: Such as `chunk.tokens`, or `neighbors` for a whole section.
+        """
+        data = self.model_dump(mode="json")
+        return {key: functools.reduce(operator.getitem, key.split("."), data) for key in keys}
 
     def portable(self) -> dict[str, Any]:
         """The settings without places: what the manifest records.

@@ -7,28 +7,41 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retro_db.errors import DamagedFileError, InputError
-from retro_db.manifest import Manifest, Tables, read_manifest
+from retro_db.manifest import Manifest, Tables, manifest_path, read_manifest
+from retro_db.redaction import redacted
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.parquet import read_parquet
 from retro_db.store.tables import ColumnReader, IpcFile
 
 
-def open(url: str) -> Database:  # noqa: A001 - read as retro_db.open
+def open(url: str, generation: int | None = None) -> Database:  # noqa: A001 - read as retro_db.open
     """Opens a finished database.
 
     Args:
         url: Its folder: a path or any fsspec URL.
+        generation: Which one is wanted, as it was; the current one where left out.
 
     Raises:
         NotADatabaseError: There is no manifest.
         UnsupportedVersionError: This release does not read its format.
         ManifestError: The manifest is damaged.
+        InputError: There is no such generation.
     """
     folder = Folder(str(url))
-    return Database(folder, read_manifest(folder))
+    current = read_manifest(folder)
+    if generation is None or generation == current.generation:
+        return Database(folder, current)
+    earlier = range(1, current.generation)
+    if generation not in earlier or not folder.exists(manifest_path(generation)):
+        known = [str(one) for one in earlier if folder.exists(manifest_path(one))]
+        raise InputError(
+            f"generation: {folder.url} has no generation {generation}; known: "
+            + ", ".join([*known, str(current.generation)])
+        )
+    return Database(folder, read_manifest(folder, manifest_path(generation)))
 
 
 class Corpus:
@@ -40,19 +53,23 @@ class Corpus:
         folder: Where the database is.
         manifest: What it holds.
         tables: The corpus's files.
+        found_in: Whose chunks the neighbors are, where not its own.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest, tables: Tables) -> None:
+    def __init__(
+        self, folder: Folder, manifest: Manifest, tables: Tables, found_in: Corpus | None = None
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.tables = tables
+        self.found_in = found_in
         self._files: dict[str, list[IpcFile]] = {}
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[Any, ...]]:
-        return Corpus, (self.folder, self.manifest, self.tables)
+        return Corpus, (self.folder, self.manifest, self.tables, self.found_in)
 
     def __repr__(self) -> str:
-        return f"<retro_db.Corpus in {self.folder.url!r}: {len(self):,} chunks>"
+        return f"<retro_db.Corpus in {redacted(self.folder.url)!r}: {len(self):,} chunks>"
 
     def __len__(self) -> int:
         return sum(entry.rows or 0 for entry in self.tables.chunks)
@@ -64,8 +81,8 @@ class Corpus:
 
     @functools.cached_property
     def neighbors(self) -> Neighbors:
-        """Neighbors: `neighbors[ids]`, `neighbors.distances(ids)`."""
-        return Neighbors(self)
+        """Neighbors that were not removed: `neighbors[ids]`, `neighbors.distances(ids)`."""
+        return Neighbors(self, self if self.found_in is None else self.found_in)
 
     @functools.cached_property
     def embeddings(self) -> ColumnReader:
@@ -92,26 +109,81 @@ class Corpus:
         pairs = zip(self.tables.documents, self.tables.chunks, strict=True)
         for entry, chunks in pairs:
             table = self._parquet(entry, schema)
+            self._check_tiling(table, entry, chunks.rows or 0)
             shifted = pa.array(table["first_chunk"].to_numpy() + first)
             position = table.schema.get_field_index("first_chunk")
             tables.append(table.set_column(position, schema.field(position), shifted))
             first += chunks.rows or 0
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
-    def _parquet(self, entry: FileEntry, schema: pa.Schema) -> pa.Table:
-        path = self.folder.local(entry.path)
-        try:
-            table = pq.read_table(path, schema=schema)
-        except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+    def _check_tiling(self, table: pa.Table, entry: FileEntry, rows: int) -> None:
+        """A part's documents have its chunks one after another, so that none has others."""
+        firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
+        # Numbers up to the rows, of which no sum is too large.
+        sane = ((counts >= 0) & (counts <= rows) & (firsts >= 0) & (firsts <= rows)).all()
+        ends = np.concatenate([[0], firsts + counts])
+        if not sane or (ends[:-1] != firsts).any() or ends[-1] != rows:
             raise DamagedFileError(
-                f"{self.folder.url}: {entry.path} cannot be read ({error}); run verify"
-            ) from error
-        if table.num_rows != entry.rows:
-            raise DamagedFileError(
-                f"{self.folder.url}: {entry.path} has {table.num_rows} rows, the manifest says "
-                f"{entry.rows}; run verify"
+                f"{self.folder.url}: {entry.path}: first_chunk and chunk_count do not tile the chunks; "
+                "run verify"
             )
-        return table
+
+    @functools.cached_property
+    def removed(self) -> np.ndarray:
+        """Rows of `documents` that were removed, int64 [R], ascending.
+
+        They and their chunks keep their ids and can be read; they are neither neighbors nor
+        training text.
+
+        Raises:
+            DamagedFileError: A file is missing, or disagrees with the manifest.
+        """
+        schema = contract("removed").schema()
+        tables = [self._parquet(entry, schema) for entry in self.tables.removed]
+        rows = [np.empty(0, np.int64), *(table["document"].to_numpy() for table in tables)]
+        found = np.sort(np.concatenate(rows))
+        total = sum(entry.rows or 0 for entry in self.tables.documents)
+        if len(found) and (found[0] < 0 or found[-1] >= total or (np.diff(found) == 0).any()):
+            raise DamagedFileError(
+                f"{self.folder.url}: removed: a document is out of range or stands twice; run verify"
+            )
+        return found
+
+    @functools.cached_property
+    def removed_chunks(self) -> np.ndarray:
+        """Ids of the removed documents' chunks, int64 [n], ascending."""
+        firsts, ends = self._removed_ranges
+        counts = ends - firsts
+        return np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
+
+    def is_removed(self, ids: np.ndarray | list[int]) -> np.ndarray:
+        """Whether chunks are of a removed document.
+
+        Args:
+            ids: Chunk ids of any shape, such as rows of neighbors; -1 is no chunk.
+
+        Returns:
+            bool, of the ids' shape.
+        """
+        wanted = np.asarray(ids, dtype=np.int64)
+        if not len(self.removed):
+            return np.zeros(wanted.shape, bool)
+        firsts, ends = self._removed_ranges
+        place = np.searchsorted(firsts, wanted, side="right") - 1
+        return (place >= 0) & (wanted < ends[place])
+
+    @functools.cached_property
+    def _removed_ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """First chunk of each removed document and the one after its last: int64 [R] each."""
+        if not len(self.removed):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        table = self.documents.select(["first_chunk", "chunk_count"]).take(self.removed)
+        firsts = table["first_chunk"].to_numpy()
+        return firsts, firsts + table["chunk_count"].to_numpy()
+
+    def _parquet(self, entry: FileEntry, schema: pa.Schema) -> pa.Table:
+        where = f"{self.folder.url}: {entry.path}"
+        return read_parquet(self.folder.verified(entry), schema, entry.rows or 0, where)
 
     def column(self, table: str, column: str) -> ColumnReader:
         """One column of an Arrow table over all its files.
@@ -142,14 +214,7 @@ class Corpus:
     @property
     def parameters(self) -> dict[str, str | int]:
         """Values of the parameters that the contracts' types name."""
-        manifest = self.manifest
-        return {
-            "token_type": manifest.chunk.token_type,
-            "chunk_tokens": manifest.chunk.tokens,
-            "dimension": manifest.encoder.dimension,
-            "k": manifest.neighbors.k,
-            "fine_size": manifest.index.fine_size,
-        }
+        return self.manifest.type_parameters
 
 
 class Database(Corpus):
@@ -167,13 +232,13 @@ class Database(Corpus):
         return Database, (self.folder, self.manifest)
 
     def __repr__(self) -> str:
-        return f"<retro_db.Database {self.folder.url!r}: {len(self):,} chunks>"
+        return f"<retro_db.Database {redacted(self.folder.url)!r}: {len(self):,} chunks>"
 
     @functools.cached_property
     def queries(self) -> dict[str, Corpus]:
         """The query corpora by name. Their chunk ids count from 0; their neighbors are the database's."""
         return {
-            query.source.name: Corpus(self.folder, self.manifest, query.tables)
+            query.source.name: Corpus(self.folder, self.manifest, query.tables, self)
             for query in self.manifest.queries
         }
 
@@ -204,12 +269,7 @@ def open_table(
     schema = agreed.schema(**parameters)
     files = []
     for entry in entries:
-        path = folder.local(entry.path)
-        if path.stat().st_size != entry.bytes:
-            raise DamagedFileError(
-                f"{folder.url}: {entry.path} has {path.stat().st_size} bytes, {entry.bytes} were "
-                "written; restore it or build again"
-            )
+        path = folder.verified(entry)
         files.append(IpcFile(path, schema, entry.rows or 0, agreed.batch_rows))
     return files
 
@@ -274,22 +334,66 @@ class Chunks:
 
 
 class Neighbors:
-    """Neighbors by global chunk id."""
+    """Neighbors by global chunk id. Removed chunks are passed over.
 
-    def __init__(self, corpus: Corpus) -> None:
+    Args:
+        corpus: Whose chunks have the neighbors.
+        found_in: Whose chunks the neighbors are.
+    """
+
+    def __init__(self, corpus: Corpus, found_in: Corpus) -> None:
         self._ids = corpus.column("neighbors", "ids")
         self._distances = corpus.column("neighbors", "distances")
+        self._found_in = found_in if found_in.tables.removed else None
+        self._count = len(found_in)
+        self._url = corpus.folder.url
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __getitem__(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
-        """Chunk ids of other documents, nearest first, int64 [n, k]; -1 where there is none."""
-        return self._ids[ids]
+        """Chunk ids of other documents, nearest first, int64 [n, k]; -1 where there is none.
+
+        Raises:
+            DamagedFileError: What is stored is no chunk's id.
+        """
+        stored = self._ids[ids]
+        if stored.size and (stored.min() < -1 or stored.max() >= self._count):
+            raise DamagedFileError(f"{self._url}: neighbors: an id is out of range; run verify")
+        gone = self._gone(stored)
+        return stored if gone is None else pack(stored, ~gone, -1)
 
     def distances(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
         """Their squared L2 distances, float32 [n, k]; infinity where there is none."""
-        return self._distances[ids]
+        stored = self._distances[ids]
+        if self._found_in is None:
+            return stored
+        gone = self._gone(self._ids[ids])
+        return stored if gone is None else pack(stored, ~gone, np.inf)
+
+    def _gone(self, stored: np.ndarray) -> np.ndarray | None:
+        """Which stored neighbors were removed, bool [n, k]; None where none was."""
+        if self._found_in is None:
+            return None
+        gone = self._found_in.is_removed(stored)
+        return gone if gone.any() else None
+
+
+def pack(values: np.ndarray, kept: np.ndarray, fill: float, count: int | None = None) -> np.ndarray:
+    """Moves what is kept of every row to its beginning, in order.
+
+    Args:
+        values: [..., k].
+        kept: bool [..., k].
+        fill: What the rest of a row becomes.
+        count: Items of a row that are wanted; all k where left out.
+
+    Returns:
+        A new array [..., count] of the values' type.
+    """
+    order = np.argsort(~kept, axis=-1, kind="stable")[..., :count]
+    there = np.take_along_axis(kept, order, axis=-1)
+    return np.where(there, np.take_along_axis(values, order, axis=-1), values.dtype.type(fill))
 
 
 def _starts(entries: list[FileEntry]) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from retro_db.database import Corpus, Database
+from retro_db.database import Corpus, Database, pack
 from retro_db.errors import InputError
 from retro_db.manifest import TRAIN
 
@@ -36,8 +36,9 @@ class RetroDataset:
     """Random access to training sequences; fits `torch.utils.data.DataLoader` and Grain as it is.
 
     A sequence is seq_len / m whole chunk rows of the training split, in id order; documents follow
-    one another and their padding stays where it is, masked. Neighbors that lie in a document of the
-    sequence are passed over before the first k are taken. The last sequence is padded.
+    one another and their padding stays where it is, masked. Removed documents are left out. Neighbors
+    that were removed or lie in a document of the sequence are passed over before the first k are
+    taken. The last sequence is padded.
 
     Args:
         database: Opened with `retro_db.open`.
@@ -69,6 +70,7 @@ class RetroDataset:
         documents = self._corpus.documents
         counts = documents["chunk_count"].to_numpy()
         chosen = (documents["split"].to_numpy() == TRAIN) & (counts > 0)
+        chosen[self._corpus.removed] = False
         self._firsts = documents["first_chunk"].to_numpy()[chosen]
         self._counts = counts[chosen]
         self._ends = np.cumsum(self._counts)
@@ -144,13 +146,11 @@ class RetroDataset:
         stored = self._corpus.neighbors[ids.reshape(-1)].reshape(*ids.shape, -1)
         if self.queries is not None:
             return np.where(present[..., None], stored[..., : self.k], -1)
-        # Documents of a sequence are consecutive, so they cover one range of chunk ids.
+        # No training document lies between two of a sequence: they cover one range of chunk ids.
         first = self._firsts[document].min(axis=1)[:, None, None]
         end = (self._firsts + self._counts)[document].max(axis=1)[:, None, None]
         usable = (stored >= 0) & ~((stored >= first) & (stored < end)) & present[..., None]
-        order = np.argsort(~usable, axis=-1, kind="stable")[..., : self.k]
-        kept = np.take_along_axis(stored, order, axis=-1)
-        return np.where(np.take_along_axis(usable, order, axis=-1), kept, -1)
+        return pack(stored, usable, -1, self.k)
 
     def _values(self, neighbor_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[N, F] of neighbors, int32 [b, l, k, 2 m], and its mask."""

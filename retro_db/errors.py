@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class RetroDBError(Exception):
     """Base of all errors raised on purpose. `exit_code` is what the command line returns."""
@@ -61,5 +63,38 @@ class ExecutionError(RetroDBError):
     """The environment failed: a worker, the disk, memory, or a bug. Running again resumes."""
 
 
+class OwnershipLostError(ExecutionError):
+    """Another build has taken the folder over: what this one still writes is not wanted."""
+
+
 class DeviceMemoryError(ExecutionError):
     """A batch does not fit in the memory of the device that embeds; names the field to lower."""
+
+
+def error_named(name: str, message: str) -> RetroDBError:
+    """The error of a class that another process named.
+
+    Args:
+        name: Of a class of this module; anything else is taken for an `ExecutionError`.
+        message: What it says.
+    """
+    known = globals().get(name)
+    if isinstance(known, type) and issubclass(known, RetroDBError):
+        return known(message)
+    return ExecutionError(message)
+
+
+def of_environment(error: OSError | MemoryError) -> ExecutionError:
+    """What a disk, a network or the memory refused, in a line that says how to go on."""
+    if isinstance(error, MemoryError):
+        reason = f" ({error})" if str(error) else ""
+        return ExecutionError(
+            f"out of memory{reason}; give fewer --workers, or more memory, and run the same command again"
+        )
+    reason = error.strerror or str(error) or type(error).__name__
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExecutionError(f"{place}{reason}; make room and run the same command again")
+    if error.errno == errno.EMFILE:
+        return ExecutionError(f"{place}{reason}; raise ulimit -n and run the same command again")
+    return ExecutionError(f"{place}{reason}; mend it and run the same command again")

@@ -7,8 +7,15 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from retro_db.errors import ManifestError, NotADatabaseError, UnsupportedVersionError
-from retro_db.serialize import DecodeError, canonical, digest, from_json, to_json
+from retro_db.errors import (
+    ExecutionError,
+    ManifestError,
+    NotADatabaseError,
+    UnsupportedVersionError,
+)
+from retro_db.manifest_checks import check_manifest
+from retro_db.serialize import DecodeError, digest, from_json, parse_json, to_json
+from retro_db.store.entries import read_bounded
 from retro_db.store.folder import FileEntry, Folder
 
 FILE = "manifest.json"
@@ -199,6 +206,11 @@ def generation_path(generation: int) -> str:
     return f"{GENERATIONS}/{generation:04d}"
 
 
+def manifest_path(generation: int) -> str:
+    """Where the manifest of a superseded generation is kept in the database folder."""
+    return f"{generation_path(generation)}/{FILE}"
+
+
 def query_path(name: str) -> str:
     """Where a query corpus lies in the database folder."""
     return f"{QUERIES}/{name}"
@@ -262,6 +274,17 @@ class Manifest:
         """Ranges of inverted lists, in order."""
         return self.index_files[len(self.index_files) - self.index.partitions :]
 
+    @property
+    def type_parameters(self) -> dict[str, str | int]:
+        """Values of the parameters that the contracts' types name."""
+        return {
+            "token_type": self.chunk.token_type,
+            "chunk_tokens": self.chunk.tokens,
+            "dimension": self.encoder.dimension,
+            "k": self.neighbors.k,
+            "fine_size": self.index.fine_size,
+        }
+
     def sealed(self) -> Manifest:
         """The manifest with its own sha256, over its canonical JSON without that field."""
         return dataclasses.replace(self, sha256=digest(_body(to_json(self))))
@@ -283,41 +306,85 @@ def write_manifest(folder: Folder, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def read_manifest(folder: Folder) -> Manifest:
+def write_generation(folder: Folder, old: Manifest, new: Manifest) -> Manifest:
+    """Supersedes the manifest, and keeps the old one byte for byte beside it.
+
+    The old database stays whole until the new manifest is in place.
+
+    Args:
+        folder: The database. The caller sees to it that nobody else writes to it.
+        old: The manifest that is there.
+        new: What comes after it; generation, parent and version are set here.
+
+    Returns:
+        The new manifest as written.
+
+    Raises:
+        ExecutionError: The manifest that is there is not `old`.
+    """
+    if read_manifest(folder).sha256 != old.sha256:
+        raise ExecutionError(
+            f"{folder.url}/{FILE}: changed in the meantime; run the same command again"
+        )
+    folder.write(manifest_path(old.generation), folder.read(FILE))
+    return write_manifest(
+        folder,
+        dataclasses.replace(new, generation=old.generation + 1, parent=old.sha256, version=VERSION),
+    )
+
+
+def read_manifest(folder: Folder, path: str = FILE) -> Manifest:
     """Reads and checks a manifest.
+
+    Args:
+        folder: The database.
+        path: Of the manifest in it: the current one, or one that was kept.
 
     Raises:
         NotADatabaseError: There is none.
         UnsupportedVersionError: Its major version is not this release's.
-        ManifestError: It is damaged.
+        ManifestError: It is damaged, too large, or does not agree with itself.
     """
-    try:
-        raw = folder.read(FILE)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotADatabaseError(
-            f"{folder.url}: no {FILE}, so not a finished database; run retro-db build, or check the path"
-        ) from error
-    try:
-        data = json.loads(raw)
-        canonical(data)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{folder.url}/{FILE}: not valid JSON ({error}); restore it") from error
+    data = _read_json(folder, path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ManifestError(f"{folder.url}/{FILE}: format is not {FORMAT!r}; restore it")
-    version = str(data.get("version"))
+        raise ManifestError(f"{folder.url}/{path}: format is not {FORMAT!r}; restore it")
+    version = data.get("version")
+    if not isinstance(version, str):
+        raise ManifestError(f"{folder.url}/{path}: version: not a text; restore it from a copy")
     if version.split(".")[0] != VERSION.split(".")[0]:
         raise UnsupportedVersionError(
-            f"{folder.url}/{FILE}: format version {version}, this release reads {VERSION}; "
+            f"{folder.url}/{path}: format version {version[:20]}, this release reads {VERSION}; "
             "use the retro-db release that wrote it"
         )
-    if digest(_body(data)) != data.get("sha256"):
+    if not _is_sealed(data):
         raise ManifestError(
-            f"{folder.url}/{FILE}: its sha256 does not match; restore it from a copy"
+            f"{folder.url}/{path}: its sha256 does not match; restore it from a copy"
         )
     try:
-        return from_json(Manifest, data)
+        manifest = from_json(Manifest, data)
+        check_manifest(manifest)
     except DecodeError as error:
-        raise ManifestError(f"{folder.url}/{FILE}: {error}") from error
+        raise ManifestError(f"{folder.url}/{path}: {error}; restore it from a copy") from error
+    return manifest
+
+
+def _read_json(folder: Folder, path: str) -> Any:
+    try:
+        raw = read_bounded(folder, path)
+        if raw is None:
+            raise NotADatabaseError(
+                f"{folder.url}: no {path}, so not a finished database; run retro-db build, or check the path"
+            )
+        return parse_json(raw)
+    except DecodeError as error:
+        raise ManifestError(f"{folder.url}/{path}: {error}; restore it from a copy") from error
+
+
+def _is_sealed(data: dict[str, Any]) -> bool:
+    try:
+        return digest(_body(data)) == data.get("sha256")
+    except RecursionError:
+        return False  # nested as deeply as no manifest is
 
 
 def _body(data: dict[str, Any]) -> dict[str, Any]:

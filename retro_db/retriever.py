@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +23,8 @@ from retro_db.index.refining import FINE_PATH, FineKeys
 from retro_db.index.reranking import Keys
 from retro_db.index.searching import QueryBlock, SearchSettings, open_searcher
 from retro_db.neighbors import Finder
+from retro_db.serialize import DecodeError, from_json, parse_json
+from retro_db.store.entries import read_bounded
 from retro_db.threads import available_cores
 
 LOCATIONS = "state/locations.json"
@@ -47,6 +48,7 @@ class Retriever:
 
     Raises:
         ModelError: The encoder cannot be found, or is another one than the build's.
+        DamagedFileError: A file of the index is missing or of another size.
     """
 
     def __init__(
@@ -66,8 +68,15 @@ class Retriever:
         )
         self._encoder = Encoder(resolve_model(name), model, threads=available_cores())
         manifest = database.manifest
+        for entry in manifest.index_files:
+            database.folder.verified(entry)
         searcher = open_searcher(
-            database.folder, index.key, manifest.template_file, manifest.partition_files, memory
+            database.folder,
+            index.key,
+            manifest.template_file,
+            manifest.partition_files,
+            memory,
+            removed=database.removed_chunks,
         )
         settings = SearchSettings(index.nprobe, index.rerank, index.ef_search)
         self._finder = Finder(searcher, self._open_keys(), settings)
@@ -81,18 +90,22 @@ class Retriever:
 
     def _recorded_encoder(self) -> str:
         try:
-            recorded = json.loads(self.database.folder.read(LOCATIONS))
-        except FileNotFoundError as error:
+            recorded = read_bounded(self.database.folder, LOCATIONS)
+            if recorded is not None:
+                return from_json(Locations, parse_json(recorded)).encoder
+        except DecodeError as error:
             raise InputError(
-                f"{self.database.folder.url}: does not know where its encoder "
-                f"{self.database.manifest.encoder.model} is; give --encoder"
+                f"{self.database.folder.url}/{LOCATIONS}: {error}; give --encoder"
             ) from error
-        return str(recorded["encoder"])
+        raise InputError(
+            f"{self.database.folder.url}: does not know where its encoder "
+            f"{self.database.manifest.encoder.model} is; give --encoder"
+        )
 
     def search(
         self, texts: Sequence[str], k: int = 5, exclude: Sequence[tuple[int, int]] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest chunks of texts.
+        """The nearest chunks of texts, without the removed ones.
 
         Args:
             texts: Queries, cut at the encoder's `max_length`.

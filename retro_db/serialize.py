@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Of values that no dataclass describes; so deep they can still be copied and written.
+_DEEPEST = 64
+_PLAIN = (str, int, float, type(None))
+# Characters of somebody else's name in a message.
+_SHOWN = 100
 
 
 class DecodeError(ValueError):
@@ -39,6 +47,44 @@ def to_json(value: Any) -> dict[str, Any]:
     return dataclasses.asdict(value)
 
 
+def parse_json(raw: bytes) -> Any:
+    """Parses JSON as strictly as it is written here, whoever wrote it.
+
+    Args:
+        raw: UTF-8.
+
+    Returns:
+        Dicts, lists, strings, numbers, booleans and None.
+
+    Raises:
+        DecodeError: It is not UTF-8, not JSON, nested too deeply or too large for the memory, a key stands
+            twice in an object, or a number is not finite.
+    """
+    try:
+        return json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise DecodeError(f"not valid JSON ({error or type(error).__name__})") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """Builds a dataclass from parsed JSON, checking every field's presence and type.
 
@@ -52,12 +98,12 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
         The dataclass.
 
     Raises:
-        DecodeError: A field is missing, unknown or of another type.
+        DecodeError: A field is missing, unknown or of another type, a whole number does not fit in 64
+            bits, or a value without a type is nested too deeply.
     """
     if not isinstance(data, dict):
         raise DecodeError(f"{where or 'top level'}: expected an object, found {_name(data)}")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints, fields = _fields(cls)  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
         raise DecodeError(f"{_join(where, unknown[0])}: unknown field")
     values = {}
@@ -70,9 +116,16 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     return cls(**values)
 
 
+@functools.cache
+def _fields(cls: Any) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Types and fields of a dataclass, by name."""
+    return typing.get_type_hints(cls), {field.name: field for field in dataclasses.fields(cls)}
+
+
 def _decode(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
+        _expect_shallow(value, where)
         return value
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
@@ -87,10 +140,23 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         _expect(dict, value, where)
         return {key: _decode(arguments[1], item, _join(where, key)) for key, item in value.items()}
+    if type(value) is int and not -(1 << 63) <= value < 1 << 63:
+        raise DecodeError(f"{where}: a whole number of more than 64 bits")
     if hint is float and type(value) is int:
         return float(value)
     _expect(hint, value, where)
     return value
+
+
+def _expect_shallow(value: Any, where: str) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        held = [item for item in level if not isinstance(item, _PLAIN)]
+        if not held:
+            return
+        groups = [item.values() if isinstance(item, dict) else item for item in held]
+        level = [item for group in groups for item in group]
+    raise DecodeError(f"{where}: nested deeper than {_DEEPEST} levels")
 
 
 def _expect(kind: type, value: Any, where: str) -> None:
@@ -99,6 +165,7 @@ def _expect(kind: type, value: Any, where: str) -> None:
 
 
 def _join(where: str, name: str) -> str:
+    name = name[:_SHOWN]
     return f"{where}.{name}" if where else name
 
 

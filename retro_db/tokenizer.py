@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from retro_db.errors import DamagedFileError, ModelError
 from retro_db.segments import LONGEST_SEGMENT, SEGMENT, is_cut_before_spaces, segments
 from retro_db.sentencepiece_model import convert_model
-from retro_db.store.folder import Folder
+from retro_db.store.folder import FileEntry, Folder
 
 FOLDER = "tokenizer"
 _SETTINGS = "tokenizer_config.json"
@@ -100,12 +100,18 @@ class Tokenizer:
         return cls(rust.to_str(), settings)
 
     @classmethod
-    def of_database(cls, folder: Folder) -> Tokenizer:
+    def of_database(cls, folder: Folder, listed: Sequence[FileEntry] = ()) -> Tokenizer:
         """The tokenizer that a database keeps.
 
+        Args:
+            folder: The database.
+            listed: What its manifest says of the tokenizer's files, once there is one.
+
         Raises:
-            DamagedFileError: Its files are missing or no tokenizer.
+            DamagedFileError: Its files are missing, of another size or no tokenizer.
         """
+        for entry in listed:
+            folder.verified(entry)
         try:
             definition = folder.read(f"{FOLDER}/tokenizer.json").decode("utf-8")
             return cls(definition, json.loads(folder.read(f"{FOLDER}/{_SETTINGS}")))

@@ -89,6 +89,19 @@ def python_sources(count: int) -> list[str]:
     return [file.read_text("utf-8") for file in chosen]
 
 
+def children(parent: int) -> list[int]:
+    """Processes that a process started, and those that they started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == parent:
+            found += [int(stat.parent.name), *children(int(stat.parent.name))]
+    return found
+
+
 @pytest.fixture(scope="session")
 def wiki(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """WikiText-2's validation and test articles, and two documents that try the tokenizer, built once.

@@ -236,10 +236,9 @@ def test_hashed_numbers_are_uniform() -> None:
 
 
 def test_links_and_brackets_are_names_like_others(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "a.txt").write_text("linked")
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.txt").symlink_to(tmp_path / "real" / "a.txt")
+    (tmp_path / "in" / ".real").mkdir(parents=True)
+    (tmp_path / "in" / ".real" / "a.txt").write_text("linked")
+    (tmp_path / "in" / "a.txt").symlink_to(tmp_path / "in" / ".real" / "a.txt")
     (tmp_path / "in" / "b[1].txt").write_text("brackets")
     (tmp_path / "in" / "c::d #%20.txt").write_text("colons")
     for paths in ([tmp_path / "in"], [tmp_path / "in/a.txt", tmp_path / "in/[b-c]*.txt"]):

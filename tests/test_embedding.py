@@ -15,7 +15,7 @@ import pytest
 import torch
 from apache_beam import Create
 from apache_beam.pipeline import Pipeline
-from conftest import Project, make_project, python_sources
+from conftest import Project, children, make_project, python_sources
 from test_encoder import random_model
 from transformers import AutoTokenizer, BertConfig, BertModel
 
@@ -142,19 +142,6 @@ def test_what_a_worker_needs_reaches_the_runner(project: Project) -> None:
 def project(tmp_path: Path) -> Project:
     """A few hundred chunks in one shard: some seconds of embedding."""
     return make_project(tmp_path, python_sources(60))
-
-
-def children(parent: int) -> list[int]:
-    """Processes that a process started, and those that they started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == parent:
-            found += [int(stat.parent.name), *children(int(stat.parent.name))]
-    return found
 
 
 def wait_for_the_middle_of_the_shard(output: Path, process: subprocess.Popen[bytes]) -> None:

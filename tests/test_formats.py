@@ -362,7 +362,7 @@ def test_a_changed_index_of_stored_tokens_changes_the_shard(tmp_path: Path) -> N
     os.utime(tmp_path / "a.bin", (moment, moment))
     os.utime(tmp_path / "a.idx", (1, 1))
     [after] = plan_shards(config)
-    assert before.identity != after.identity
+    assert before.stamp != after.stamp
 
 
 def test_stored_tokens_need_their_tokenizer(tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ def test_hosts_in_urls_are_kept_and_changes_are_seen() -> None:
     assert [piece.file.url for piece in shard.pieces] == ["hosted://node:8020/data/a.jsonl"]
     assert texts_of(read(config)) == ["one"]
     files.pipe("/data/a.jsonl", jsonl(["two"]))
-    assert plan_shards(config)[0].identity != shard.identity
+    assert plan_shards(config)[0].stamp != shard.stamp
     with pytest.raises(CorpusError, match="joined filesystems"):
         plan_shards(configure(["simplecache::hosted://node:8020/data/*.jsonl"]))
 

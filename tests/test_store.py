@@ -175,8 +175,8 @@ def test_copies_of_remote_files_are_whole_and_stay() -> None:
 def test_records_survive_compaction(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     records = StageRecords(folder, "chunk")
-    first = Record("a", "f1", [FileEntry("chunks/a", 1, "s", 2)], {"x": 1}, 0.5)
-    second = Record("b", "f2", [], {}, 1.0)
+    first = Record("a", {"code": "f1"}, [FileEntry("chunks/a", 1, "s", 2)], {"x": 1}, 0.5)
+    second = Record("b", {"code": "f2"}, [], {}, 1.0)
     records.commit(first)
     records.replace([first])
     records.commit(second)
@@ -228,7 +228,8 @@ def edited(project: Project, target: Path, **changes: Any) -> str:
     data = json.loads((target / "manifest.json").read_text()) | changes
     del data["sha256"]
     data["sha256"] = digest(data)
-    (target / "manifest.json").write_text(json.dumps(data))
+    text = json.dumps(data, indent=1, sort_keys=True)
+    (target / "manifest.json").write_text(text + "\n")
     return str(target)
 
 

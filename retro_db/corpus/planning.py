@@ -13,7 +13,7 @@ from retro_db.corpus.splitting import Piece, split_file
 from retro_db.corpus.streams import BY_NAME
 from retro_db.errors import ConfigError, CorpusError
 from retro_db.hashing import fraction_of
-from retro_db.serialize import digest
+from retro_db.serialize import digest, to_json
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -60,9 +60,17 @@ class Shard:
 
     @property
     def identity(self) -> str:
-        """A hash of what would be read."""
-        pieces = [dataclasses.astuple(piece) for piece in self.pieces]
+        """A hash of what would be read, wherever it is and whenever it was written."""
+        pieces = [
+            (piece.file.name, piece.file.bytes, piece.bytes, piece.range and to_json(piece.range))
+            for piece in self.pieces
+        ]
         return digest([self.source, self.format, self.fraction, pieces])
+
+    @property
+    def stamp(self) -> str:
+        """A hash of where the files are and of their versions: equal stamps mean equal content."""
+        return digest([(piece.file.url, piece.file.version) for piece in self.pieces])
 
 
 def plan_shards(config: Config, fields: Sequence[str] | None = None) -> list[Shard]:

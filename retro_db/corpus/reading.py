@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,42 @@ class Reject:
     def __str__(self) -> str:
         problem = f"{self.reason} ({self.detail})" if self.detail else self.reason
         return f"{self.file} at {self.offset}: {problem}"
+
+
+class Content:
+    """The sha256 of records as they are read: what decides where a file's time of change differs."""
+
+    def __init__(self) -> None:
+        self._hasher = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of the records so far, in hexadecimal."""
+        return self._hasher.hexdigest()
+
+    def watch(self, records: Iterable[Document | Reject]) -> Iterator[Document | Reject]:
+        """The same records, each hashed as it passes.
+
+        Args:
+            records: Of one shard, in order.
+
+        Yields:
+            Each of them.
+        """
+        for record in records:
+            if isinstance(record, Reject):
+                self._add(repr(record).encode("utf-8", "surrogatepass"))
+            else:
+                self._add(f"{record.file}\0{record.offset}\0{record.id}".encode(errors="replace"))
+                if record.text is None:
+                    self._add(np.ascontiguousarray(record.tokens).tobytes())
+                else:
+                    self._add(record.text.encode("utf-8", "surrogatepass"))
+            yield record
+
+    def _add(self, data: bytes) -> None:
+        self._hasher.update(len(data).to_bytes(8, "little"))
+        self._hasher.update(data)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from retro_db.config import Config, LeakageConfig
 from retro_db.corpus.grams import Bands, jaccard
 from retro_db.corpus.planning import Shard
-from retro_db.corpus.reading import Document, Reject, read_shard
+from retro_db.corpus.reading import Content, Document, Reject, read_shard
 from retro_db.corpus.selection import LEAKAGE, Tally, select
 from retro_db.corpus.signatures import SignatureFile, SignatureWriter, Signed, sign
 from retro_db.errors import CorpusError
@@ -54,10 +54,12 @@ class ScreenedShard:
     Attributes:
         verdicts: Table of the records that are left out.
         signatures: Of those that are not, where duplicates are wanted.
+        content: The sha256 of what was read.
     """
 
     verdicts: FileEntry
     signatures: FileEntry | None
+    content: str
 
 
 class EvaluationSet:
@@ -170,7 +172,9 @@ def screen_shard(
         The verdicts, and the signatures if duplicates are to be found.
     """
     source = next(source for source in config.corpus if source.name == shard.source)
-    selected = select(read_shard(shard, source, report), shard, config, tokenizer, Tally())
+    content = Content()
+    records = content.watch(read_shard(shard, source, report))
+    selected = select(records, shard, config, tokenizer, Tally())
     threshold = config.dedup.jaccard
     path = f"state/screen/signatures-{shard.number:07d}.arrow"
     verdicts: list[Verdict] = []
@@ -201,13 +205,15 @@ def screen_shard(
     if threshold is None:
         for _ in unleaked():
             pass
-        return ScreenedShard(write_verdicts(verdicts, shard.number, "screen", folder), None)
+        found = write_verdicts(verdicts, shard.number, "screen", folder)
+        return ScreenedShard(found, None, content.sha256)
     with folder.writing(path) as file:
         with SignatureWriter(file, Bands.for_threshold(threshold)) as writer:
             for batch in unleaked():
                 writer.append(batch)
         signatures = describe(file, path, writer.rows)
-    return ScreenedShard(write_verdicts(verdicts, shard.number, "screen", folder), signatures)
+    found = write_verdicts(verdicts, shard.number, "screen", folder)
+    return ScreenedShard(found, signatures, content.sha256)
 
 
 def write_verdicts(

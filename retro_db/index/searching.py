@@ -70,12 +70,16 @@ class QueryBlock:
 
 @dataclass(frozen=True)
 class _Routed:
-    """A block on its way: transformed queries, the lists that each visits, how far they are."""
+    """A block on its way: transformed queries, the lists that each visits, how far they are.
+
+    `removed` are ids that no block may find, beside its own.
+    """
 
     vectors: np.ndarray
     lists: np.ndarray
     distances: np.ndarray
     exclude: IdRanges
+    removed: faiss.IDSelectorBatch | None
 
 
 class Searcher:
@@ -90,13 +94,19 @@ class Searcher:
         partitions: Files of all lists, in order.
         key: The index key.
         memory: Bytes that opened partitions and waiting queries may take; None for no limit.
+        removed: Ids int64 [n] that no query may find.
 
     Raises:
         DamagedFileError: A file cannot be read.
     """
 
     def __init__(
-        self, template: Path, partitions: Sequence[Path], key: str, memory: int | None = None
+        self,
+        template: Path,
+        partitions: Sequence[Path],
+        key: str,
+        memory: int | None = None,
+        removed: np.ndarray | None = None,
     ) -> None:
         self._index = read_index(template)
         self._ivf = inverted_file(self._index)
@@ -104,6 +114,8 @@ class Searcher:
         parsed = parse_key(key, self._index.d)
         self._fast_scan = parsed.fast_scan
         self._memory = memory
+        there = removed is not None and len(removed) > 0
+        self._removed = faiss.IDSelectorBatch(removed) if there else None
         self._lock = threading.Lock()
         sizes = [resident_bytes(path.stat().st_size, parsed) for path in partitions]
         self._groups = group_partitions(sizes, memory)
@@ -198,7 +210,7 @@ class Searcher:
             breadth = faiss.SearchParametersHNSW(efSearch=settings.ef_search)
         nprobe = min(settings.nprobe, self.lists)
         distances, lists = self._quantizer.search(x, nprobe, params=breadth)
-        return _Routed(x, lists, distances, block.exclude)
+        return _Routed(x, lists, distances, block.exclude, self._removed)
 
     @contextmanager
     def _opened(self, first: int, end: int) -> Iterator[faiss.Index]:
@@ -266,6 +278,7 @@ def open_searcher(
     template: FileEntry,
     partitions: Sequence[FileEntry],
     memory: int | None,
+    removed: np.ndarray | None = None,
 ) -> Searcher:
     """The index of a database.
 
@@ -275,12 +288,13 @@ def open_searcher(
         template: The trained index.
         partitions: All lists, in order.
         memory: Bytes that the searcher may take; None for no limit.
+        removed: Ids int64 [n] that no query may find.
 
     Raises:
         DamagedFileError: A file is missing, or cannot be read.
     """
     paths = [folder.local(partition.path) for partition in partitions]
-    return Searcher(folder.local(template.path), paths, key, memory)
+    return Searcher(folder.local(template.path), paths, key, memory, removed)
 
 
 def group_partitions(sizes: Sequence[int], memory: int | None) -> list[tuple[int, int]]:
@@ -364,7 +378,8 @@ def _scan(index: faiss.Index, routed: _Routed, count: int) -> tuple[np.ndarray, 
     """Distances float32 [n, count] and ids int64 [n, count] of a block's nearest entries."""
     use_faiss_threads(1)
     rows, nprobe = routed.lists.shape
-    parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=_selector(routed.exclude))
+    selector = _selector(routed.exclude, routed.removed)
+    parameters = faiss.SearchParametersIVF(nprobe=nprobe, sel=selector)
     distances = np.empty((rows, count), np.float32)
     ids = np.empty((rows, count), np.int64)
     pointer = faiss.swig_ptr
@@ -382,16 +397,19 @@ def _scan(index: faiss.Index, routed: _Routed, count: int) -> tuple[np.ndarray, 
     return distances, ids
 
 
-def _selector(exclude: IdRanges) -> faiss.IDSelector | None:
-    """Everything but some ranges of ids: exact, no over-fetching."""
-    if not exclude:
-        return None
+def _selector(exclude: IdRanges, removed: faiss.IDSelectorBatch | None) -> faiss.IDSelector | None:
+    """Everything but some ranges of ids and the removed ones: exact, no over-fetching."""
     if len(exclude) > _FEW_RANGES:
-        return faiss.IDSelectorNot(
-            faiss.IDSelectorBatch(np.concatenate([np.arange(*bounds) for bounds in exclude]))
-        )
-    ranges = [faiss.IDSelectorRange(int(first), int(end)) for first, end in exclude]
-    return faiss.IDSelectorNot(functools.reduce(faiss.IDSelectorOr, ranges))
+        every = np.concatenate([np.arange(*bounds) for bounds in exclude])
+        passed_over = [faiss.IDSelectorBatch(every)]
+    else:
+        passed_over = [faiss.IDSelectorRange(int(first), int(end)) for first, end in exclude]
+    if removed is not None:
+        passed_over.append(removed)
+    if not passed_over:
+        return None
+    # Each of these selectors keeps a reference to those that it joins.
+    return faiss.IDSelectorNot(functools.reduce(faiss.IDSelectorOr, passed_over))
 
 
 def _nearer(

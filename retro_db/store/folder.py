@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retro_db.errors import DamagedFileError
 
+if TYPE_CHECKING:
+    from retro_db.store.ownership import Fence
+
 TEMPORARY_PREFIX = ".tmp-"
+_SPOOL_PREFIX = "retro-db-spool-"
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,21 @@ class FileEntry:
 
 
 class Folder:
-    """A folder at a path or fsspec URL. Picklable; the filesystem is reopened where it is used."""
+    """A folder at a path or fsspec URL. Picklable; the filesystem is reopened where it is used.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: Where it is.
+        fence: What every write and removal passes; None where nobody else writes.
+    """
+
+    def __init__(self, url: str, fence: Fence | None = None) -> None:
         self.url = url
+        self.fence = fence
         self._fs: Any = None
         self._root = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "_fs": None, "_root": ""}
+        return {"url": self.url, "fence": self.fence, "_fs": None, "_root": ""}
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -61,6 +72,10 @@ class Folder:
     def is_local(self) -> bool:
         """Whether the files are on a local disk and can be memory-mapped in place."""
         return isinstance(self._open()[0], LocalFileSystem)
+
+    def below(self, path: str) -> Folder:
+        """A folder in this one, behind the same fence."""
+        return Folder(f"{self.url.rstrip('/')}/{path}", self.fence)
 
     def locate(self, path: str = "") -> str:
         """The full path of a file on its filesystem."""
@@ -114,6 +129,40 @@ class Folder:
             raise DamagedFileError(f"{self.url}: {path} is missing; restore it or build again")
         return held
 
+    def leads_out(self, path: str) -> bool:
+        """Whether a path on a local disk leads out of the folder, upwards or behind a link."""
+        if not self.is_local:
+            return False
+        inside = os.path.realpath(self.locate())
+        return not Path(os.path.realpath(self.locate(path))).is_relative_to(inside)
+
+    def verified(self, entry: FileEntry) -> Path:
+        """A local path with a listed file's content, as `local` gives it, if it may be opened.
+
+        Args:
+            entry: What a manifest or record says of the file.
+
+        Raises:
+            DamagedFileError: There is no such file, it has another size, or a link leads out of the folder.
+        """
+        if self.leads_out(entry.path):
+            raise DamagedFileError(
+                f"{self.url}: {entry.path} lies outside, behind a link; put the file in its place"
+            )
+        if not self.is_local:
+            # Before it is fetched, whatever it has grown to.
+            self._expect(self.size(entry.path), entry)
+        held = self.local(entry.path)
+        self._expect(held.stat().st_size, entry)
+        return held
+
+    def _expect(self, size: int | None, entry: FileEntry) -> None:
+        if size is not None and size != entry.bytes:
+            raise DamagedFileError(
+                f"{self.url}: {entry.path} has {size} bytes, {entry.bytes} were written; restore it "
+                "or build again"
+            )
+
     def _fetch(self, target: str) -> Path:
         """A copy of a remote file, named by its version: what others have open is never written to."""
         fs, _ = self._open()
@@ -143,16 +192,18 @@ class Folder:
         parent = os.path.dirname(target)
         if self.is_local:
             os.makedirs(parent, exist_ok=True)
-        name = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{os.path.basename(target)}"
-        temporary = Path(parent if self.is_local else tempfile.gettempdir()) / name
+        place = Path(parent) if self.is_local else _spool()
+        temporary = place / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{os.path.basename(target)}"
         try:
             yield temporary
             if self.is_local:
                 _sync(temporary)
-                os.replace(temporary, target)
-                _sync(Path(parent))
-            else:
-                fs.put_file(str(temporary), target)
+            with self._passing():
+                if self.is_local:
+                    os.replace(temporary, target)
+                    _sync(Path(parent))
+                else:
+                    fs.put_file(str(temporary), target)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -166,11 +217,71 @@ class Folder:
         with self.writing(path) as temporary:
             temporary.write_bytes(data)
 
-    def remove(self, path: str) -> None:
-        """Removes a file or a whole folder, if it is there."""
+    def create(self, path: str, data: bytes) -> None:
+        """Writes a small file on an object store, if no other writer was first.
+
+        Args:
+            path: Relative to the folder.
+            data: Its whole content.
+
+        Raises:
+            FileExistsError: It is there.
+        """
         fs, _ = self._open()
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm(self.locate(path), recursive=True)
+        fs.invalidate_cache()
+        fs.pipe_file(self.locate(path), data, mode="create")
+
+    def remove(self, path: str) -> None:
+        """Removes a file or a whole folder, if it is there; for good, before this returns."""
+        fs, _ = self._open()
+        target = self.locate(path)
+        with self._passing(), contextlib.suppress(FileNotFoundError):
+            fs.rm(target, recursive=True)
+            if self.is_local:
+                _sync(Path(target).parent)
+
+    def sweep(self) -> None:
+        """Removes what writers left that were killed before their files took their names."""
+        fs, root = self._open()
+        if self.is_local:
+            for leftover in Path(root).rglob(f"{TEMPORARY_PREFIX}*"):
+                leftover.unlink(missing_ok=True)
+        else:
+            _sweep_spools()
+            _abort_uploads(fs, root)
+
+    def _passing(self) -> contextlib.AbstractContextManager[None]:
+        return self.fence.passing() if self.fence else contextlib.nullcontext()
+
+
+def _spool() -> Path:
+    """Where this process writes files before it uploads them."""
+    place = Path(tempfile.gettempdir()) / f"{_SPOOL_PREFIX}{os.getpid()}"
+    place.mkdir(exist_ok=True)
+    return place
+
+
+def _sweep_spools() -> None:
+    """Removes the spools of processes of this machine that are dead."""
+    for place in Path(tempfile.gettempdir()).glob(f"{_SPOOL_PREFIX}*"):
+        pid = place.name.removeprefix(_SPOOL_PREFIX)
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _abort_uploads(fs: Any, root: str) -> None:
+    """Ends multipart uploads that were never completed: a store bills for them and does not list them."""
+    if not hasattr(fs, "list_multipart_uploads"):
+        return
+    bucket, _, prefix = root.partition("/")
+    for upload in fs.list_multipart_uploads(bucket):
+        if upload["Key"].startswith(f"{prefix}/"):
+            fs.call_s3(
+                "abort_multipart_upload",
+                Bucket=bucket,
+                Key=upload["Key"],
+                UploadId=upload["UploadId"],
+            )
 
 
 def describe(file: Path, path: str, rows: int | None = None) -> FileEntry:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from retro_db.meter import Work
-from retro_db.serialize import DecodeError, canonical, from_json, to_json
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.serialize import DecodeError, canonical, from_json, parse_json, to_json
+from retro_db.store.entries import check_entry, read_bounded
+from retro_db.store.folder import TEMPORARY_PREFIX, FileEntry, Folder
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,22 @@ class Record:
 
     Attributes:
         name: Of the task within its stage.
-        fingerprint: Of everything that its output depends on.
+        depends: A hash of each thing that its output depends on, by name: together its fingerprint.
         files: What it wrote.
         result: The stage's own result, as JSON.
         seconds: How long it took.
         work: What it counted.
+        stamp: Of the input files as they were planned: places and versions. Where it differs, the
+            content decides.
     """
 
     name: str
-    fingerprint: str
+    depends: dict[str, str]
     files: list[FileEntry]
     result: dict[str, Any]
     seconds: float
     work: Work = field(default_factory=Work)
+    stamp: str = ""
 
 
 class StageRecords:
@@ -46,20 +49,28 @@ class StageRecords:
 
     def load(self) -> dict[str, Record]:
         """Every record by name; those that cannot be read count as missing."""
-        lines: list[bytes] = []
-        if self._folder.exists(self._compacted):
-            lines += self._folder.read(self._compacted).splitlines()
-        for name in self._folder.list(self._scattered):
-            if name.endswith(".json"):
-                lines.append(self._folder.read(f"{self._scattered}/{name}"))
+        names = [
+            name
+            for name in self._folder.list(self._scattered)
+            if name.endswith(".json") and not name.startswith(TEMPORARY_PREFIX)
+        ]
         records = {}
-        for line in lines:
-            try:
-                record = from_json(Record, json.loads(line))
-            except (ValueError, DecodeError):
-                continue
-            records[record.name] = record
+        for path in (self._compacted, *(f"{self._scattered}/{name}" for name in names)):
+            for line in self._lines(path):
+                try:
+                    record = from_json(Record, parse_json(line))
+                    for number, entry in enumerate(record.files):
+                        check_entry(entry, f"files[{number}]")
+                except DecodeError:
+                    continue
+                records[record.name] = record
         return records
+
+    def _lines(self, path: str) -> list[bytes]:
+        try:
+            return (read_bounded(self._folder, path) or b"").splitlines()
+        except DecodeError:
+            return []
 
     def replace(self, records: list[Record]) -> None:
         """Keeps these records alone, in one file."""

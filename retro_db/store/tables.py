@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retro_db.errors import DamagedFileError
+from retro_db.store.ipc_header import batch_offsets, is_compressed
+
+# All that Arrow and NumPy raise where a file is not what it says: sizes that no memory holds, too.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error)
+_SHOWN = 300
 
 
 class TableWriter:
@@ -97,23 +104,22 @@ class IpcFile:
     def __init__(self, path: Path, schema: pa.Schema, rows: int, batch_rows: int) -> None:
         self.rows = rows
         self.batch_rows = batch_rows
-        try:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DamagedFileError(
-                f"{path}: not a readable Arrow file ({error}); run verify"
-            ) from error
-        if not self._reader.schema.equals(schema):
-            raise DamagedFileError(
-                f"{path}: holds {self._reader.schema.to_string()!r} instead of {schema.to_string()!r}"
-            )
-        expected = -(-rows // batch_rows)
-        if self._reader.num_record_batches != expected:
-            raise DamagedFileError(
-                f"{path}: {self._reader.num_record_batches} batches instead of {expected}"
-            )
         self._path = path
-        self._views: dict[tuple[str, int], np.ndarray] = {}
+        self._schema = schema
+        self._batches: dict[int, dict[str, np.ndarray]] = {}
+        with decoding(f"{path}: not a readable Arrow file"):
+            source = pa.memory_map(str(path))
+            self._file = memoryview(source.read_buffer())
+            self._reader = pa.ipc.open_file(source)
+            self._offsets = batch_offsets(self._file)
+            found = self._reader.schema
+            if not found.equals(schema):
+                raise ValueError(f"holds {found.to_string()} instead of {schema.to_string()}")
+        expected = -(-rows // batch_rows)
+        if len(self._offsets) != expected:
+            raise DamagedFileError(
+                f"{path}: {len(self._offsets)} batches instead of {expected}; run verify"
+            )
 
     def view(self, column: str, batch: int) -> np.ndarray:
         """One batch's column: [rows] or, for fixed-size lists, [rows, size]; read-only.
@@ -126,22 +132,24 @@ class IpcFile:
             [rows] or [rows, size], of the column's type.
 
         Raises:
-            DamagedFileError: The batch cannot be decoded, or has another number of rows.
+            DamagedFileError: The batch cannot be decoded, is compressed, has null values or another
+                number of rows.
         """
-        if (column, batch) not in self._views:
-            try:
-                data = self._reader.get_batch(batch)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise DamagedFileError(
-                    f"{self._path}: batch {batch}: {error}; run verify"
-                ) from error
-            expected = min(self.batch_rows, self.rows - batch * self.batch_rows)
+        if batch not in self._batches:
+            self._batches[batch] = self._decode(batch)
+        return self._batches[batch][column]
+
+    def _decode(self, batch: int) -> dict[str, np.ndarray]:
+        """Views of a batch's columns, none of which reaches beyond the file."""
+        expected = min(self.batch_rows, self.rows - batch * self.batch_rows)
+        with decoding(f"{self._path}: batch {batch}"):
+            if is_compressed(self._file, self._offsets[batch]):
+                raise ValueError("is compressed")
+            data = self._reader.get_batch(batch)
+            data.validate()
             if data.num_rows != expected:
-                raise DamagedFileError(
-                    f"{self._path}: batch {batch} has {data.num_rows} rows instead of {expected}"
-                )
-            self._views[column, batch] = _to_numpy(data.column(column))
-        return self._views[column, batch]
+                raise ValueError(f"has {data.num_rows} rows instead of {expected}")
+            return {name: _to_numpy(data.column(name)) for name in self._schema.names}
 
     def read(self, column: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start to stop of a column, copied where they span batches.
@@ -163,14 +171,34 @@ class IpcFile:
             base = batch * self.batch_rows
             pieces.append(self.view(column, batch)[max(start - base, 0) : stop - base])
         if not pieces:
-            return _to_numpy(pa.array([], self._reader.schema.field(column).type))
+            return _to_numpy(pa.array([], self._schema.field(column).type))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
+@contextlib.contextmanager
+def decoding(where: str) -> Iterator[None]:
+    """Makes one error of all those that bytes which are not what they should be can cause.
+
+    Args:
+        where: Begins the message.
+
+    Raises:
+        DamagedFileError: In place of them.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+        raise DamagedFileError(f"{where}: {reason}; run verify") from error
+
+
 def _to_numpy(array: pa.Array) -> np.ndarray:
+    """A view of a column that is valid: its buffers are as long as its rows need."""
+    if array.null_count:
+        raise ValueError("has null values")
     if pa.types.is_fixed_size_list(array.type):
-        size = array.type.list_size
-        return array.flatten().to_numpy(zero_copy_only=True).reshape(-1, size)
+        items = array.flatten().to_numpy(zero_copy_only=True)
+        return items.reshape(len(array), array.type.list_size)
     return array.to_numpy(zero_copy_only=True)
 
 

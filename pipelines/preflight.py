@@ -1,0 +1,145 @@
+"""What can be known before the first long stage: one line each, or a refusal that names the remedy."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+
+from pydantic import ByteSize
+
+from retro_db.config import Config
+from retro_db.corpus.estimating import CorpusEstimate
+from retro_db.encoder.models import EncoderModel
+from retro_db.errors import CorpusError, ExecutionError, IndexKeyError
+from retro_db.index.keys import check_trainable, choose_key, needed_points, parse_key
+from retro_db.index.training import POINT_COPIES, predict_size
+from retro_db.store.folder import Folder
+from retro_db.tokenizer import Tokenizer
+
+from .console import Console
+
+# An estimate may be wrong by so much before it refuses anything.
+_DOUBT = 2
+# Files that a process has open besides tables: libraries, logs, connections.
+_OTHER_FILES = 256
+_TABLES = 4
+
+
+def check_ahead(
+    config: Config,
+    folder: Folder,
+    shards: int,
+    estimate: CorpusEstimate,
+    model: EncoderModel,
+    smoke: bool,
+    console: Console,
+) -> None:
+    """Says what the build will need, and refuses what cannot end well.
+
+    Args:
+        config: Of the build.
+        folder: Where it writes.
+        shards: In the plan.
+        estimate: Of the corpus.
+        model: The encoder, which has been found and read.
+        smoke: Whether the index key is reduced to the sample.
+        console: What people see.
+
+    Raises:
+        InputError: The input cannot be parsed, the tokenizer not read, or the index not trained.
+        ExecutionError: The machine has too little disk, memory or file handles.
+    """
+    _check_inputs(estimate)
+    if config.tokenizer.path is not None:
+        Tokenizer.load(config.tokenizer.path)
+    chunks = estimate.chunks(config.chunk.tokens)
+    console.say(
+        f"check      about {estimate.documents:,} documents, {chunks:,} chunks; encoder "
+        f"{Path(config.encoder.model).name}, {model.dimension} dimensions, on {model.device}"
+    )
+    if config.index.key != "auto" and not smoke:
+        _check_key(config.index.key, chunks, model.dimension)
+    key = config.index.key
+    if key == "auto":
+        key = choose_key(max(chunks, 1), model.dimension, int(config.index.memory))
+    wanted = [
+        _check_disk(config, folder, chunks, key, model.dimension),
+        _check_memory(config, key, chunks, model.dimension),
+        _check_files(shards),
+    ]
+    console.say(f"check      {', '.join(wanted)}")
+
+
+def _check_inputs(estimate: CorpusEstimate) -> None:
+    if estimate.rejects and not estimate.documents:
+        raise CorpusError(
+            f"corpus: no record of the first files can be used; the first: {estimate.rejects[0]}; "
+            "correct format, text or separator"
+        )
+
+
+def _check_key(text: str, chunks: int, dimension: int) -> None:
+    try:
+        check_trainable(parse_key(text, dimension), _DOUBT * chunks)
+    except IndexKeyError as error:
+        raise IndexKeyError(f"{error} (chunks estimated from the first documents)") from error
+
+
+def _check_disk(config: Config, folder: Folder, chunks: int, key: str, dimension: int) -> str:
+    code, _ = predict_size(parse_key(key, dimension), dimension, 1)
+    # The codes lie under state/ too, and a vocabulary beyond 65,536 takes four bytes a token.
+    each = 4 * config.chunk.tokens + 10 + 2 * dimension + 12 * config.neighbors.k + 2 * code
+    needed = chunks * each
+    if not folder.is_local:
+        return f"disk about {_size(needed)}"
+    place = Path(folder.locate())
+    held = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed - held > _DOUBT * free:
+        raise ExecutionError(
+            f"output: {folder.url} needs about {_size(needed)}, and {_size(free)} are free there; make "
+            "room, or name another disk"
+        )
+    return f"disk about {_size(needed)} of {_size(free)} free"
+
+
+def _check_memory(config: Config, key: str, chunks: int, dimension: int) -> str:
+    """Training is what takes most; a key that cannot do with `index.memory` is refused elsewhere."""
+    points = min(chunks, needed_points(parse_key(key, dimension)))
+    needed = points * POINT_COPIES * 4 * dimension
+    free = _available_memory()
+    if needed > _DOUBT * free:
+        raise ExecutionError(
+            f"index.key: training {key} needs at least {_size(needed)} of memory, and {_size(free)} are "
+            "available; use a larger machine, or a key with fewer lists"
+        )
+    return f"memory at least {_size(needed)} of {_size(free)} available to train"
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        name, value = line.split(":")
+        if name == "MemAvailable":
+            return 1024 * int(value.split()[0])
+    raise ExecutionError("/proc/meminfo: MemAvailable is missing; run on Linux 3.14 or later")
+
+
+def _check_files(shards: int) -> str:
+    """Every worker has each part's tables open while it searches: as many as the system gives."""
+    needed = _TABLES * shards + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        if hard not in (resource.RLIM_INFINITY,) and hard < needed:
+            raise ExecutionError(
+                f"ulimit -n: {shards:,} shards need {needed:,} open files, and {hard:,} are allowed; raise "
+                "it, or chunk.shard_size"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        soft = needed
+    return f"{needed:,} of {soft:,} open files"
+
+
+def _size(count: int) -> str:
+    return ByteSize(count).human_readable(decimal=True)

@@ -1,0 +1,63 @@
+"""Manifests and records, whoever wrote them: how they are read, what they may say of files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from retro_db.serialize import DecodeError
+from retro_db.store.folder import FileEntry, Folder
+
+# Of a file's parts and of query corpora: no part hides, leads upwards or means something in a URL.
+FOLDER_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
+_LONGEST_PATH = 1024
+_MOST_BYTES = 1_000_000_000
+# Whole numbers stay below, so that sums of a few fit in 64 bits.
+LIMIT = 1 << 62
+
+
+def read_bounded(folder: Folder, path: str) -> bytes | None:
+    """The content of a manifest or of records.
+
+    Args:
+        folder: The database.
+        path: In it.
+
+    Returns:
+        None where there is no such file: a folder or a pipe is none.
+
+    Raises:
+        DecodeError: It is larger than any that is written, or a link leads out of the folder.
+    """
+    if folder.leads_out(path):
+        raise DecodeError("lies outside, behind a link")
+    if folder.is_local and not Path(folder.locate(path)).is_file():
+        return None
+    try:
+        size = folder.size(path)
+        if size is not None and size > _MOST_BYTES:
+            raise DecodeError(f"{size} bytes, more than {_MOST_BYTES}")
+        return None if size is None else folder.read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_entry(entry: FileEntry, where: str) -> None:
+    """Checks the place and the numbers of an entry.
+
+    Args:
+        entry: As decoded.
+        where: Its field, for error messages.
+
+    Raises:
+        DecodeError: The path is not one below the folder, or a number is negative or too large.
+    """
+    parts = entry.path.split("/")
+    if len(entry.path) > _LONGEST_PATH or not all(map(FOLDER_NAME.fullmatch, parts)):
+        raise DecodeError(
+            f"{where}.path: {entry.path[:100]!r} is no path below the database's folder"
+        )
+    if not 0 <= entry.bytes < LIMIT:
+        raise DecodeError(f"{where}.bytes: {entry.bytes} is no size")
+    if entry.rows is not None and not 0 <= entry.rows < LIMIT:
+        raise DecodeError(f"{where}.rows: {entry.rows} is no number of rows")

@@ -1,0 +1,97 @@
+"""The manifest against itself, and its counts against what the tables hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
+
+from retro_db.corpus.selection import CONTENT_REASONS
+from retro_db.database import Database
+from retro_db.manifest import FILE
+from retro_db.tokenizer import Tokenizer
+from retro_db.verify.corpora import Held
+
+
+def check_manifest(database: Database) -> Iterator[str]:
+    """What reading the manifest does not need: its hashes and sums agree."""
+    manifest = database.manifest
+    if manifest.template_file.sha256 != manifest.index.template_sha256:
+        yield f"{FILE}: template_sha256 is not that of {manifest.template_file.path}"
+    for query in manifest.queries:
+        if query.tables.removed or query.tables.renumbered:
+            yield f"{FILE}: {query.source.name}: documents of a query corpus cannot be removed"
+    for source in (*manifest.sources, *(query.source for query in manifest.queries)):
+        if source.read != source.documents + source.dropped + source.rejected:
+            yield f"{FILE}: source {source.name}: read is not kept + dropped + rejected"
+        if source.dropped_by and sum(source.dropped_by.values()) != source.dropped:
+            yield f"{FILE}: source {source.name}: dropped is not the sum of its reasons"
+        if source.rejected_by and sum(source.rejected_by.values()) != source.rejected:
+            yield f"{FILE}: source {source.name}: rejected is not the sum of its reasons"
+
+
+def check_dropped(held: Held) -> Iterator[str]:
+    """The table of documents left out for their content has those that the manifest counts."""
+    counted = Counter[tuple[str, str]]()
+    for source in held.sources:
+        for reason in CONTENT_REASONS:
+            counted[source.name, reason] += source.dropped_by.get(reason, 0)
+    for entry in held.corpus.tables.dropped:
+        table = pq.read_table(held.corpus.folder.local(entry.path), columns=["source", "reason"])
+        counted.subtract(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    for (name, reason), missing in counted.items():
+        if missing:
+            yield (
+                f"{FILE}: source {name}: {held.name}dropped has {-missing:+,} rows for {reason} "
+                "than are counted"
+            )
+
+
+def check_tokenizer(database: Database) -> Iterator[str]:
+    """The tokenizer is the one that the manifest names."""
+    tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
+    info = database.manifest.chunk
+    if tokenizer.sha256 != database.manifest.tokenizer.sha256:
+        yield f"tokenizer/tokenizer.json: not the tokenizer that {FILE} names"
+    if (tokenizer.vocab_size, tokenizer.pad_id) != (info.vocab_size, info.pad_id):
+        yield f"tokenizer/tokenizer.json: vocabulary or pad id differ from {FILE}"
+    if info.token_type != tokenizer.token_type:
+        yield f"{FILE}: token_type {info.token_type} is not the tokenizer's {tokenizer.token_type}"
+
+
+def check_totals(held: Held) -> Iterator[str]:
+    """What the parts hold of each source is what the manifest counts."""
+    expected = Counter[tuple[str, ...]]()
+    for source in held.sources:
+        for what in ("documents", "chunks", "tokens"):
+            expected[what, source.name] += getattr(source, what)
+    names = dict.fromkeys([*expected, *(name for name in held.found if len(name) == 2)])
+    for name in names:
+        what, title = name
+        if expected[name] != held.found[name]:
+            yield (
+                f"{FILE}: source {title}: {expected[name]} {what}, "
+                f"{held.name}{what} has {held.found[name]}"
+            )
+    if not held.is_queries:
+        yield from _check_counts(held)
+    if held.has_keys and (keyless := held.found[("keyless",)]) != held.keyless:
+        yield f"{held.name}embeddings: {keyless} chunks without a key, {FILE} says {held.keyless}"
+    # A chunk without a key has no neighbors, so it is among those that lack some.
+    if (lacking := held.found[("lacking",)]) != held.short_rows + held.keyless:
+        yield (
+            f"{held.name}neighbors: {lacking} rows are not full, {FILE} counts {held.short_rows} "
+            f"short ones and {held.keyless} without a key"
+        )
+
+
+def _check_counts(held: Held) -> Iterator[str]:
+    """The totals over all sources, which the manifest gives of the database alone."""
+    counts = held.database.manifest.counts
+    for what in ("documents", "chunks", "tokens"):
+        there = sum(count for name, count in held.found.items() if name[0] == what)
+        if there != getattr(counts, what):
+            yield f"{FILE}: the count of {what} is {getattr(counts, what)}, the tables have {there}"
+    if (there := int(held.held_out.sum())) != counts.validation_chunks:
+        yield f"documents: {there} validation chunks, {FILE} says {counts.validation_chunks}"

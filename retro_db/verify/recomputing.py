@@ -1,0 +1,326 @@
+"""A sample computed again: keys from text, codes from keys, neighbors from the index."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_db.database import Database
+from retro_db.encoder.embedding import chunk_texts
+from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.models import (
+    CPU,
+    CPU_BATCH_TOKENS,
+    CUDA,
+    EncoderModel,
+    gpu_count,
+    resolve_model,
+)
+from retro_db.errors import InputError
+from retro_db.hashing import fractions_of
+from retro_db.index.filling import encode_keys
+from retro_db.index.searching import (
+    IdRanges,
+    QueryBlock,
+    SearchSettings,
+    open_searcher,
+    windows,
+)
+from retro_db.index.structure import faiss as faiss_library
+from retro_db.index.structure import inverted_file, keyed, read_index, transform, widen
+from retro_db.manifest import IndexInfo
+from retro_db.meter import Meter
+from retro_db.neighbors import ChunkTokens, Documents, Finder
+from retro_db.retriever import LOCATIONS
+from retro_db.store.tables import ColumnReader
+from retro_db.threads import available_cores
+from retro_db.tokenizer import Tokenizer
+from retro_db.verify.corpora import Held, HeldPart
+from retro_db.verify.files import History
+from retro_db.verify.index import Partitions
+from retro_db.verify.rules import compare_distances
+
+_SEED = 0
+_WINDOW_ROWS = 2048
+# Other batch mates change the last bits of float32, and float16 rounds to 1 / 2,048.
+_KEY_TOLERANCE = 2e-3
+# Of other devices, and of types with fewer bits.
+_LEAST_COSINE = 0.999
+_DISTANCE_TOLERANCE = 1e-5
+# Another processor's last bits may take the other of two centroids that are as near.
+_TIE = 1e-3
+
+
+def open_encoder(database: Database, encoder: str | None) -> Encoder:
+    """The encoder that a database was built with.
+
+    Args:
+        database: Whose.
+        encoder: Folder or hub name; where the build found it, if left out.
+
+    Raises:
+        InputError: It is not known where the encoder is.
+        ModelError: It cannot be loaded, or is another one than the build's.
+    """
+    info = database.manifest.encoder
+    model = EncoderModel(
+        sha256=info.sha256,
+        dimension=info.dimension,
+        pooling=info.pooling,
+        max_length=info.max_length,
+        batch_tokens=CPU_BATCH_TOKENS,
+        device=CUDA if gpu_count() else CPU,
+        dtype=info.dtype,
+    )
+    name = encoder or _recorded_encoder(database)
+    return Encoder(resolve_model(name), model, threads=available_cores())
+
+
+def _recorded_encoder(database: Database) -> str:
+    try:
+        return str(json.loads(database.folder.read(LOCATIONS))["encoder"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{database.folder.url}: does not know where its encoder "
+            f"{database.manifest.encoder.model} is; give --encoder"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Documents of one part that are computed again.
+
+    Attributes:
+        part: The part.
+        positions: int64 [n], which of its documents with chunks.
+        chunks: Of these documents.
+    """
+
+    part: HeldPart
+    positions: np.ndarray
+    chunks: int
+
+
+def choose_documents(held: Held, share: float) -> list[Chosen]:
+    """A hashed share of a corpus's documents that have chunks, one at the least.
+
+    Args:
+        held: The corpus.
+        share: 0 to 1.
+
+    Returns:
+        The documents, by part; none of a part that has none of them.
+    """
+    chosen: list[Chosen] = []
+    least, stand_in = np.inf, list[Chosen]()
+    for part in held.parts():
+        counts = part.read_documents("chunk_count")["chunk_count"].to_numpy()
+        there = np.flatnonzero(counts > 0)
+        if not len(there):
+            continue
+        fractions = fractions_of(there + part.first_document, _SEED)
+        positions = np.flatnonzero(fractions < share)
+        if len(positions):
+            chosen.append(Chosen(part, positions, int(counts[there[positions]].sum())))
+        lowest = int(fractions.argmin())
+        if fractions[lowest] < least:
+            least = fractions[lowest]
+            stand_in = [Chosen(part, np.array([lowest]), int(counts[there[lowest]]))]
+    return chosen or stand_in
+
+
+class Recomputation:
+    """What computes again, and compares.
+
+    Args:
+        home: The database; its files are what the manifest says.
+        history: Its manifests.
+        encoder: Of its keys.
+        pool: Threads of the search.
+        meter: Counts chunks.
+
+    Attributes:
+        notes: What could not be computed again, and why.
+    """
+
+    def __init__(
+        self, home: Held, history: History, encoder: Encoder, pool: Executor, meter: Meter
+    ) -> None:
+        self.notes: dict[str, None] = {}
+        self._home = home
+        self._history = history
+        self._encoder = encoder
+        self._pool = pool
+        self._meter = meter
+        database = home.database
+        manifest = self._manifest = database.manifest
+        self._tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
+        self._parts = [part.part for part in home.parts()]
+        self._partitions = Partitions(database, pool)
+        self._template = read_index(database.folder.local(manifest.template_file.path))
+        memory = manifest.config.get("index", {}).get("memory")
+        self._finder = Finder(
+            open_searcher(
+                database.folder,
+                manifest.index.key,
+                manifest.template_file,
+                manifest.partition_files,
+                memory,
+            ),
+            database.embeddings,
+            _settings(manifest.index),
+            self._neighbors_config.get("max_nprobe"),
+            self._tokens(database.column("chunks", "tokens"), database.column("chunks", "length")),
+        )
+
+    @property
+    def _neighbors_config(self) -> dict[str, int | None]:
+        return self._manifest.config.get("neighbors", {})
+
+    def _tokens(self, tokens: ColumnReader, lengths: ColumnReader) -> ChunkTokens | None:
+        """What duplicates are known by, where they were passed over."""
+        if not self._neighbors_config.get("drop_duplicates"):
+            return None
+        return ChunkTokens(tokens, lengths)
+
+    def check(self, chosen: Chosen) -> Iterator[str]:
+        """Everything of some documents of one part."""
+        part = chosen.part
+        every = part.load_documents(self._parts)
+        documents = Documents(
+            every.starts[chosen.positions],
+            every.counts[chosen.positions],
+            [every.exclude[position] for position in chosen.positions],
+        )
+        for window in windows(documents.blocks(), _WINDOW_ROWS, lambda block: block[1] - block[0]):
+            ranges = [(start, stop) for start, stop, _ in window]
+            rows = np.concatenate([np.arange(*bounds) for bounds in ranges])
+            file = part.open("embeddings", part.part.keys_file)
+            keys = np.concatenate([file.read("vector", *bounds) for bounds in ranges])
+            yield from self._check_keys(part, ranges, rows, keys)
+            if not part.held.is_queries:
+                yield from self._check_codes(part, rows, keys)
+            yield from compare_distances(part, rows)
+            yield from self._check_neighbors(part, window, rows, keys)
+            self._meter(len(rows))
+
+    def _check_keys(
+        self, part: HeldPart, ranges: list[tuple[int, int]], rows: np.ndarray, keys: np.ndarray
+    ) -> Iterator[str]:
+        """Stored keys are those of the chunks' texts."""
+        file = part.open("chunks", part.part.chunks)
+        texts = [text for bounds in ranges for text in chunk_texts(file, self._tokenizer, *bounds)]
+        fresh, stored = self._encoder.encode(texts), widen(keys)
+        info = self._manifest.encoder
+        if info.dtype == "float32" and info.device == self._encoder.model.device:
+            tolerance = _KEY_TOLERANCE * np.maximum(1, np.abs(fresh))
+            wrong = (np.abs(stored - fresh) > tolerance).any(axis=1)
+        else:
+            norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
+            wrong = (stored * fresh).sum(axis=1) < _LEAST_COSINE * norms
+        wrong |= fresh.any(axis=1) != keyed(keys)
+        for row in rows[wrong]:
+            yield f"{part.part.keys_file.path}: row {row} is not the key of its chunk's text"
+
+    def _check_codes(self, part: HeldPart, rows: np.ndarray, keys: np.ndarray) -> Iterator[str]:
+        """The index holds the code of every key in its list."""
+        ids = rows + part.part.first_id
+        there = keyed(keys) & ~part.held.held_out[ids]
+        if not there.any():
+            return
+        ivf = inverted_file(self._template)
+        found = widen(keys[there])
+        lists, codes = encode_keys(self._template, ivf, found)
+        for chunk, key, inverted_list, code in zip(ids[there], found, lists, codes, strict=True):
+            held = self._partitions.code(int(inverted_list), int(chunk))
+            same = held is not None and np.array_equal(held, code)
+            if not same and not self._is_tied(int(chunk), key, int(inverted_list), code):
+                yield f"index: list {inverted_list} does not hold the code of chunk {chunk}"
+
+    def _is_tied(self, chunk: int, key: np.ndarray, inverted_list: int, code: np.ndarray) -> bool:
+        """Whether the index holds a code that is as near to a key, in a list that is as near."""
+        ivf = inverted_file(self._template)
+        x = np.ascontiguousarray(transform(self._template, key[None]))
+        distances, lists = ivf.quantizer.search(x, min(2, ivf.nlist))
+        near = distances[0] <= distances[0, 0] * (1 + _TIE)
+        away = _decoded_distance(ivf, x, inverted_list, code)
+        for other in lists[0][near].tolist():
+            held = self._partitions.code(other, chunk)
+            if held is not None:
+                return _decoded_distance(ivf, x, other, held) <= away * (1 + _TIE)
+        return False
+
+    def _check_neighbors(
+        self,
+        part: HeldPart,
+        window: list[tuple[int, int, IdRanges]],
+        rows: np.ndarray,
+        keys: np.ndarray,
+    ) -> Iterator[str]:
+        """Searching again, among the chunks that there were, finds what is stored.
+
+        A part is searched with the settings of the generation that wrote its neighbors, and without
+        the chunks that came later. Removed chunks do not count: a later generation may have passed
+        over them or not.
+        """
+        written = self._history.first_listed[part.neighbors]
+        path, chunks = part.neighbors.path, written.counts.chunks
+        if written.index.template_sha256 != self._manifest.index.template_sha256:
+            self.notes[f"{path}: not searched again: the index was trained anew since"] = None
+            return
+        later = ((chunks, len(self._home.database)),) if chunks < len(self._home.database) else ()
+        file = part.open("chunks", part.part.chunks)
+        tokens = self._tokens(ColumnReader([file], "tokens"), ColumnReader([file], "length"))
+        there, first = keyed(keys), 0
+        queries = []
+        for start, stop, exclude in window:
+            own = np.flatnonzero(there[first : first + stop - start]) + first
+            first += stop - start
+            if len(own):
+                mates = None if tokens is None else tokens[rows[own]]
+                queries.append(QueryBlock(widen(keys[own]), exclude + later, mates))
+        if not queries:
+            return
+        finder = dataclasses.replace(self._finder, settings=_settings(written.index))
+        found = finder.find(queries, self._manifest.neighbors.k, self._pool)
+        neighbors = part.open("neighbors", part.neighbors)
+        stored = [ColumnReader([neighbors], name)[rows[there]] for name in ("ids", "distances")]
+        fresh = [np.concatenate(column) for column in zip(*found, strict=True)]
+        for row in rows[there][~self._agree(*stored, *fresh)]:
+            yield f"{path}: row {row} is not what a search finds"
+
+    def _agree(
+        self, ids: np.ndarray, distances: np.ndarray, new_ids: np.ndarray, new: np.ndarray
+    ) -> np.ndarray:
+        """Whether rows are equally near all along: bool [n]. Equally near ids may be exchanged."""
+        agree = np.isclose(distances, new, rtol=_DISTANCE_TOLERANCE, atol=0).all(axis=1)
+        database = self._home.database
+        for row in np.flatnonzero(~agree) if len(database.removed) else ():
+            stored, fresh = (
+                far[row][(near[row] >= 0) & ~database.is_removed(near[row])]
+                for near, far in ((ids, distances), (new_ids, new))
+            )
+            count = min(len(stored), len(fresh))
+            agree[row] = np.allclose(
+                stored[:count], fresh[:count], rtol=_DISTANCE_TOLERANCE, atol=0
+            )
+        return agree
+
+
+def _settings(index: IndexInfo) -> SearchSettings:
+    return SearchSettings(index.nprobe, index.rerank, index.ef_search)
+
+
+def _decoded_distance(
+    ivf: faiss_library.IndexIVF, x: np.ndarray, inverted_list: int, code: np.ndarray
+) -> float:
+    """Squared distance between a transformed key [1, d'] and what a code stands for."""
+    decoded, lists = np.empty_like(x), np.array([inverted_list])
+    pointers = (faiss_library.swig_ptr(array) for array in (code, lists, decoded))
+    ivf.decode_vectors(1, *pointers)
+    return float(((x.astype(np.float64) - decoded) ** 2).sum())
