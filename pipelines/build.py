@@ -65,7 +65,7 @@ from .screen import screen_stage
 from .stage import Build, NothingYetError
 from .tokenizer import TokenizerFiles, tokenizer_stage
 
-_VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, index, tune, neighbors)]
+VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, index, tune, neighbors)]
 log = logging.getLogger(__name__)
 FINISHED = "state/finished"
 REPORT = "report/stages.json"
@@ -111,7 +111,7 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         shards = [[(s.identity, s.stamp) for s in one.shards] for one in everything]
         verdicts = [file.sha256 if file else None for file in screened]
         identities = [vocabulary.sha256, vocabulary.pad_id, vocabulary.end_id, to_json(model)]
-        mark = digest([_VERSIONS, started.config.portable(), shards, verdicts, *identities])
+        mark = digest([VERSIONS, started.config.portable(), shards, verdicts, *identities])
         if manifest := _finished(started.folder, mark):
             console.say(f"{started.config.output} is up to date: nothing to do")
             return manifest
@@ -263,7 +263,7 @@ def _prepared(
     engine.options()
     folder = Folder(config.output)
     check_output(folder)
-    with nullcontext(folder) if dry_run else _owned(folder) as folder:
+    with nullcontext(folder) if dry_run else owned_folder(folder) as folder:
         model = describe_model(config.encoder)
         if config.index.key != "auto":
             create_index(parse_key(config.index.key, model.dimension), model.dimension)
@@ -291,11 +291,11 @@ def _finish(build: Build, results: _Results, mark: str) -> Manifest:
     """Writes the manifest, last of all that belongs to the database."""
     folder = build.folder
     manifest = write_manifest(folder, _manifest(build.config, results))
-    _sweep(folder, manifest)
+    sweep(folder, manifest)
     wanted = [query.source.name for query in manifest.queries]
     for name in folder.list(QUERIES):
         if name in wanted:
-            _sweep(folder, manifest, f"{query_path(name)}/")
+            sweep(folder, manifest, f"{query_path(name)}/")
         else:
             folder.remove(query_path(name))
     scale = 1.0 if build.smoke is None else build.smoke / manifest.counts.documents
@@ -311,12 +311,12 @@ def _manifest(config: Config, results: _Results) -> Manifest:
     portable = config.portable()
     return Manifest(
         counts=Counts(
-            **_counts(chunked),
+            **total_counts(chunked),
             keyless_chunks=results.keyless,
             indexed_chunks=sum(file.rows or 0 for file in index.partitions),
             short_rows=sum(part.short_rows for part in found),
         ),
-        sources=[_source_counts(chunked, source.name, source.weight) for source in config.corpus],
+        sources=[source_counts(chunked, source.name, source.weight) for source in config.corpus],
         chunk=ChunkInfo(
             config.chunk.tokens, tokenizer.token_type, tokenizer.pad_id, tokenizer.vocab_size
         ),
@@ -358,14 +358,15 @@ def _manifest(config: Config, results: _Results) -> Manifest:
         tokenizer_files=tokenizer.files,
         queries=[
             queried.described(
-                _source_counts(queried.chunked, source.name, source.weight), config.embeddings.keep
+                source_counts(queried.chunked, source.name, source.weight), config.embeddings.keep
             )
             for queried, source in zip(results.queried, config.queries, strict=True)
         ],
     )
 
 
-def _counts(chunked: list[ChunkedShard]) -> dict[str, int]:
+def total_counts(chunked: list[ChunkedShard]) -> dict[str, int]:
+    """Documents, chunks, tokens and validation chunks of shards, by the names of `Counts`."""
     written = [part for shard in chunked for part in shard.parts]
     return {
         "documents": sum(part.documents.rows or 0 for part in written),
@@ -375,9 +376,10 @@ def _counts(chunked: list[ChunkedShard]) -> dict[str, int]:
     }
 
 
-def _source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> SourceCounts:
+def source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> SourceCounts:
+    """What became of one source's records."""
     own = [shard for shard in chunked if shard.source == name]
-    counts = _counts(own)
+    counts = total_counts(own)
     del counts["validation_chunks"]
     dropped, rejected = Counter[str](), Counter[str]()
     for shard in own:
@@ -395,7 +397,7 @@ def _source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> Sou
     )
 
 
-def _sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
+def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
     """Removes what earlier settings or interrupted writes left, and embeddings that are not kept."""
     listed = {file.path for file in manifest.files}
     for table in _FOLDERS:
@@ -432,7 +434,7 @@ def check_output(folder: Folder) -> None:
 
 
 @contextmanager
-def _owned(folder: Folder) -> Iterator[Folder]:
+def owned_folder(folder: Folder) -> Iterator[Folder]:
     """Takes the folder for this build, and sends libraries' chatter to its log file.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from retro_db.errors import ExecutionError, RetroDBError
+from retro_db.errors import ExecutionError, RetroDBError, of_environment
 
 from .console import Console
 
@@ -53,6 +53,17 @@ def cli() -> None:
     "build would take.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and why.")
+@click.option(
+    "--append",
+    "adds",
+    is_flag=True,
+    help="Add the corpus to the database that is there, as a new generation.",
+)
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="With --append: chunks that are there already find neighbors among the new ones, too.",
+)
 @_BEAM_OPTIONS
 def build(
     config: str,
@@ -60,6 +71,8 @@ def build(
     workers: int,
     smoke: int | None,
     dry_run: bool,
+    adds: bool,
+    refresh: bool,
     beam_options: tuple[str, ...],
 ) -> None:
     """Build a database, or continue an interrupted build.
@@ -68,6 +81,7 @@ def build(
     """
     from retro_db.config import load_config
 
+    from .append import append
     from .build import build as run_build
     from .build import tell_build
     from .engine import Engine
@@ -77,9 +91,13 @@ def build(
     console = Console()
     settings = load_config(config, overrides)
     engine = Engine(workers, beam_options)
-    if dry_run:
-        if smoke is not None:
-            raise click.UsageError("--dry-run tells of the whole build; give it without --smoke")
+    if sum((dry_run, adds, smoke is not None)) > 1:
+        raise click.UsageError("--smoke, --dry-run and --append are different things; give one")
+    if refresh and not adds:
+        raise click.UsageError("--refresh belongs to --append")
+    if adds:
+        show_built(settings.output, append(settings, engine, console, refresh), console)
+    elif dry_run:
         tell_build(settings, engine, console)
     elif smoke is not None:
         run_smoke(settings, engine, console, smoke)
@@ -206,6 +224,9 @@ def run(arguments: Sequence[str], command: click.Command = cli) -> int:
         return INTERRUPTED
     except SystemExit as error:
         return int(error.code or 0)
+    except (OSError, MemoryError) as error:
+        console.fail(str(of_environment(error)))
+        return ExecutionError.exit_code
     except Exception as error:
         logging.getLogger(__name__).exception("unforeseen")
         console.fail(f"{type(error).__name__}: {error}; mend the cause and run the command again")

@@ -154,6 +154,11 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Goes on: on a full disk, the one line that tells so must not drown in logging's own."""
 
+    def close(self) -> None:
+        """Lets go of the file, whether or not its last lines could be written."""
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 @contextlib.contextmanager
 def chatter_to(path: Path) -> Iterator[None]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 
 from retro_db.errors import (
     ExecutionError,
@@ -31,6 +32,11 @@ _LOG = "state/build.log"
 # Beam hands an error over as the text of its trace.
 _OURS = re.compile(r"(?:retro_db\.errors\.)(\w+): (.*?)(?: \[while running .*)?$")
 _NO_MEMORY = re.compile(r"bad_alloc|can't allocate memory|MemoryError")
+_WORKER_ENDED = (
+    "a worker process ended ({}), perhaps for want of memory; give fewer --workers, or run the same "
+    "command again"
+)
+_CLEANING_SECONDS = 10.0
 _LOCAL = ("DirectRunner", "FnApiRunner")
 _RUNNERS = (
     *_LOCAL,
@@ -107,7 +113,8 @@ class Engine:
         try:
             with (
                 redirect_stderr(trace),
-                _watching_workers(),
+                _descriptor_to(Path(log_path)) as standard_error,
+                _watching_workers(standard_error),
                 beam.Pipeline(options=options) as pipeline,
             ):
                 _ = (
@@ -115,8 +122,8 @@ class Engine:
                     | f"{job.stage} tasks" >> beam.Create(list(tasks))
                     | f"{job.stage}" >> RunShards(job, placement)
                 )
-        except ExecutionError:
-            raise
+        except ExecutionError as error:
+            raise _traced(error, log_path) from error
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
             log.exception("stage %s failed: %s", job.stage, trace.getvalue())
             for failure in read_failures(folder):
@@ -129,21 +136,47 @@ class Engine:
 
 
 @contextmanager
-def _watching_workers() -> Iterator[None]:
+def _descriptor_to(path: Path) -> Iterator[int]:
+    """Sends what worker processes and native libraries print as errors to the log file.
+
+    Yields:
+        A descriptor of what standard error was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield before
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@contextmanager
+def _watching_workers(standard_error: int) -> Iterator[None]:
     """Ends the block when a local worker process dies: Beam would wait for it forever.
+
+    Args:
+        standard_error: Where the last line goes if even ending does not end.
 
     Raises:
         ExecutionError: One was killed, or ended by itself.
     """
     died: list[str] = []
     before = threading.excepthook
+    # Beam's own cleaning up may wait for the dead as well.
+    impatient = threading.Timer(_CLEANING_SECONDS, _end_now, args=(died, standard_error))
+    impatient.daemon = True
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
         if arguments.thread is None or arguments.thread.name != "run_worker":
             before(arguments)
             return
         died.append(str(arguments.exc_value))
-        os.kill(os.getpid(), signal.SIGINT)
+        if len(died) == 1:
+            impatient.start()
+            os.kill(os.getpid(), signal.SIGINT)
 
     threading.excepthook = hook
     try:
@@ -151,12 +184,18 @@ def _watching_workers() -> Iterator[None]:
     except KeyboardInterrupt as error:
         if not died:
             raise
-        raise ExecutionError(
-            f"a worker process ended ({died[0]}), perhaps for want of memory; run the same command "
-            "again"
-        ) from error
+        raise ExecutionError(_WORKER_ENDED.format(died[0])) from error
     finally:
+        impatient.cancel()
         threading.excepthook = before
+
+
+def _end_now(died: Sequence[str], standard_error: int) -> None:
+    """Ends the process as it is: every commit is whole, and the workers notice."""
+    message = _WORKER_ENDED.format(died[0])
+    log.error(message)
+    os.write(standard_error, f"error: {message}\n".encode())
+    os._exit(ExecutionError.exit_code)
 
 
 def _unforeseen(stage: str, error: Exception) -> RetroDBError:

@@ -36,7 +36,7 @@ from .shards import Task, fingerprint
 from .stage import Build, run_stage, sole
 from .tune import tune_stages
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,14 @@ class EncodedPart:
 
 @dataclass(frozen=True)
 class AssembledPartition:
-    """One range of lists."""
+    """One range of lists, and the sum of their squared lengths: what searches take grows with it.
+
+    `base_squares` is that of the partition whose entries it begins with; 0 where there is none.
+    """
 
     file: FileEntry
+    squares: int
+    base_squares: int
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class EncodeJob:
     """Encodes one part."""
 
     folder: Folder
+    home: Folder
     fine: bool
     dimension: int
     threads: int
@@ -136,8 +142,8 @@ class EncodeJob:
 
     def open(self) -> tuple[faiss.Index, faiss.Index | None]:
         """The template, and the quantizer of fine codes."""
-        quantizer = read_index(self.folder.local(FINE_PATH)) if self.fine else None
-        return read_index(self.folder.local(TEMPLATE_PATH)), quantizer
+        quantizer = read_index(self.home.local(FINE_PATH)) if self.fine else None
+        return read_index(self.home.local(TEMPLATE_PATH)), quantizer
 
     def run(
         self,
@@ -163,11 +169,15 @@ class EncodeJob:
 
 @dataclass(frozen=True)
 class ListRange:
-    """One partition to be: lists first to end - 1."""
+    """One partition to be: lists first to end - 1.
+
+    `base` is the partition of the generation before with the same lists, whose entries come first.
+    """
 
     number: int
     first: int
     end: int
+    base: FileEntry | None = None
 
 
 @dataclass
@@ -175,12 +185,13 @@ class AssembleJob:
     """Assembles one partition from the codes of all parts."""
 
     folder: Folder
+    home: Folder
     codes: list[FileEntry]
     stage: str = field(default="assemble", init=False)
 
     def open(self) -> tuple[faiss.Index, list[IpcFile]]:
         """The template, and all codes."""
-        template = read_index(self.folder.local(TEMPLATE_PATH))
+        template = read_index(self.home.local(TEMPLATE_PATH))
         parameters: dict[str, str | int] = {"code_size": int(inverted_file(template).code_size)}
         return template, open_table(self.folder, self.codes, "codes", parameters)
 
@@ -193,10 +204,12 @@ class AssembleJob:
         """Writes the partition."""
         template, parts = shared
         path = partition_path(lists.number)
-        file = assemble_partition(
-            template, lists.first, lists.end, parts, path, self.folder, report
+        base = self.home.local(lists.base.path) if lists.base else None
+        return AssembledPartition(
+            *assemble_partition(
+                template, lists.first, lists.end, parts, path, self.folder, report, base
+            )
         )
-        return AssembledPartition(file)
 
     def files(self, result: AssembledPartition) -> list[FileEntry]:
         """The partition."""
@@ -281,12 +294,19 @@ def index_stages(
     """
     parsed = parse_key(key, dimension)
     template = _train(build, parts, parsed, entries, dimension)
-    codes = _encode(build, parts, template, dimension)
-    partitions = _assemble(build, codes, template, parsed, dimension)
+    codes = encode_stage(build, parts, template, dimension)
+    ranges = [
+        ListRange(number, first, end)
+        for number, (first, end) in enumerate(
+            _partitions(build.config.index, codes, parsed, dimension)
+        )
+    ]
+    assembled = assemble_stage(build, codes, template, ranges)
+    partitions = [partition.file for partition in assembled]
     search = tune_stages(build, parts, key, template.file, partitions, dimension)
     fine = [encoded.fine for encoded in codes if encoded.fine]
     index = BuiltIndex(key, parsed.lists, template, partitions, fine, search)
-    _say_index(build, index)
+    say_index(build, index)
     return index
 
 
@@ -311,11 +331,12 @@ def _train(
     return sole(run_stage(build, job, [task], TrainedIndex, "chunks", total))
 
 
-def _encode(
+def encode_stage(
     build: Build, parts: list[Part], template: TrainedIndex, dimension: int
 ) -> list[EncodedPart]:
+    """Encodes parts whose files lie in the folder of the build, each by itself."""
     fine = template.fine.sha256 if template.fine else None
-    job = EncodeJob(build.folder, fine is not None, dimension, build.engine.threads)
+    job = EncodeJob(build.folder, build.home, fine is not None, dimension, build.engine.threads)
     tasks = [
         Task(
             part.name,
@@ -335,30 +356,30 @@ def _encode(
     return run_stage(build, job, tasks, EncodedPart, "chunks", total)
 
 
-def _assemble(
-    build: Build, codes: list[EncodedPart], template: TrainedIndex, key: IndexKey, dimension: int
-) -> list[FileEntry]:
-    job = AssembleJob(build.folder, [part.file for part in codes])
-    ranges = _partitions(build.config.index, codes, key, dimension)
+def assemble_stage(
+    build: Build, codes: list[EncodedPart], template: TrainedIndex, ranges: list[ListRange]
+) -> list[AssembledPartition]:
+    """Gathers the codes, behind the entries that the ranges begin with, into partitions."""
+    job = AssembleJob(build.folder, build.home, [part.file for part in codes])
     encoded = digest([part.file.sha256 for part in codes])
     tasks = [
         Task(
-            f"partition-{number:05d}",
+            f"partition-{lists.number:05d}",
             fingerprint(
                 VERSION,
                 {
                     "train": template.file.sha256,
                     "encode": encoded,
-                    "index.partitions": [first, end],
+                    "index.partitions": [lists.first, lists.end],
+                    "index": lists.base and lists.base.sha256,
                 },
             ),
-            ListRange(number, first, end),
+            lists,
         )
-        for number, (first, end) in enumerate(ranges)
+        for lists in ranges
     ]
     total = sum(part.file.rows or 0 for part in codes)
-    assembled = run_stage(build, job, tasks, AssembledPartition, "chunks", total)
-    return [partition.file for partition in assembled]
+    return run_stage(build, job, tasks, AssembledPartition, "chunks", total)
 
 
 def _partitions(
@@ -372,7 +393,8 @@ def _partitions(
     return list_ranges(entries, key.lists, config.partitions)
 
 
-def _say_index(build: Build, index: BuiltIndex) -> None:
+def say_index(build: Build, index: BuiltIndex) -> None:
+    """One line on how the index is searched, and how well that was measured to find."""
     search, settings = index.search, index.search.settings
     graph = f", efSearch {settings.ef_search}" if settings.ef_search else ""
     said = (

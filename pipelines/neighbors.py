@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from retro_db.config import NeighborsConfig
 from retro_db.database import open_table
 from retro_db.index.searching import open_searcher
@@ -42,6 +44,7 @@ class Searched:
         index: Over their keys.
         parameters: For the contracts' types: token_type, chunk_tokens, dimension.
         named: Sources whose documents have ids of their own.
+        removed: int64, ids of chunks that are nobody's neighbors any more; None where there are none.
     """
 
     home: Folder
@@ -49,6 +52,7 @@ class Searched:
     index: BuiltIndex
     parameters: dict[str, str | int]
     named: list[str]
+    removed: np.ndarray | None = None
 
 
 @dataclass
@@ -58,7 +62,7 @@ class NeighborsJob:
     folder: Folder
     searched: Searched
     config: NeighborsConfig
-    namesakes: list[str]
+    namesakes: list[str] | None
     memory: int
     threads: int
     stage: str = field(default="neighbors", init=False)
@@ -67,24 +71,25 @@ class NeighborsJob:
         """The index, the keys for exact distances, and the tokens that tell duplicates."""
         home, parts, index = self.searched.home, self.searched.parts, self.searched.index
         template = index.template.file
-        searcher = open_searcher(home, index.key, template, index.partitions, self.memory)
+        removed = self.searched.removed
+        searcher = open_searcher(home, index.key, template, index.partitions, self.memory, removed)
         keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
-        tokens = self._tokens(home, parts)
+        tokens = self._tokens(parts)
         return Finder(searcher, keys, index.search.settings, self.config.max_nprobe, tokens)
 
     def run(self, shared: Finder, part: Part, report: Callable[[int], None]) -> NeighborsPart:
         """Writes the neighbors file."""
         home, parameters = self.searched.home, self.searched.parameters
-        [embeddings] = open_table(self.folder, [part.keys_file], "embeddings", parameters)
-        if self.folder.url == home.url:
+        [embeddings] = open_table(home, [part.keys_file], "embeddings", parameters)
+        if self.namesakes is None:
             documents = load_documents(home, part)
         else:
-            documents = load_queries(self.folder, part, home, self.searched.parts, self.namesakes)
+            documents = load_queries(home, part, self.searched.parts, self.namesakes)
         return NeighborsPart(
             *neighbors_part(
                 embeddings,
                 documents,
-                self._tokens(self.folder, [part]),
+                self._tokens([part]),
                 contract("neighbors").name(part.shard, part.number),
                 shared,
                 self.config.k,
@@ -98,29 +103,31 @@ class NeighborsJob:
         """The neighbors file."""
         return [result.file]
 
-    def _tokens(self, folder: Folder, parts: list[Part]) -> ChunkTokens | None:
+    def _tokens(self, parts: list[Part]) -> ChunkTokens | None:
         if not self.config.drop_duplicates:
             return None
         entries = [part.chunks for part in parts]
-        files = open_table(folder, entries, "chunks", self.searched.parameters)
+        files = open_table(self.searched.home, entries, "chunks", self.searched.parameters)
         return ChunkTokens(ColumnReader(files, "tokens"), ColumnReader(files, "length"))
 
 
-def neighbors_stage(build: Build, parts: list[Part], searched: Searched) -> list[NeighborsPart]:
+def neighbors_stage(
+    build: Build, parts: list[Part], searched: Searched, namesakes: list[str] | None = None
+) -> list[NeighborsPart]:
     """Runs the stage.
 
     Args:
         build: The build, of the database or of a query corpus.
-        parts: Its parts, whose neighbors are wanted.
+        parts: Its parts, whose neighbors are wanted, their files as the database sees them.
         searched: Where they are looked for.
+        namesakes: Of a query corpus, the sources whose documents with an id of its own are passed over;
+            None where the parts are the database's own.
 
     Returns:
         The files, in order.
     """
     config = build.config
     memory = int(config.index.memory)
-    query = None if build.queries is None else config.corpus[0]
-    namesakes = searched.named if query and query.id else []
     job = NeighborsJob(
         build.folder, searched, config.neighbors, namesakes, memory, build.engine.threads
     )
@@ -131,6 +138,7 @@ def neighbors_stage(build: Build, parts: list[Part], searched: Searched) -> list
         "index.memory": search_groups(index.partitions, index.key, dimension, memory),
         "embed": digest([[*contents_of(part), part.chunks.sha256] for part in searched.parts]),
         "queries": namesakes,
+        "removed": None if searched.removed is None else digest(searched.removed.tolist()),
     }
     tasks = [
         Task(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from retro_db.chunking import ChunkedShard
@@ -10,7 +10,6 @@ from retro_db.corpus.planning import plan_shards
 from retro_db.encoder.models import EncoderModel
 from retro_db.manifest import TABLES, QueryCorpus, SourceCounts, Tables, query_path
 from retro_db.parts import Part
-from retro_db.store.folder import FileEntry
 
 from .chunk import chunk_stage
 from .embed import embed_stage
@@ -38,7 +37,9 @@ class QueriedCorpus:
             dropped=[shard.left_out for shard in self.chunked if shard.left_out],
         )
         short = sum(part.short_rows for part in self.found)
-        return QueryCorpus(source, self.keyless, short, _below(query_path(source.name), tables))
+        place = query_path(source.name)
+        below = {name: [file.below(place) for file in getattr(tables, name)] for name in TABLES}
+        return QueryCorpus(source, self.keyless, short, Tables(**below))
 
 
 def plan_queries(build: Build) -> Iterator[Build]:
@@ -80,14 +81,7 @@ def query_stages(
     """Embeds a query corpus that is cut, and finds its neighbors in the database."""
     build.console.say(f"queries    {build.config.corpus[0].name}")
     parts, keyless = embed_stage(build, parts, vocabulary, model)
-    found = neighbors_stage(build, parts, searched)
+    namesakes = searched.named if build.config.corpus[0].id else []
+    below = [part.below(build.place) for part in parts]
+    found = neighbors_stage(build, below, searched, namesakes)
     return QueriedCorpus(chunked, parts, keyless, found)
-
-
-def _below(folder: str, tables: Tables) -> Tables:
-    """The tables with paths that begin with a folder."""
-
-    def moved(entries: Sequence[FileEntry]) -> list[FileEntry]:
-        return [replace(entry, path=f"{folder}/{entry.path}") for entry in entries]
-
-    return Tables(**{table: moved(getattr(tables, table)) for table in TABLES})

@@ -62,13 +62,14 @@ class ScreenJob:
 
     config: Config
     folder: Folder
+    home: Folder
     stage: str = field(default="screen", init=False)
 
     def open(self) -> tuple[Tokenizer, EvaluationSet | None]:
         """The tokenizer, and the evaluation documents if there are any."""
         leakage = self.config.leakage
         evaluation = open_evaluation(self.folder, leakage) if leakage.paths else None
-        return Tokenizer.of_database(self.folder), evaluation
+        return Tokenizer.of_database(self.home), evaluation
 
     def run(
         self,
@@ -216,7 +217,7 @@ def _screen(
     build: Build, tokenizer: TokenizerFiles, evaluation: FileEntry | None
 ) -> list[ScreenedShard]:
     config = build.config
-    job = ScreenJob(config, build.folder)
+    job = ScreenJob(config, build.folder, build.home)
     keys = ("seed", "leakage.ngram", "leakage.jaccard", "leakage.names", "dedup.jaccard")
     decides = config.settings(*keys) | {
         "tokenizer": [tokenizer.sha256, tokenizer.end_id],

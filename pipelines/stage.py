@@ -68,6 +68,7 @@ class Build:
         work: What every stage counted.
         dry_run: Nothing is done or written; what would be is told.
         pending: In a dry run, the stages that have work left.
+        adds: Whether what is built is added to the database as it is, which stays open meanwhile.
     """
 
     config: Config
@@ -83,6 +84,12 @@ class Build:
     work: dict[str, Work] = field(default_factory=dict)
     dry_run: bool = False
     pending: list[str] = field(default_factory=list)
+    adds: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where `folder` lies in the database; empty where it is the database."""
+        return self.folder.url.removeprefix(self.home.url.rstrip("/")).strip("/")
 
     def tell(self, stage: str, tasks: int, standing: Standing) -> None:
         """Says how many shards of a stage are done, and why the others are not."""
@@ -152,7 +159,8 @@ def run_stage(
                 f"are not done; run python -m retro_db_pipelines.{module} first"
             )
         # No reader may trust the folder, and no record may vouch for what is about to be replaced.
-        build.home.remove(manifest.FILE)
+        if not build.adds:
+            build.home.remove(manifest.FILE)
         records.replace(list(kept.values()))
         build.folder.remove(f"state/progress/{job.stage}")
         with build.console.stage(

@@ -52,6 +52,7 @@ class SampleJob:
     """Samples the queries that the search is tuned with."""
 
     folder: Folder
+    home: Folder
     dimension: int
     seed: int
     stage: str = field(default="sample", init=False)
@@ -66,8 +67,8 @@ class SampleJob:
         for part in parts:
             rows = sample_rows(part.first_id, part.rows, chunks, self.seed)
             if len(rows):
-                embeddings = load_keys(self.folder, part, self.dimension).embeddings
-                found = read_queries(rows, embeddings, load_documents(self.folder, part))
+                embeddings = load_keys(self.home, part, self.dimension).embeddings
+                found = read_queries(rows, embeddings, load_documents(self.home, part))
                 vectors.append(found[0])
                 own.append(found[1])
                 report(len(rows))
@@ -84,6 +85,7 @@ class TruthJob:
     """Finds the queries' exact neighbors in one part."""
 
     folder: Folder
+    home: Folder
     dimension: int
     threads: int
     stage: str = field(default="truth", init=False)
@@ -96,7 +98,7 @@ class TruthJob:
         self, shared: tuple[np.ndarray, np.ndarray], part: Part, report: Callable[[int], None]
     ) -> TuningFile:
         """Writes distances and ids."""
-        keys = load_keys(self.folder, part, self.dimension)
+        keys = load_keys(self.home, part, self.dimension)
         found = exact_neighbors(*shared, keys, _EXACT, self.threads, report)
         return TuningFile(_save(self.folder, f"state/tuning/{part.name}.npz", *found))
 
@@ -110,6 +112,7 @@ class TuneJob:
     """Chooses how the index is searched by measured recall."""
 
     folder: Folder
+    home: Folder
     key: str
     template: FileEntry
     partitions: list[FileEntry]
@@ -123,7 +126,7 @@ class TuneJob:
 
     def open(self) -> Searcher:
         """The index."""
-        return open_searcher(self.folder, self.key, self.template, self.partitions, self.memory)
+        return open_searcher(self.home, self.key, self.template, self.partitions, self.memory)
 
     def run(
         self,
@@ -138,7 +141,7 @@ class TuneJob:
         best = distances, np.full((len(vectors), _EXACT), -1, np.int64)
         for file in truth:
             best = merge_neighbors(best, _load(self.folder, file.path), _EXACT)
-        keys = key_column(self.folder, parts, self.dimension)
+        keys = key_column(self.home, parts, self.dimension)
         # What it starts from does not matter: tuning replaces it.
         finder = Finder(shared, keys, SearchSettings(1, self.depths[-1]), self.max_nprobe)
         blocks, everything = query_blocks(vectors, own), len(keys) <= QUERIES
@@ -167,16 +170,28 @@ def tune_stages(
     partitions: list[FileEntry],
     dimension: int,
 ) -> Tuned:
-    """Runs the three stages."""
+    """Runs the three stages.
+
+    Args:
+        build: The build.
+        parts: All parts of the database, their files as the database sees them.
+        key: Of the index.
+        template: The trained index.
+        partitions: All lists.
+        dimension: d.
+
+    Returns:
+        How the index is to be searched.
+    """
     config, threads = build.config, build.engine.threads
     contents = [(part.first_id, *contents_of(part)) for part in parts]
-    sample = SampleJob(build.folder, dimension, config.seed)
+    sample = SampleJob(build.folder, build.home, dimension, config.seed)
     mark = fingerprint(VERSION, {"seed": sample.seed, "embed": contents})
     size = min(sum(part.rows for part in parts), QUERIES)
     task = Task("queries", mark, parts)
     queries = sole(run_stage(build, sample, [task], TuningFile, "chunks", size))
 
-    truth = TruthJob(build.folder, dimension, threads)
+    truth = TruthJob(build.folder, build.home, dimension, threads)
     tasks = [
         Task(part.name, fingerprint(VERSION, {"sample": queries.file.sha256, "embed": own}), part)
         for part, own in zip(parts, contents, strict=True)
@@ -186,6 +201,7 @@ def tune_stages(
 
     job = TuneJob(
         build.folder,
+        build.home,
         key,
         template,
         partitions,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from retro_db.database import open_table
 from retro_db.index.training import PartKeys
-from retro_db.manifest import TRAIN
+from retro_db.manifest import TRAIN, Tables
 from retro_db.neighbors import Documents
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.tables import ColumnReader
@@ -42,6 +42,16 @@ class Part:
     def name(self) -> str:
         """As in its file names."""
         return f"part-{self.shard:07d}-{self.number:04d}"
+
+    def below(self, place: str) -> Part:
+        """The same part, its files seen from further up."""
+        embeddings = self.embeddings and self.embeddings.below(place)
+        return replace(
+            self,
+            chunks=self.chunks.below(place),
+            documents=self.documents.below(place),
+            embeddings=embeddings,
+        )
 
     @property
     def keys_file(self) -> FileEntry:
@@ -87,15 +97,14 @@ def load_documents(folder: Folder, part: Part) -> Documents:
 
 
 def load_queries(
-    folder: Folder, part: Part, home: Folder, parts: Sequence[Part], named: Sequence[str]
+    folder: Folder, part: Part, parts: Sequence[Part], named: Sequence[str]
 ) -> Documents:
     """Documents of a query corpus, which must not find documents of the database with their own id.
 
     Args:
-        folder: The query corpus.
-        part: Which part of it.
-        home: The database.
-        parts: All of its parts.
+        folder: The database.
+        part: Which part of the query corpus.
+        parts: All parts of the database.
         named: Sources of the database whose ids can be the queries' own: where both say which field
             names a document. Ids made of places in files agree by chance.
 
@@ -111,7 +120,7 @@ def load_queries(
     table = table.filter(pc.greater(table["chunk_count"], 0))
     namesakes: dict[str, list[tuple[int, int]]] = {}
     for other in parts if named else ():
-        held = pq.read_table(home.local(other.documents.path), columns=columns)
+        held = pq.read_table(folder.local(other.documents.path), columns=columns)
         held = held.filter(pc.is_in(held["source"], value_set=wanted))
         held = held.filter(pc.is_in(held["id"], value_set=table["id"].combine_chunks()))
         for row in held.to_pylist():
@@ -163,3 +172,21 @@ def key_column(folder: Folder, parts: Sequence[Part], dimension: int) -> ColumnR
     return ColumnReader(
         open_table(folder, entries, "embeddings", {"dimension": dimension}), "vector"
     )
+
+
+def listed_parts(tables: Tables) -> list[Part]:
+    """The parts of a finished database, or of a query corpus in it.
+
+    Args:
+        tables: As its manifest lists them, with embeddings.
+
+    Returns:
+        Every part in order, numbered anew.
+    """
+    parts: list[Part] = []
+    first_id = 0
+    files = zip(tables.chunks, tables.documents, tables.embeddings, strict=True)
+    for number, (chunks, documents, embeddings) in enumerate(files):
+        parts.append(Part(number, 0, first_id, chunks, documents, embeddings))
+        first_id += chunks.rows or 0
+    return parts

@@ -74,6 +74,8 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
     manifest = database.manifest
     if len(rows):
         with owning(folder) as owned:
+            # What an append that was given up may have left there.
+            owned.remove(generation_path(manifest.generation + 1))
             without = _without(Database(owned, manifest), rows, chunks)
             manifest = write_generation(owned, manifest, without)
     return Removal(len(rows), chunks, len(found) - len(rows), manifest.generation)

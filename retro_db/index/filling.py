@@ -6,10 +6,19 @@ import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
-from retro_db.index.structure import faiss, inverted_file, transform, widen
+from retro_db.index.structure import (
+    faiss,
+    inverted_file,
+    list_codes,
+    list_ids,
+    read_index,
+    transform,
+    widen,
+)
 from retro_db.index.training import PartKeys
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
@@ -102,6 +111,25 @@ def encode_keys(
     return lists, codes
 
 
+def quantization_error(template: faiss.Index, keys: np.ndarray) -> float:
+    """The mean squared distance of keys from what their codes stand for, after the transforms.
+
+    Args:
+        template: The trained index.
+        keys: float16 [n, d].
+
+    Returns:
+        A number; 0 where there are no keys.
+    """
+    if not len(keys):
+        return 0.0
+    use_faiss_threads(1)
+    ivf = inverted_file(template)
+    x = np.ascontiguousarray(transform(template, widen(keys)))
+    decoded = ivf.sa_decode(ivf.sa_encode(x))
+    return float(((x - decoded) ** 2).sum(axis=1).mean())
+
+
 def range_bounds(lists: int) -> np.ndarray:
     """Bounds of about equal ranges of lists, at most 1,024 and none empty: int64 [ranges + 1]."""
     count = min(_RANGES, lists)
@@ -170,11 +198,12 @@ def assemble_partition(
     path: str,
     folder: Folder,
     report: Callable[[int], None],
-) -> FileEntry:
+    base: Path | None = None,
+) -> tuple[FileEntry, int, int]:
     """Writes lists first to end - 1 of all parts as one index that stock Faiss opens by itself.
 
     It holds those lists' centroids alone, under a flat quantizer. Entries stand in part order, as if
-    the parts had been added one after another to a single index.
+    the parts had been added one after another to a single index; those of `base` come first.
 
     Args:
         template: The trained index.
@@ -184,9 +213,11 @@ def assemble_partition(
         path: Of the partition, relative to the folder.
         folder: The database.
         report: Told, now and again, how many more entries are done.
+        base: A partition with the same lists, whose entries were added before.
 
     Returns:
-        The partition's file; its rows are the entries.
+        The partition's file, whose rows are the entries; the sum of its lists' squared lengths, and that
+        of the base's.
     """
     index = _empty_partition(template, first, end)
     ivf = inverted_file(index)
@@ -194,13 +225,21 @@ def assemble_partition(
     ivf.replace_invlists(lists, True)
     lists.this.disown()
     held = [(part, _first_row(part, first), _first_row(part, end)) for part in parts]
+    before = read_index(base, faiss.IO_FLAG_MMAP) if base else None
+    filled = np.zeros(end - first, np.int64)
+    if before is not None:
+        filled[:] = [inverted_file(before).invlists.list_size(n) for n in range(end - first)]
+    base_squares = int((filled**2).sum())
     # Sized before they are filled: lists that grow take up to twice their memory.
-    sizes = np.zeros(end - first, np.int64)
+    sizes = filled.copy()
     for part, start, stop in held:
         sizes += np.bincount(part.read("list", start, stop) - first, minlength=end - first)
     for number, size in enumerate(sizes.tolist()):
         lists.resize(number, size)
-    filled = np.zeros(end - first, np.int64)
+        if before is not None and filled[number]:
+            held_lists = inverted_file(before).invlists
+            ids, codes = list_ids(held_lists, number), list_codes(held_lists, number)
+            lists.update_entries(number, 0, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
     for part, start, stop in held:
         for number, ids, codes in _runs(part, start, stop):
             own, pointers = number - first, (faiss.swig_ptr(ids), faiss.swig_ptr(codes))
@@ -210,7 +249,7 @@ def assemble_partition(
     index.ntotal = ivf.ntotal = int(filled.sum())
     with folder.writing(path) as temporary:
         faiss.write_index(index, str(temporary))
-        return describe(temporary, path, ivf.ntotal)
+        return describe(temporary, path, ivf.ntotal), int((filled**2).sum()), base_squares
 
 
 def _runs(codes: IpcFile, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -121,7 +121,7 @@ class Searcher:
         self._groups = group_partitions(sizes, memory)
         self._paths = partitions
         # A group needs the numbers of the lists before and behind it.
-        counts = [_count_lists(path) for path in partitions] if self.streams else []
+        counts = [count_lists(path) for path in partitions] if self.streams else []
         self._starts = [0, *itertools.accumulate(counts)]
         self._whole = None if self.streams else self._open(partitions, 0, 0)
 
@@ -326,7 +326,15 @@ def resident_bytes(size: int, key: IndexKey) -> int:
     return 2 * size if key.fast_scan else size
 
 
-def _count_lists(path: Path) -> int:
+def count_lists(path: Path) -> int:
+    """Inverted lists of a partition.
+
+    Args:
+        path: Its file.
+
+    Raises:
+        DamagedFileError: Faiss cannot read it.
+    """
     partition = read_index(path, _MAPPED)
     return int(inverted_file(partition).nlist)
 

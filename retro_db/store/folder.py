@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,10 @@ class FileEntry:
     bytes: int
     sha256: str
     rows: int | None = None
+
+    def below(self, place: str) -> FileEntry:
+        """The same file, seen from further up: `place` is the folder that its path counts from."""
+        return replace(self, path=f"{place}/{self.path}") if place else self
 
 
 class Folder:

@@ -129,7 +129,7 @@ class HeldPart:
         """
         folder = self.held.corpus.folder
         if self.held.is_queries:
-            return load_queries(folder, self.part, folder, parts, self._namesakes())
+            return load_queries(folder, self.part, parts, self._namesakes())
         return load_documents(folder, self.part)
 
     def _namesakes(self) -> list[str]:
