@@ -29,6 +29,7 @@ test: setup
 # What is too long for every change; benchmarks/RESULTS.md has what they last printed.
 soak: setup
 	RETRO_DB_FUZZ_FILES=20000 $(bin)/python -m pytest tests/test_fuzz.py
+	RETRO_DB_KILLS=100 $(bin)/python -m pytest tests/test_faults.py -k killed
 
 bench: setup
 	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[bench]'

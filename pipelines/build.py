@@ -10,16 +10,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from retro_db.chunking import ChunkedShard
 from retro_db.config import Config
-from retro_db.corpus.planning import Shard, expansion_of, plan_shards, sample_shards
-from retro_db.corpus.reading import read_shard
+from retro_db.corpus.estimating import estimate_corpus
+from retro_db.corpus.planning import Shard, plan_shards, sample_shards
 from retro_db.encoder.models import EncoderModel, describe_model
 from retro_db.errors import ConfigError, ExecutionError, InputError, of_environment
-from retro_db.hashing import fraction_of
 from retro_db.index.keys import parse_key
 from retro_db.index.refining import fine_size
 from retro_db.index.training import create_index
@@ -55,6 +53,7 @@ from .embed import embed_stage, probe_stage
 from .engine import Engine, log_place
 from .index import BuiltIndex, announce_key, decide_key, index_stages, training_chunks
 from .neighbors import NeighborsPart, Searched, neighbors_stage
+from .preflight import check_ahead
 from .queries import (
     QueriedCorpus,
     chunk_queries,
@@ -269,10 +268,14 @@ def _prepared(
             create_index(parse_key(config.index.key, model.dimension), model.dimension)
         shards = plan_shards(config)
         whole, documents = sum(shard.bytes for shard in shards), None
+        estimate = estimate_corpus(shards, config)
         if smoke is not None:
-            documents = _estimate(shards, config)
+            documents = estimate.documents
             shards = sample_shards(shards, smoke, documents, config.seed)
+            estimate = estimate.thinned(smoke)
         console.say(_planned(shards, whole))
+        if only is None:
+            check_ahead(config, folder, len(shards), estimate, model, smoke is not None, console)
         place = os.path.abspath(os.path.expanduser(config.encoder.model))
         locations = Locations(place if os.path.isdir(place) else config.encoder.model)
         if not dry_run:
@@ -282,8 +285,8 @@ def _prepared(
         queries = list(plan_queries(started))
         if smoke is not None:
             for one in queries:
-                estimate = _estimate(one.shards, one.config)
-                one.shards = sample_shards(one.shards, smoke, estimate, config.seed)
+                held = estimate_corpus(one.shards, one.config).documents
+                one.shards = sample_shards(one.shards, smoke, held, config.seed)
         yield started, queries, model
 
 
@@ -469,27 +472,6 @@ def _finished(folder: Folder, mark: str) -> Manifest | None:
     manifest = read_manifest(folder)
     whole = all(folder.size(file.path) == file.bytes for file in manifest.files)
     return manifest if whole else None
-
-
-def _estimate(shards: list[Shard], config: Config) -> int:
-    """About how many documents the plan keeps, from the beginnings of a few pieces."""
-    sources = {source.name: source for source in config.corpus}
-    pieces = [(shard, piece) for shard in shards for piece in shard.pieces]
-    pieces.sort(key=lambda pair: fraction_of("estimate", config.seed, pair[1].file.name))
-    documents, size = 0.0, 0
-    for shard, piece in pieces[:8]:
-        source = sources[shard.source]
-        one = Shard(0, shard.source, shard.format, [piece])
-        records = list(islice(read_shard(one, source), 200))
-        if len(records) < 200:
-            documents += len(records) * shard.fraction
-        else:
-            read = sum(getattr(record, "size", 0) for record in records)
-            text = piece.bytes * expansion_of(piece.file.name, shard.format)
-            documents += len(records) * max(1.0, text / max(read, 1)) * shard.fraction
-        size += piece.bytes
-    whole = sum(shard.bytes for shard in shards)
-    return round(documents * whole / max(size, 1))
 
 
 def _planned(shards: list[Shard], whole: int) -> str:

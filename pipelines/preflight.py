@@ -123,7 +123,7 @@ def _available_memory() -> int:
         name, value = line.split(":")
         if name == "MemAvailable":
             return 1024 * int(value.split()[0])
-    raise ExecutionError("/proc/meminfo: MemAvailable is missing; run on Linux 3.14 or later")
+    raise ExecutionError("/proc/meminfo: no MemAvailable; run on Linux")
 
 
 def _check_files(shards: int) -> str:
@@ -131,7 +131,7 @@ def _check_files(shards: int) -> str:
     needed = _TABLES * shards + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < needed and soft != resource.RLIM_INFINITY:
-        if hard not in (resource.RLIM_INFINITY,) and hard < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
             raise ExecutionError(
                 f"ulimit -n: {shards:,} shards need {needed:,} open files, and {hard:,} are allowed; raise "
                 "it, or chunk.shard_size"

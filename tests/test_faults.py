@@ -12,11 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, children, make_project, python_sources
+from conftest import Project, children, make_project, python_sources, small_disk
 
 COMMAND = [Path(sys.executable).with_name("retro-db"), "build"]
 # Stages with a shard for each file, or for each range of lists.
@@ -189,22 +188,6 @@ def goes_on(project: Project, sound: Project) -> None:
         assert run.wait() == (0, "")
     assert project.files() == sound.files()
     assert not list(project.output.rglob(".tmp-*"))
-
-
-@contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[None]:
-    """A disk of its own."""
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True
-    )
-    if made.returncode:
-        assert "CI" not in os.environ, made.stderr
-        pytest.skip(f"no disk can be mounted here: {made.stderr.decode()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_full_disk(sound: Project, project: Project, tmp_path: Path) -> None:

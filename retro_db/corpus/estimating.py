@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from retro_db.config import Config
@@ -30,6 +30,15 @@ class CorpusEstimate:
     documents: int
     characters: int
     rejects: list[Reject]
+
+    def thinned(self, documents: int) -> CorpusEstimate:
+        """The same of a sample of so many documents."""
+        share = min(1.0, documents / max(self.documents, 1))
+        return replace(
+            self,
+            documents=round(self.documents * share),
+            characters=round(self.characters * share),
+        )
 
     def chunks(self, chunk_tokens: int) -> int:
         """Chunks of so many tokens: a document's last one is half full on average."""
