@@ -261,6 +261,7 @@ def _prepared(
         config = config.model_copy(update={"output": smoke_output(config)})
     engine.options()
     folder = Folder(config.output)
+    check_replaceable(folder)
     check_output(folder)
     with nullcontext(folder) if dry_run else owned_folder(folder) as folder:
         model = describe_model(config.encoder)
@@ -416,6 +417,20 @@ def smoke_output(config: Config) -> str:
     return config.output.rstrip("/") + "-smoke"
 
 
+def check_replaceable(folder: Folder) -> None:
+    """Refuses a database that more than a build has made.
+
+    Raises:
+        ConfigError: It was appended to, documents were removed from it, or it is a compacted one.
+    """
+    names = folder.list()
+    for name, what in ((GENERATIONS, "has later generations"), ("renumbered", "was compacted")):
+        if name in names:
+            raise ConfigError(
+                f"output: {folder.url} {what}, which a build would undo; name a new folder"
+            )
+
+
 def check_output(folder: Folder) -> None:
     """Refuses a folder with files that no build wrote.
 
@@ -423,10 +438,6 @@ def check_output(folder: Folder) -> None:
         ConfigError: Names one of them.
     """
     names = set(folder.list())
-    if GENERATIONS in names:
-        raise ConfigError(
-            f"output: {folder.url} has later generations, which a build would undo; name a new folder"
-        )
     strange = sorted(names - {*_FOLDERS, QUERIES, "report", "state", FILE})
     if names and "state" not in names:
         strange = sorted(names)

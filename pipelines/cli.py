@@ -168,6 +168,22 @@ def remove(database: str, documents: str) -> None:
     show_removed(database, remove_documents(database, documents), Console())
 
 
+@cli.command()
+@_DATABASE
+@click.argument("new", metavar="NEW")
+@_WORKERS
+@_BEAM_OPTIONS
+def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]) -> None:
+    """Write DB anew, in the folder NEW, without what was removed, and the map from old ids to new."""
+    from .compact import compact as run_compact
+    from .engine import Engine
+    from .reading import show_built
+
+    console = Console()
+    manifest = run_compact(database, new, Engine(workers, beam_options), console)
+    show_built(new, manifest, console)
+
+
 def stage_command(stage: str) -> click.Command:
     """The command of one stage alone: `python -m retro_db_pipelines.STAGE CONFIG.yaml`."""
 

@@ -49,8 +49,10 @@ class FilesConfig(_Section):
     @pydantic.field_validator("separator")
     @classmethod
     def _is_a_pattern(cls, separator: str | None) -> str | None:
+        if separator is None:
+            return None
         try:
-            pattern = re.compile((separator or "$").encode(), re.MULTILINE)
+            pattern = re.compile(separator.encode(), re.MULTILINE)
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from error
         if pattern.fullmatch(b"xx", 1, 1):

@@ -150,6 +150,19 @@ class Corpus:
         return found
 
     @functools.cached_property
+    def renumbered(self) -> pa.Table:
+        """Of a compacted database, where chunks of the one before have gone: old_first, new_first, count.
+
+        One row for each run of consecutive chunks; empty where nothing was compacted.
+
+        Raises:
+            DamagedFileError: A file is missing, or disagrees with the manifest.
+        """
+        schema = contract("renumbered").schema()
+        tables = [self._parquet(entry, schema) for entry in self.tables.renumbered]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    @functools.cached_property
     def removed_chunks(self) -> np.ndarray:
         """Ids of the removed documents' chunks, int64 [n], ascending."""
         firsts, ends = self._removed_ranges

@@ -104,3 +104,8 @@ def test_the_portable_form_names_no_place() -> None:
     assert "output" not in portable
     assert portable["encoder"]["model"] == "bert"
     assert "paths" not in portable["corpus"][0]
+
+
+def test_settings_may_be_given_as_what_they_are_by_default() -> None:
+    config = parse_config(MINIMAL, "config.yaml")
+    assert parse_config(config.model_dump(mode="json"), "config.yaml") == config

@@ -68,7 +68,7 @@ class Contract:
 
 @functools.cache
 def contract(table: str) -> Contract:
-    """The contract of `chunks`, `documents`, `dropped`, `embeddings`, `neighbors` or `codes`."""
+    """The contract of a table: the name of a file in `schemas/`, such as `chunks`."""
     text = resources.files("retro_db_schemas").joinpath(f"{table}.json").read_text("utf-8")
     return from_json(Contract, json.loads(text), table)
 

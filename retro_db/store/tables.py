@@ -104,6 +104,7 @@ class IpcFile:
     def __init__(self, path: Path, schema: pa.Schema, rows: int, batch_rows: int) -> None:
         self.rows = rows
         self.batch_rows = batch_rows
+        self.schema = schema
         self._path = path
         self._schema = schema
         self._batches: dict[int, dict[str, np.ndarray]] = {}

@@ -1,0 +1,399 @@
+"""Compacting: a new database of what was not removed, and the map from old ids to new."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from retro_db.compaction import (
+    CompactedPart,
+    OldPart,
+    Renumbering,
+    StoredNeighbors,
+    compact_part,
+    compact_partition,
+    renumber,
+)
+from retro_db.config import Config
+from retro_db.database import Database, open_table
+from retro_db.database import open as open_database
+from retro_db.errors import CorpusError, InputError
+from retro_db.index.filling import partition_path
+from retro_db.manifest import VERSION as FORMAT_VERSION
+from retro_db.manifest import (
+    Manifest,
+    QueryCorpus,
+    SourceCounts,
+    Tables,
+    query_path,
+    write_manifest,
+)
+from retro_db.parts import Part, listed_parts
+from retro_db.retriever import LOCATIONS
+from retro_db.serialize import digest
+from retro_db.store.contracts import contract
+from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.parquet import read_parquet
+from retro_db.store.tables import TableWriter
+
+from .build import FINISHED, check_output, owned_folder, sweep
+from .console import Console
+from .engine import Engine
+from .index import BuiltIndex, TrainedIndex, say_index
+from .neighbors import NeighborsPart, Searched, neighbors_stage
+from .shards import Task, fingerprint
+from .stage import Build, run_stage
+from .tune import tune_stages
+
+VERSION = 1
+REMOVED = "removed"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Tables of the database that is compacted, or of a query corpus in it; opened where needed."""
+
+    folder: Folder
+    tables: Tables
+    parameters: dict[str, str | int]
+
+    def part(self, number: int, kept: np.ndarray) -> OldPart:
+        """One part, opened; `kept` says which of its documents stay."""
+        entry = self.tables.documents[number]
+        path, schema = self.folder.verified(entry), contract("documents").schema()
+        documents = read_parquet(path, schema, entry.rows or 0, entry.path)
+        chunks, embeddings, neighbors = (
+            open_table(self.folder, [getattr(self.tables, name)[number]], name, self.parameters)[0]
+            for name in ("chunks", "embeddings", "neighbors")
+        )
+        return OldPart(documents, kept, chunks, embeddings, neighbors)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Neighbors that parts had before."""
+
+    source: _Source
+    kept: list[np.ndarray]
+    renumbering: Renumbering
+    sha256: str
+
+    def __call__(self, part: Part) -> StoredNeighbors:
+        """Those of one part."""
+        old = self.source.part(part.shard, self.kept[part.shard])
+        return StoredNeighbors(old.kept_rows, old.neighbors, self.renumbering)
+
+
+@dataclass
+class CompactJob:
+    """Copies one part without its removed documents."""
+
+    folder: Folder
+    source: _Source
+    stage: str = field(default="compact", init=False)
+
+    def open(self) -> None:
+        """Nothing to share."""
+
+    def run(
+        self, shared: None, item: tuple[int, np.ndarray], report: Callable[[int], None]
+    ) -> CompactedPart:
+        """Writes three tables."""
+        number, kept = item
+        return compact_part(self.source.part(number, kept), number, self.folder, report)
+
+    def files(self, result: CompactedPart) -> list[FileEntry]:
+        """The three."""
+        return [result.chunks, result.documents, result.embeddings]
+
+
+@dataclass(frozen=True)
+class RenumberedPartition:
+    """One range of lists with new ids."""
+
+    file: FileEntry
+
+
+@dataclass
+class RenumberJob:
+    """Gives the entries of one partition their new ids."""
+
+    folder: Folder
+    home: Folder
+    renumbering: Renumbering
+    stage: str = field(default="renumber", init=False)
+
+    def open(self) -> None:
+        """Nothing to share."""
+
+    def run(
+        self, shared: None, item: tuple[int, FileEntry], report: Callable[[int], None]
+    ) -> RenumberedPartition:
+        """Writes the partition."""
+        number, partition = item
+        file = compact_partition(
+            self.home.verified(partition), self.renumbering, partition_path(number), self.folder
+        )
+        report(file.rows or 0)
+        return RenumberedPartition(file)
+
+    def files(self, result: RenumberedPartition) -> list[FileEntry]:
+        """The partition."""
+        return [result.file]
+
+
+def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest:
+    """Writes a database anew without its removed documents; an interrupted run is continued.
+
+    Keys and codes are copied, and so are neighbors, but for chunks that had a removed one: these are
+    searched again. The trained index stays.
+
+    Args:
+        url: The database; it is only read.
+        output: A new folder.
+        engine: What executes the stages.
+        console: What people see.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        InputError: The embeddings were not kept, or the folder holds something else.
+        CorpusError: Nothing is left.
+    """
+    engine.options()
+    database = open_database(url)
+    old = database.manifest
+    if not old.tables.embeddings:
+        raise InputError(
+            f"{url}: its embeddings were not kept, by which chunks that lose neighbors are searched again; "
+            "build anew with embeddings.keep: true"
+        )
+    renumbering = renumber(database)
+    if not len(renumbering.count):
+        raise CorpusError(f"{url}: every chunk was removed; nothing is left to compact")
+    check_output(Folder(output))
+    with owned_folder(Folder(output)) as folder:
+        mark = digest([VERSION, old.sha256])
+        if folder.exists(FINISHED) and folder.read(FINISHED) == mark.encode():
+            console.say(f"{output} is {url} compacted: nothing to do")
+            return open_database(output).manifest
+        build = Build(_config(old, output), folder, folder, engine, console, [])
+        manifest = write_manifest(folder, _run(build, database, renumbering))
+        sweep(folder, manifest)
+        for query in manifest.queries:
+            sweep(folder, manifest, f"{query_path(query.source.name)}/")
+        folder.write(FINISHED, mark.encode())
+        return manifest
+
+
+def _config(old: Manifest, output: str) -> Config:
+    """The settings of the database. Places, which no manifest has, are not looked at."""
+    data = old.config | {"output": output, "tokenizer": {"path": "tokenizer"}}
+    for name in ("corpus", "queries"):
+        data[name] = [source | {"paths": ["."]} for source in data[name]]
+    return Config.model_validate(data)
+
+
+def _run(build: Build, database: Database, renumbering: Renumbering) -> Manifest:
+    old, home = database.manifest, build.home
+    build.console.say(
+        f"compact    {old.counts.removed_documents:,} documents of {old.counts.documents:,} are left out"
+    )
+    if database.folder.exists(LOCATIONS):
+        home.write(LOCATIONS, database.folder.read(LOCATIONS))
+    for entry in (old.template_file, *old.tokenizer_files):
+        _copy(database.folder, entry, home, entry.path)
+    kept = _kept(database)
+    source = _Source(database.folder, old.tables, database.parameters)
+    copied = _compact_stage(build, source, kept, old.sha256)
+    partitions = _renumber_stage(build, database, renumbering)
+    parts = _parts(copied)
+    key, dimension = old.index.key, old.encoder.dimension
+    search = tune_stages(build, parts, key, old.template_file, partitions, dimension)
+    template = TrainedIndex(old.template_file, None, old.index.training_points)
+    index = BuiltIndex(key, old.index.lists, template, partitions, [], search)
+    say_index(build, index)
+    named = [one["name"] for one in old.config["corpus"] if one.get("id")]
+    searched = Searched(home, parts, index, database.parameters, named)
+    known = _Known(source, kept, renumbering, old.sha256)
+    found = neighbors_stage(build, parts, searched, known=known)
+    queries = [
+        _compact_queries(build, database, query, settings, searched, renumbering)
+        for query, settings in zip(old.queries, old.config["queries"], strict=True)
+    ]
+    return _manifest(build, database, copied, index, found, queries, renumbering)
+
+
+def _kept(database: Database) -> list[np.ndarray]:
+    """For every part, which of its documents stay: bool [documents of the part]."""
+    entries = database.manifest.tables.documents
+    kept = np.ones(sum(entry.rows or 0 for entry in entries), bool)
+    kept[database.removed] = False
+    return np.split(kept, np.cumsum([entry.rows or 0 for entry in entries])[:-1])
+
+
+def _compact_stage(
+    build: Build, source: _Source, kept: list[np.ndarray], sha256: str
+) -> list[CompactedPart]:
+    job = CompactJob(build.folder, source)
+    tasks = [
+        Task(f"part-{number:07d}", fingerprint(VERSION, {"database": sha256}), (number, stay))
+        for number, stay in enumerate(kept)
+    ]
+    total = sum(entry.rows or 0 for entry in source.tables.chunks)
+    return run_stage(build, job, tasks, CompactedPart, "chunks", total)
+
+
+def _renumber_stage(build: Build, database: Database, renumbering: Renumbering) -> list[FileEntry]:
+    job = RenumberJob(build.folder, database.folder, renumbering)
+    mark = fingerprint(VERSION, {"database": database.manifest.sha256})
+    tasks = [
+        Task(f"partition-{number:05d}", mark, (number, partition))
+        for number, partition in enumerate(database.manifest.partition_files)
+    ]
+    total = database.manifest.counts.indexed_chunks
+    done = run_stage(build, job, tasks, RenumberedPartition, "chunks", total)
+    return [one.file for one in done]
+
+
+def _parts(copied: Sequence[CompactedPart]) -> list[Part]:
+    """Those with a document, by their numbers in the old database."""
+    parts: list[Part] = []
+    first_id = 0
+    for number, one in enumerate(copied):
+        if one.documents.rows:
+            parts.append(Part(number, 0, first_id, one.chunks, one.documents, one.embeddings))
+            first_id += one.chunks.rows or 0
+    return parts
+
+
+def _compact_queries(
+    build: Build,
+    database: Database,
+    query: QueryCorpus,
+    settings: dict[str, Any],
+    searched: Searched,
+    renumbering: Renumbering,
+) -> QueryCorpus:
+    """Copies a query corpus; its chunks that had a removed neighbor are searched again."""
+    place = query_path(query.source.name)
+    one = replace(build, folder=build.home.below(place), seconds={}, work={})
+    build.console.say(f"queries    {query.source.name}")
+    tables = replace(
+        query.tables,
+        **{
+            name: [
+                _copy(
+                    database.folder, entry, build.home, f"{place}/{contract(name).name(number, 0)}"
+                )
+                for number, entry in enumerate(getattr(query.tables, name))
+            ]
+            for name in ("documents", "chunks", "embeddings", "dropped")
+        },
+    )
+    kept = [np.ones(entry.rows or 0, bool) for entry in query.tables.documents]
+    source = _Source(database.folder, query.tables, database.parameters)
+    known = _Known(source, kept, renumbering, database.manifest.sha256)
+    namesakes = searched.named if settings.get("id") else []
+    found = neighbors_stage(one, listed_parts(tables), searched, namesakes, known)
+    neighbors = [part.file.below(place) for part in found]
+    short = sum(part.short_rows for part in found)
+    return replace(query, tables=replace(tables, neighbors=neighbors), short_rows=short)
+
+
+def _copy(source: Folder, entry: FileEntry, target: Folder, path: str) -> FileEntry:
+    """Copies a file byte for byte."""
+    with target.writing(path) as temporary:
+        shutil.copyfile(source.verified(entry), temporary)
+    return replace(entry, path=path)
+
+
+def _manifest(
+    build: Build,
+    database: Database,
+    copied: Sequence[CompactedPart],
+    index: BuiltIndex,
+    found: Sequence[NeighborsPart],
+    queries: list[QueryCorpus],
+    renumbering: Renumbering,
+) -> Manifest:
+    old, search = database.manifest, index.search
+    left = [one for one in copied if one.documents.rows]
+    dropped = [
+        _copy(database.folder, entry, build.home, contract("dropped").name(number, 0))
+        for number, entry in enumerate(old.tables.dropped)
+    ]
+    return replace(
+        old,
+        counts=replace(
+            old.counts,
+            documents=sum(one.documents.rows or 0 for one in left),
+            chunks=sum(one.chunks.rows or 0 for one in left),
+            tokens=sum(one.tokens for one in left),
+            validation_chunks=sum(one.validation_chunks for one in left),
+            keyless_chunks=sum(one.keyless for one in left),
+            indexed_chunks=sum(file.rows or 0 for file in index.partitions),
+            short_rows=sum(part.short_rows for part in found),
+            removed_documents=0,
+            removed_chunks=0,
+        ),
+        sources=[_source(source, left) for source in old.sources],
+        index=replace(
+            old.index,
+            nprobe=search.settings.nprobe,
+            rerank=search.settings.rerank,
+            ef_search=search.settings.ef_search,
+            recall_queries=search.queries,
+            recall=search.curve,
+        ),
+        tables=Tables(
+            documents=[one.documents for one in left],
+            chunks=[one.chunks for one in left],
+            embeddings=[one.embeddings for one in left],
+            neighbors=[part.file for part in found],
+            dropped=dropped,
+            renumbered=[_write_renumbered(build.home, renumbering)],
+        ),
+        index_files=[old.template_file, *index.partitions],
+        queries=queries,
+        generation=1,
+        parent=None,
+        version=FORMAT_VERSION,
+    )
+
+
+def _source(old: SourceCounts, left: Sequence[CompactedPart]) -> SourceCounts:
+    """What is left of a source; what was removed counts as dropped."""
+    own = [one for one in left if one.source == old.name]
+    documents = sum(one.documents.rows or 0 for one in own)
+    removed = old.documents - documents
+    reasons = dict(old.dropped_by)
+    if removed:
+        reasons[REMOVED] = reasons.get(REMOVED, 0) + removed
+    return replace(
+        old,
+        documents=documents,
+        chunks=sum(one.chunks.rows or 0 for one in own),
+        tokens=sum(one.tokens for one in own),
+        dropped=old.dropped + removed,
+        dropped_by=reasons,
+    )
+
+
+def _write_renumbered(folder: Folder, renumbering: Renumbering) -> FileEntry:
+    agreed = contract("renumbered")
+    columns = {
+        "old_first": renumbering.old_first,
+        "new_first": renumbering.new_first,
+        "count": renumbering.count,
+    }
+    path = agreed.name(0, 0)
+    with folder.writing(path) as temporary:
+        with TableWriter(temporary, agreed.schema(), agreed.batch_rows, parquet=True) as writer:
+            writer.append(columns)
+        return describe(temporary, path, writer.rows)

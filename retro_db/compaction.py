@@ -1,0 +1,225 @@
+"""Compacting: the same database without what was removed, its chunks numbered anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from retro_db.database import Database, pack
+from retro_db.index.structure import faiss, inverted_file, list_codes, list_ids, read_index
+from retro_db.manifest import TRAIN
+from retro_db.store.contracts import contract
+from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+
+
+@dataclass(frozen=True)
+class Renumbering:
+    """Where chunks have gone, as runs of consecutive ones that were kept.
+
+    Attributes:
+        old_first: int64 [r], ascending, each run's first id before.
+        new_first: int64 [r], the same chunk's id now.
+        count: int64 [r], chunks of each run.
+    """
+
+    old_first: np.ndarray
+    new_first: np.ndarray
+    count: np.ndarray
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """New ids of old ones, int64 of the same shape; -1 for -1 and for what was removed."""
+        if not len(self.old_first):
+            return np.full(np.shape(ids), -1, np.int64)
+        run = np.maximum(np.searchsorted(self.old_first, ids, side="right") - 1, 0)
+        offset = ids - self.old_first[run]
+        kept = (offset >= 0) & (offset < self.count[run])
+        return np.where(kept, self.new_first[run] + offset, -1)
+
+
+def renumber(database: Database) -> Renumbering:
+    """The runs of chunks of a database that are not removed."""
+    documents = database.documents
+    kept = documents["chunk_count"].to_numpy() > 0
+    kept[database.removed] = False
+    firsts = documents["first_chunk"].to_numpy()[kept]
+    counts = documents["chunk_count"].to_numpy()[kept]
+    if not len(firsts):
+        return Renumbering(*(np.empty(0, np.int64) for _ in range(3)))
+    starts = np.flatnonzero(np.append(True, firsts[1:] != (firsts + counts)[:-1]))
+    count = np.add.reduceat(counts, starts)
+    return Renumbering(firsts[starts], np.cumsum(count) - count, count)
+
+
+@dataclass(frozen=True)
+class OldPart:
+    """One part of the database that is compacted.
+
+    Attributes:
+        documents: Its documents, rows as in its file.
+        kept: bool [documents], False where one was removed.
+        chunks: Its chunks file, open.
+        embeddings: Its embeddings file, open.
+        neighbors: Its neighbors file, open.
+    """
+
+    documents: pa.Table
+    kept: np.ndarray
+    chunks: IpcFile
+    embeddings: IpcFile
+    neighbors: IpcFile
+
+    @property
+    def kept_rows(self) -> np.ndarray:
+        """Rows of its chunks that stay: int64 [n]."""
+        counts = self.documents["chunk_count"].to_numpy()
+        return np.flatnonzero(np.repeat(self.kept, counts))
+
+
+@dataclass(frozen=True)
+class CompactedPart:
+    """What is left of a part: its files, which have no row where nothing is, and their counts."""
+
+    source: str
+    chunks: FileEntry
+    documents: FileEntry
+    embeddings: FileEntry
+    tokens: int
+    validation_chunks: int
+    keyless: int
+
+
+def compact_part(
+    old: OldPart, number: int, folder: Folder, report: Callable[[int], None]
+) -> CompactedPart:
+    """Writes the documents, chunks and embeddings of a part that were not removed.
+
+    Args:
+        old: The part.
+        number: Of it, for the names of files.
+        folder: The new database.
+        report: Told, now and again, how many more chunks are written.
+    """
+    documents = old.documents.filter(pa.array(old.kept))
+    counts = documents["chunk_count"].to_numpy()
+    rows = old.kept_rows
+    columns = {name: documents[name].to_pylist() for name in ("source", "id", "split")}
+    columns |= {"first_chunk": np.cumsum(counts) - counts, "chunk_count": counts}
+    renamed = np.cumsum(old.kept) - 1
+    tokens, keyless = 0, 0
+
+    def chunks() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal tokens
+        for piece in _pieces(rows, old.chunks.batch_rows):
+            read = {
+                n: ColumnReader([old.chunks], n)[piece] for n in ("tokens", "length", "document")
+            }
+            tokens += int(read["length"].sum(dtype=np.int64))
+            report(len(piece))
+            yield read | {"document": renamed[read["document"]]}
+
+    def vectors() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal keyless
+        for piece in _pieces(rows, old.embeddings.batch_rows):
+            keys = ColumnReader([old.embeddings], "vector")[piece]
+            keyless += int((~keys.any(axis=1)).sum())
+            yield {"vector": keys}
+
+    held_out = np.array(columns["split"]) != TRAIN if len(counts) else np.empty(0, bool)
+    return CompactedPart(
+        source=columns["source"][0] if len(counts) else "",
+        chunks=_write("chunks", number, old.chunks.schema, chunks(), folder),
+        documents=_write("documents", number, contract("documents").schema(), [columns], folder),
+        embeddings=_write("embeddings", number, old.embeddings.schema, vectors(), folder),
+        tokens=tokens,
+        validation_chunks=int(counts[held_out].sum()),
+        keyless=keyless,
+    )
+
+
+def _pieces(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _write(
+    table: str, number: int, schema: pa.Schema, batches: object, folder: Folder
+) -> FileEntry:
+    agreed = contract(table)
+    path = agreed.name(number, 0)
+    with folder.writing(path) as temporary:
+        parquet = agreed.format == "parquet"
+        with TableWriter(temporary, schema, agreed.batch_rows, parquet) as writer:
+            for batch in batches:  # type: ignore[attr-defined]
+                writer.append(batch)
+        return describe(temporary, path, writer.rows)
+
+
+def compact_partition(
+    partition: Path, renumbering: Renumbering, path: str, folder: Folder
+) -> FileEntry:
+    """Writes a range of inverted lists without removed chunks, the others by their new ids.
+
+    Args:
+        partition: The range as it was.
+        renumbering: Of all chunks.
+        path: Of the new partition, relative to the folder.
+        folder: The new database.
+
+    Returns:
+        The partition's file; its rows are the entries.
+    """
+    index = read_index(partition)
+    ivf = inverted_file(index)
+    before = ivf.invlists
+    lists = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    for number in range(ivf.nlist):
+        ids = renumbering.of(list_ids(before, number))
+        codes = np.ascontiguousarray(list_codes(before, number)[ids >= 0])
+        ids = np.ascontiguousarray(ids[ids >= 0])
+        if len(ids):
+            lists.add_entries(number, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
+    ivf.replace_invlists(lists, True)
+    lists.this.disown()
+    index.ntotal = ivf.ntotal = lists.compute_ntotal()
+    with folder.writing(path) as temporary:
+        faiss.write_index(index, str(temporary))
+        return describe(temporary, path, int(ivf.ntotal))
+
+
+@dataclass(frozen=True)
+class StoredNeighbors:
+    """Neighbors that are known already: those that a part had before.
+
+    Attributes:
+        rows: int64 [n], the part's rows that stay.
+        neighbors: Its file, open.
+        renumbering: Of all chunks of the database.
+    """
+
+    rows: np.ndarray
+    neighbors: IpcFile
+    renumbering: Renumbering
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The neighbors of some of the rows that stay.
+
+        Args:
+            start: First of them.
+            stop: One after the last.
+
+        Returns:
+            ids int64 [n, k] and distances float32 [n, k] without removed chunks, and bool [n], whether a
+            row has lost none.
+        """
+        rows = self.rows[start:stop]
+        stored = ColumnReader([self.neighbors], "ids")[rows]
+        distances = ColumnReader([self.neighbors], "distances")[rows]
+        ids = self.renumbering.of(stored)
+        kept = ids >= 0
+        whole = (kept == (stored >= 0)).all(axis=1)
+        return pack(ids, kept, -1), pack(distances, kept, np.inf), whole
