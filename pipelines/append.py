@@ -108,7 +108,8 @@ def append(config: Config, engine: Engine, console: Console, refresh: bool) -> M
         model = _check_settings(config, old)
         parts = listed_parts(old.tables)
         shards = [replace(shard, number=len(parts) + shard.number) for shard in plan_shards(config)]
-        mark = digest([VERSIONS, config.portable(), refresh, [s.identity for s in shards]])
+        identities = [(shard.identity, shard.stamp) for shard in shards]
+        mark = digest([VERSIONS, config.portable(), refresh, identities])
         if _is_done(home, old, mark):
             console.say(f"{config.output} has these documents: nothing to do")
             return old
@@ -116,9 +117,10 @@ def append(config: Config, engine: Engine, console: Console, refresh: bool) -> M
         console.say(f"append     {len(shards):,} shards to the {len(parts):,} parts of {home.url}")
         build = Build(config, home.below(place), home, engine, console, shards, adds=True)
         added = _run(build, Database(home, old), parts, model, refresh)
+        # Means nothing before the manifest says that this generation is there.
+        build.folder.write(FINISHED, mark.encode())
         manifest = write_generation(home, old, _manifest(build, old, added, refresh))
         sweep(home, manifest, f"{place}/")
-        build.folder.write(FINISHED, mark.encode())
         return manifest
 
 

@@ -35,6 +35,7 @@ from retro_db.manifest import (
     SourceCounts,
     Tables,
     TokenizerInfo,
+    manifest_path,
     query_path,
     read_manifest,
     write_manifest,
@@ -264,6 +265,8 @@ def _prepared(
     check_replaceable(folder)
     check_output(folder)
     with nullcontext(folder) if dry_run else owned_folder(folder) as folder:
+        if not dry_run:
+            folder.remove(GENERATIONS)  # of an append that was given up
         model = describe_model(config.encoder)
         if config.index.key != "auto":
             create_index(parse_key(config.index.key, model.dimension), model.dimension)
@@ -423,9 +426,9 @@ def check_replaceable(folder: Folder) -> None:
     Raises:
         ConfigError: It was appended to, documents were removed from it, or it is a compacted one.
     """
-    names = folder.list()
-    for name, what in ((GENERATIONS, "has later generations"), ("renumbered", "was compacted")):
-        if name in names:
+    kept = manifest_path(1)
+    for name, what in ((kept, "has later generations"), ("renumbered", "was compacted")):
+        if folder.exists(name):
             raise ConfigError(
                 f"output: {folder.url} {what}, which a build would undo; name a new folder"
             )
@@ -438,7 +441,7 @@ def check_output(folder: Folder) -> None:
         ConfigError: Names one of them.
     """
     names = set(folder.list())
-    strange = sorted(names - {*_FOLDERS, QUERIES, "report", "state", FILE})
+    strange = sorted(names - {*_FOLDERS, GENERATIONS, QUERIES, "report", "state", FILE})
     if names and "state" not in names:
         strange = sorted(names)
     if strange:

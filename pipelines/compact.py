@@ -23,8 +23,8 @@ from retro_db.database import Database, open_table
 from retro_db.database import open as open_database
 from retro_db.errors import CorpusError, InputError
 from retro_db.index.filling import partition_path
-from retro_db.manifest import VERSION as FORMAT_VERSION
 from retro_db.manifest import (
+    FILE,
     Manifest,
     QueryCorpus,
     SourceCounts,
@@ -32,6 +32,7 @@ from retro_db.manifest import (
     query_path,
     write_manifest,
 )
+from retro_db.manifest import VERSION as FORMAT_VERSION
 from retro_db.parts import Part, listed_parts
 from retro_db.retriever import LOCATIONS
 from retro_db.serialize import digest
@@ -51,6 +52,8 @@ from .tune import tune_stages
 
 VERSION = 1
 REMOVED = "removed"
+# Of which compaction a folder is.
+_MARK = "state/compacting"
 
 
 @dataclass(frozen=True)
@@ -177,8 +180,10 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
     if not len(renumbering.count):
         raise CorpusError(f"{url}: every chunk was removed; nothing is left to compact")
     check_output(Folder(output))
+    mark = digest([VERSION, old.sha256])
+    _check_new(Folder(output), mark)
     with owned_folder(Folder(output)) as folder:
-        mark = digest([VERSION, old.sha256])
+        folder.write(_MARK, mark.encode())
         if folder.exists(FINISHED) and folder.read(FINISHED) == mark.encode():
             console.say(f"{output} is {url} compacted: nothing to do")
             return open_database(output).manifest
@@ -189,6 +194,17 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
             sweep(folder, manifest, f"{query_path(query.source.name)}/")
         folder.write(FINISHED, mark.encode())
         return manifest
+
+
+def _check_new(folder: Folder, mark: str) -> None:
+    """Refuses a folder in which anything else than this compaction is under way or done.
+
+    Raises:
+        InputError: Another build or database is there, perhaps the one to be compacted.
+    """
+    begun = folder.exists(_MARK) and folder.read(_MARK) == mark.encode()
+    if not begun and (folder.exists(FILE) or folder.list("state")):
+        raise InputError(f"{folder.url}: another database or build is there; name a new folder")
 
 
 def _config(old: Manifest, output: str) -> Config:

@@ -74,8 +74,8 @@ def check_ahead(
 def _check_inputs(estimate: CorpusEstimate) -> None:
     if estimate.rejects and not estimate.documents:
         raise CorpusError(
-            f"corpus: no record of the first files can be used; the first: {estimate.rejects[0]}; "
-            "correct format, text or separator"
+            f"corpus: no record of the first files can be used, and max_bad allows few; the first: "
+            f"{estimate.rejects[0]}; correct format, text or separator"
         )
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retro_db.database import Database
-from retro_db.errors import InputError
+from retro_db.errors import ExecutionError, InputError
 from retro_db.manifest import Manifest, generation_path, read_manifest, write_generation
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
@@ -74,6 +74,8 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
     manifest = database.manifest
     if len(rows):
         with owning(folder) as owned:
+            if read_manifest(owned).sha256 != manifest.sha256:
+                raise ExecutionError(f"{url}: changed in the meantime; run the same command again")
             # What an append that was given up may have left there.
             owned.remove(generation_path(manifest.generation + 1))
             without = _without(Database(owned, manifest), rows, chunks)

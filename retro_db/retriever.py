@@ -37,6 +37,45 @@ class Locations:
     encoder: str
 
 
+def open_encoder(database: Database, encoder: str | None = None) -> Encoder:
+    """The encoder that a database was built with.
+
+    Args:
+        database: Whose.
+        encoder: Folder or hub name; where the build found it, if left out.
+
+    Raises:
+        InputError: It is not known where the encoder is.
+        ModelError: It cannot be loaded, or is another one than the build's.
+    """
+    info = database.manifest.encoder
+    model = EncoderModel(
+        sha256=info.sha256,
+        dimension=info.dimension,
+        pooling=info.pooling,
+        max_length=info.max_length,
+        batch_tokens=CPU_BATCH_TOKENS,
+        device=CUDA if gpu_count() else CPU,
+        dtype=info.dtype,
+    )
+    name = encoder or _recorded_encoder(database)
+    return Encoder(resolve_model(name), model, threads=available_cores())
+
+
+def _recorded_encoder(database: Database) -> str:
+    where = f"{database.folder.url}/{LOCATIONS}"
+    try:
+        recorded = read_bounded(database.folder, LOCATIONS)
+        if recorded is not None:
+            return from_json(Locations, parse_json(recorded)).encoder
+    except DecodeError as error:
+        raise InputError(f"{where}: {error}; give --encoder") from error
+    raise InputError(
+        f"{database.folder.url}: does not know where its encoder {database.manifest.encoder.model} is; "
+        "give --encoder"
+    )
+
+
 class Retriever:
     """The database's encoder and index, opened for queries.
 
@@ -55,18 +94,8 @@ class Retriever:
         self, database: Database, encoder: str | None = None, memory: int | None = None
     ) -> None:
         self.database = database
-        info, index = database.manifest.encoder, database.manifest.index
-        name = encoder or self._recorded_encoder()
-        model = EncoderModel(
-            sha256=info.sha256,
-            dimension=info.dimension,
-            pooling=info.pooling,
-            max_length=info.max_length,
-            batch_tokens=CPU_BATCH_TOKENS,
-            device=CUDA if gpu_count() else CPU,
-            dtype=info.dtype,
-        )
-        self._encoder = Encoder(resolve_model(name), model, threads=available_cores())
+        index = database.manifest.index
+        self._encoder = open_encoder(database, encoder)
         manifest = database.manifest
         for entry in manifest.index_files:
             database.folder.verified(entry)
@@ -87,20 +116,6 @@ class Retriever:
         if database.manifest.tables.embeddings or not database.manifest.tables.fine:
             return database.embeddings
         return FineKeys(database.folder.local(FINE_PATH), database.fine_codes)
-
-    def _recorded_encoder(self) -> str:
-        try:
-            recorded = read_bounded(self.database.folder, LOCATIONS)
-            if recorded is not None:
-                return from_json(Locations, parse_json(recorded)).encoder
-        except DecodeError as error:
-            raise InputError(
-                f"{self.database.folder.url}/{LOCATIONS}: {error}; give --encoder"
-            ) from error
-        raise InputError(
-            f"{self.database.folder.url}: does not know where its encoder "
-            f"{self.database.manifest.encoder.model} is; give --encoder"
-        )
 
     def search(
         self, texts: Sequence[str], k: int = 5, exclude: Sequence[tuple[int, int]] | None = None

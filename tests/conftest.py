@@ -105,6 +105,15 @@ def children(parent: int) -> list[int]:
     return found
 
 
+def is_running(process: int) -> bool:
+    """Whether a process is alive, and not only waited for."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
 @contextlib.contextmanager
 def small_disk(place: Path, size: str) -> Iterator[None]:
     """A disk of its own."""

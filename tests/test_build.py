@@ -266,7 +266,7 @@ def test_nothing_but_our_own_lines_reaches_the_user(project: Project) -> None:
     first_words = [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
     stages = ["tokenizer", "chunk", "key", "embed", "train", "encode", "assemble"]
     stages += ["sample", "truth", "tune"]
-    assert first_words == ["plan", *stages, "index", "neighbors", "built"]
+    assert first_words == ["plan", "check", "check", *stages, "index", "neighbors", "built"]
 
 
 def test_stages_by_themselves_give_the_same_database(project: Project, tmp_path: Path) -> None:

@@ -154,8 +154,11 @@ def test_again_it_changes_nothing_and_no_build_undoes_it(
     )
     assert config.build() == 2
     assert "was compacted" in capsys.readouterr().err
-    assert run(["compact", str(old), str(compacted.parent / "full")]) == 2
-    assert "which no build wrote" in capsys.readouterr().err
+    for other in (old, built):
+        before = (other / "manifest.json").read_bytes()
+        assert run(["compact", str(old), str(other)]) == 2
+        assert "another database or build is there" in capsys.readouterr().err
+        assert (other / "manifest.json").read_bytes() == before
 
 
 def test_what_cannot_be_compacted_is_refused(

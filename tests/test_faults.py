@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project, children, make_project, python_sources, small_disk
+from conftest import Project, children, is_running, make_project, python_sources, small_disk
 
 COMMAND = [Path(sys.executable).with_name("retro-db"), "build"]
 # Stages with a shard for each file, or for each range of lists.
@@ -105,14 +105,6 @@ def gone(processes: list[int], seconds: float) -> bool:
             return True
         time.sleep(0.1)
     return False
-
-
-def is_running(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def kill_in(project: Project, stage: str, victims: str, moment: float) -> bool:

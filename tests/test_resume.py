@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, children, make_project, python_sources
+from conftest import Project, children, is_running, make_project, python_sources
 
 import retro_db
 from retro_db.errors import DatabaseError, InputError, OwnershipLostError
@@ -56,7 +56,9 @@ def project(built: Project, tmp_path: Path) -> Project:
     """A copy of it, with a corpus of its own and all times as they were."""
     shutil.copytree(built.folder, tmp_path / "copy", dirs_exist_ok=True)
     settings = json.loads(json.dumps(built.settings).replace(str(built.folder), f"{tmp_path}/copy"))
-    return Project(tmp_path / "copy", built.texts, settings)
+    copied = Project(tmp_path / "copy", built.texts, settings)
+    assert copied.build() == 0, "from here on, the files' places and times are known"
+    return copied
 
 
 def stages_run(shown: str) -> list[str]:
@@ -100,7 +102,7 @@ def test_another_content_of_the_same_size_is_read_again(project: Project, capsys
     ("setting", "stage", "kept"),
     [
         ("neighbors.drop_duplicates=true", "neighbors", STAGES),
-        ("index.key=IVF2,Flat", "train", ("tokenizer", "chunk", "embed")),
+        ("index.key=IVF1,SQ8", "train", ("tokenizer", "chunk", "embed")),
         ("encoder.max_length=40", "embed", ("tokenizer", "chunk")),
         ("chunk.tokens=32", "chunk", ("tokenizer",)),
     ],
@@ -185,14 +187,6 @@ def test_no_worker_outlives_its_driver(tmp_path: Path) -> None:
         while any(is_running(worker) for worker in workers):
             assert time.monotonic() < end, "a worker lived on for ten seconds"
             time.sleep(0.1)
-
-
-def is_running(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
@@ -397,7 +391,7 @@ def check_image(image: Path, stages: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["chunk.tokens=32", "index.key=IVF2,Flat", "neighbors.drop_duplicates=true"]
+    "setting", ["chunk.tokens=32", "index.key=IVF1,SQ8", "neighbors.drop_duplicates=true"]
 )
 def test_a_stop_after_any_write_leaves_no_record_of_other_bytes(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str

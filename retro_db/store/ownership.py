@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -35,6 +36,7 @@ SILENCE_SECONDS = 8.0
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 
+log = logging.getLogger(__name__)
 _locks: set[int] = set()
 
 
@@ -283,11 +285,12 @@ def _renew(folder: Folder, number: int, lease: _Lease, stop: threading.Event) ->
     beat = 0
     while not stop.wait(_BEAT_SECONDS):
         beat += 1
-        # A store that fails for a moment is tried again; a rival waits longer than that.
-        with contextlib.suppress(OSError):
+        try:
             if _latest(folder) != number:
                 return
             folder.write(_lease_path(number), canonical(to_json(_Lease(lease.owner, beat))))
+        except Exception:  # stores have errors of their own; a rival waits longer than a moment
+            log.exception("%s: the lease could not be renewed; trying again", folder.url)
 
 
 def _wait_for_turn(folder: Folder) -> int:
@@ -351,7 +354,14 @@ def end_with_driver(fence: Fence | None) -> None:
 
 
 def _watch(fence: Fence) -> None:
-    while fence.stands():
+    heard = time.monotonic()
+    while time.monotonic() - heard < SILENCE_SECONDS:
+        try:
+            if not fence.stands():
+                break
+            heard = time.monotonic()
+        except Exception:  # stores have errors of their own, and may answer again
+            log.exception("the driver cannot be looked for; trying again")
         time.sleep(_LOOK_SECONDS)
     # No orderly end: native threads are at work, and nothing of theirs is wanted.
     os._exit(ExecutionError.exit_code)

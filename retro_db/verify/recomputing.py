@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.database import Database
 from retro_db.encoder.embedding import chunk_texts
 from retro_db.encoder.encoding import Encoder
-from retro_db.encoder.models import (
-    CPU,
-    CPU_BATCH_TOKENS,
-    CUDA,
-    EncoderModel,
-    gpu_count,
-    resolve_model,
-)
-from retro_db.errors import InputError
 from retro_db.hashing import fractions_of
 from retro_db.index.filling import encode_keys
 from retro_db.index.searching import (
@@ -36,9 +25,7 @@ from retro_db.index.structure import inverted_file, keyed, read_index, transform
 from retro_db.manifest import IndexInfo
 from retro_db.meter import Meter
 from retro_db.neighbors import ChunkTokens, Documents, Finder
-from retro_db.retriever import LOCATIONS
 from retro_db.store.tables import ColumnReader
-from retro_db.threads import available_cores
 from retro_db.tokenizer import Tokenizer
 from retro_db.verify.corpora import Held, HeldPart
 from retro_db.verify.files import History
@@ -54,41 +41,6 @@ _LEAST_COSINE = 0.999
 _DISTANCE_TOLERANCE = 1e-5
 # Another processor's last bits may take the other of two centroids that are as near.
 _TIE = 1e-3
-
-
-def open_encoder(database: Database, encoder: str | None) -> Encoder:
-    """The encoder that a database was built with.
-
-    Args:
-        database: Whose.
-        encoder: Folder or hub name; where the build found it, if left out.
-
-    Raises:
-        InputError: It is not known where the encoder is.
-        ModelError: It cannot be loaded, or is another one than the build's.
-    """
-    info = database.manifest.encoder
-    model = EncoderModel(
-        sha256=info.sha256,
-        dimension=info.dimension,
-        pooling=info.pooling,
-        max_length=info.max_length,
-        batch_tokens=CPU_BATCH_TOKENS,
-        device=CUDA if gpu_count() else CPU,
-        dtype=info.dtype,
-    )
-    name = encoder or _recorded_encoder(database)
-    return Encoder(resolve_model(name), model, threads=available_cores())
-
-
-def _recorded_encoder(database: Database) -> str:
-    try:
-        return str(json.loads(database.folder.read(LOCATIONS))["encoder"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{database.folder.url}: does not know where its encoder "
-            f"{database.manifest.encoder.model} is; give --encoder"
-        ) from error
 
 
 @dataclass(frozen=True)

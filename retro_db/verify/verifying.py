@@ -16,6 +16,7 @@ from retro_db.encoder.encoding import Encoder
 from retro_db.errors import DamagedFileError, ManifestError
 from retro_db.manifest import FILE
 from retro_db.meter import Meter, Work
+from retro_db.retriever import open_encoder
 from retro_db.threads import available_cores
 from retro_db.verify import counting, rules
 from retro_db.verify.corpora import Held, corpora
@@ -28,7 +29,7 @@ from retro_db.verify.files import (
 )
 from retro_db.verify.index import IndexExamination, Partitions, check_fine
 from retro_db.verify.ledger import Check, Ledger, one_line
-from retro_db.verify.recomputing import Recomputation, choose_documents, open_encoder
+from retro_db.verify.recomputing import Recomputation, choose_documents
 from retro_db.verify.removal import check_removed, check_renumbered
 from retro_db.verify.tables import table_checks
 
