@@ -663,6 +663,7 @@ def test_files_of_earlier_generations_may_stay(copy: Path) -> None:
 def renumber(db: Path, old: list[int], new: list[int], count: list[int]) -> None:
     agreed = contract("renumbered")
     path = agreed.name(0, 0)
+    (db / path).parent.mkdir(exist_ok=True)
     with TableWriter(db / path, agreed.schema(), agreed.batch_rows, parquet=True) as writer:
         runs = {"old_first": old, "new_first": new, "count": count}
         writer.append({name: np.array(values, np.int64) for name, values in runs.items()})
