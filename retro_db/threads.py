@@ -27,11 +27,14 @@ def use_tokenizer_threads(count: int) -> None:
 
 
 def use_torch_threads(count: int) -> None:
-    """Sets the threads of torch operations started from the calling thread."""
+    """Sets the threads of torch operations started from the calling thread.
+
+    Whatever torch says they are: Faiss may share its OpenMP and set that number alone, and products
+    by MKL in more threads than OpenMP's differ in their last bits.
+    """
     import torch
 
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count)
 
 
 def use_faiss_threads(count: int) -> None:

@@ -37,6 +37,7 @@ from retro_db.encoder.encoding import Encoder
 from retro_db.encoder.models import describe_model, model_sha256, resolve_model
 from retro_db.errors import ModelError
 from retro_db.meter import Meter
+from retro_db.threads import use_faiss_threads, use_torch_threads
 from retro_db_pipelines.demo import encoder_folder
 
 TEXTS = ["one", "two words", "", " \n\t", "a longer text, " * 30, "much longer than is read " * 100]
@@ -155,6 +156,21 @@ def test_texts_of_any_kind(pooling: str) -> None:
 def test_threads_and_repeats_give_the_same_bytes() -> None:
     one, two = (open_encoder(threads).encode(TEXTS * 20) for threads in (1, 2))
     assert one.tobytes() == two.tobytes()
+
+
+def test_keys_do_not_depend_on_what_ran_before_in_the_thread() -> None:
+    encoders = [open_encoder(threads=1), open_encoder(threads=2)]
+
+    def keys(encoder: Encoder) -> np.ndarray:
+        return np.concatenate([encoder.encode([text]) for text in texts_of(range(2, 120))])
+
+    expected = keys(encoders[0])
+    use_torch_threads(2)
+    use_faiss_threads(1)
+    assert np.array_equal(keys(encoders[0]), expected)
+    use_torch_threads(1)
+    use_faiss_threads(2)
+    assert np.array_equal(keys(encoders[1]), expected)
 
 
 def test_windows_come_in_turn_and_what_is_counted_adds_up() -> None:
