@@ -54,7 +54,7 @@ from .embed import embed_stage, probe_stage
 from .engine import Engine, log_place
 from .index import BuiltIndex, announce_key, decide_key, index_stages, training_chunks
 from .neighbors import NeighborsPart, Searched, neighbors_stage
-from .preflight import check_ahead
+from .preflight import allow_files, check_ahead
 from .queries import (
     QueriedCorpus,
     chunk_queries,
@@ -278,8 +278,12 @@ def _prepared(
             shards = sample_shards(shards, smoke, documents, config.seed)
             estimate = estimate.thinned(smoke)
         console.say(_planned(shards, whole))
+        # Every shard begins a part of its own.
+        parts = len(shards) + estimate.chunks(config.chunk.tokens) // config.chunk.part_rows
         if only is None:
-            check_ahead(config, folder, len(shards), estimate, model, smoke is not None, console)
+            check_ahead(config, folder, parts, estimate, model, smoke is not None, console)
+        else:
+            allow_files(parts)
         place = os.path.abspath(os.path.expanduser(config.encoder.model))
         locations = Locations(place if os.path.isdir(place) else config.encoder.model)
         if not dry_run:

@@ -26,7 +26,7 @@ from rich.text import Text
 from retro_db.meter import Work
 from retro_db.redaction import redacted
 
-_POLL_SECONDS = 0.25
+_POLL_SECONDS, _POLL_SHARE = 0.25, 20
 _LOG_SECONDS = 15.0
 
 
@@ -92,8 +92,12 @@ class Console:
         )
         with Progress(*columns, console=self.rich, transient=True) as bar:
             task: TaskID = bar.add_task(watched.name, total=watched.total or None, details="")
-            while not stop.wait(_POLL_SECONDS):
+            pause = _POLL_SECONDS
+            while not stop.wait(pause):
+                start = time.monotonic()
                 work = watched.progress()
+                # Thousands of tasks take a while to sum up; that work is not the build's.
+                pause = max(_POLL_SECONDS, _POLL_SHARE * (time.monotonic() - start))
                 more = details(work).removeprefix(", ")
                 bar.update(task, completed=min(work.done, watched.total), details=more)
 

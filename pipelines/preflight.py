@@ -23,13 +23,15 @@ from .console import Console
 _DOUBT = 2
 # Files that a process has open besides tables: libraries, logs, connections.
 _OTHER_FILES = 256
+# And ranges of memory: libraries, threads, allocators.
+_OTHER_MAPPINGS = 4096
 _TABLES = 4
 
 
 def check_ahead(
     config: Config,
     folder: Folder,
-    shards: int,
+    parts: int,
     estimate: CorpusEstimate,
     model: EncoderModel,
     smoke: bool,
@@ -40,7 +42,7 @@ def check_ahead(
     Args:
         config: Of the build.
         folder: Where it writes.
-        shards: In the plan.
+        parts: Of every table, at most.
         estimate: Of the corpus.
         model: The encoder, which has been found and read.
         smoke: Whether the index key is reduced to the sample.
@@ -66,7 +68,7 @@ def check_ahead(
     wanted = [
         _check_disk(config, folder, chunks, key, model.dimension),
         _check_memory(config, key, chunks, model.dimension),
-        _check_files(shards),
+        allow_files(parts),
     ]
     console.say(f"check      {', '.join(wanted)}")
 
@@ -126,19 +128,36 @@ def _available_memory() -> int:
     raise ExecutionError("/proc/meminfo: no MemAvailable; run on Linux")
 
 
-def _check_files(shards: int) -> str:
-    """Every worker has each part's tables open while it searches: as many as the system gives."""
-    needed = _TABLES * shards + _OTHER_FILES
+def allow_files(parts: int) -> str:
+    """Lets this process and its workers have each part's tables open, as they do while they search.
+
+    Args:
+        parts: Of every table.
+
+    Returns:
+        What is needed and allowed, for people.
+
+    Raises:
+        ExecutionError: The system allows fewer open or mapped files.
+    """
+    needed = _TABLES * parts + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < needed and soft != resource.RLIM_INFINITY:
         if hard != resource.RLIM_INFINITY and hard < needed:
-            raise ExecutionError(
-                f"ulimit -n: {shards:,} shards need {needed:,} open files, and {hard:,} are allowed; raise "
-                "it, or chunk.shard_size"
-            )
+            raise _too_few("ulimit -n", parts, needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         soft = needed
+    mapped = int(Path("/proc/sys/vm/max_map_count").read_text("ascii"))
+    if mapped < needed + _OTHER_MAPPINGS:
+        raise _too_few("sysctl vm.max_map_count", parts, needed + _OTHER_MAPPINGS, mapped)
     return f"{needed:,} of {soft:,} open files"
+
+
+def _too_few(limit: str, parts: int, needed: int, allowed: int) -> ExecutionError:
+    return ExecutionError(
+        f"{limit}: {parts:,} parts of each table need {needed:,}, and {allowed:,} are allowed; raise it, or "
+        "chunk.shard_size"
+    )
 
 
 def _size(count: int) -> str:

@@ -251,6 +251,32 @@ def test_a_new_owner_waits_for_a_write_under_way(tmp_path: Path) -> None:
     assert taken.is_set()
 
 
+def test_a_worker_in_a_container_knows_whether_its_driver_lives(tmp_path: Path) -> None:
+    """The driver's number means nothing there, or another process; the host's name may be the same."""
+    holder = f"""
+import sys, time
+from retro_db.store.folder import Folder
+from retro_db.store.ownership import owning
+with owning(Folder({str(tmp_path / "db")!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", holder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        held = json.loads((tmp_path / "db" / ownership.LOCK).read_bytes())
+        owner = ownership.Owner(**held | {"machine": "another", "pid": 1})
+        places = [str(tmp_path / "db" / name) for name in (ownership.FENCE, ownership.LOCK)]
+        fence = ownership.LocalFence(*places, owner)
+        assert fence.stands()
+        assert not owner.is_gone
+        process.kill()
+        process.wait()
+        assert not fence.stands()
+        assert ownership.Owner(**held).is_gone
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder on an object store, whose leases are over soon."""
@@ -274,7 +300,7 @@ def test_a_renewed_lease_is_kept_and_a_released_one_is_free(store: Folder) -> No
 
 def test_a_silent_lease_is_taken_over(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "_renew", lambda *arguments: None)
-    elsewhere = dataclasses.replace(ownership._myself(), host="another machine")
+    elsewhere = dataclasses.replace(ownership._myself(), machine="another", pid=1)
     monkeypatch.setattr(ownership, "_myself", lambda: elsewhere)
     with owning(store) as silent:
         assert silent.fence is not None

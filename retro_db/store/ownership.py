@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ LEASES = "state/leases"
 SILENCE_SECONDS = 8.0
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
+_TRIES, _TRY_SECONDS = 5, 0.05
 
 log = logging.getLogger(__name__)
 _locks: set[int] = set()
@@ -56,28 +58,37 @@ class Owner:
 
     Attributes:
         token: Unlike that of every other run.
-        host: Of its driver.
+        host: Of its driver, for people.
+        machine: Where its driver's pid means something: a container may share the host's name alone.
         pid: Of its driver.
         born: What tells the driver from a later process with its pid.
     """
 
     token: str
     host: str
+    machine: str
     pid: int
     born: str
 
     @property
     def is_here(self) -> bool:
         """Whether this process is the driver."""
-        return (self.host, self.pid) == (socket.gethostname(), os.getpid())
+        return (self.machine, self.pid) == (_machine(), os.getpid())
 
     @property
     def is_gone(self) -> bool:
         """Whether the driver ran on this machine and is dead."""
-        return self.host == socket.gethostname() and _born(self.pid) != self.born
+        return self.machine == _machine() and _born(self.pid) != self.born
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+@cache
+def _machine() -> str:
+    """This run of the kernel, and this of its spaces of process numbers."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _born(pid: int) -> str:
@@ -90,7 +101,7 @@ def _born(pid: int) -> str:
 
 def _myself() -> Owner:
     pid = os.getpid()
-    return Owner(uuid.uuid4().hex, socket.gethostname(), pid, _born(pid))
+    return Owner(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _born(pid))
 
 
 class Fence(Protocol):
@@ -115,10 +126,12 @@ class LocalFence:
 
     Args:
         path: Of the file.
+        lock: The file that the driver has locked as long as it lives.
         owner: Whose writes may pass.
     """
 
     path: str
+    lock: str
     owner: Owner
 
     @contextlib.contextmanager
@@ -133,13 +146,16 @@ class LocalFence:
             yield
 
     def stands(self) -> bool:
-        """Whether the driver lives, as far as this machine can tell, and still owns the folder."""
-        if self.owner.is_gone:
-            return False
+        """Whether the driver still holds its lock, wherever it runs, and owns the folder."""
         try:
-            return Path(self.path).read_text("ascii") == self.owner.token
+            with open(self.lock, "rb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return Path(self.path).read_text("ascii") == self.owner.token
         except OSError:
             return False
+        return False
 
 
 class LeaseFence:
@@ -220,7 +236,7 @@ def _locked(folder: Folder) -> Iterator[LocalFence]:
         owner = _myself()
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, canonical(to_json(owner)), 0)
-        fence = LocalFence(folder.locate(FENCE), owner)
+        fence = LocalFence(folder.locate(FENCE), str(lock), owner)
         _close_gate(Path(fence.path), owner)
         yield fence
     finally:
@@ -229,7 +245,12 @@ def _locked(folder: Folder) -> Iterator[LocalFence]:
 
 
 def _lock(descriptor: int, folder: Folder) -> None:
+    """Takes the lock; workers of a dead driver may hold it for the moment of a look."""
     try:
+        for _ in range(_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(_TRY_SECONDS)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(descriptor, 4096, 0)
