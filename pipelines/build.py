@@ -488,8 +488,7 @@ def _finished(folder: Folder, mark: str) -> Manifest | None:
     if folder.read(FINISHED).decode("ascii", "replace") != mark:
         return None
     manifest = read_manifest(folder)
-    whole = all(folder.size(file.path) == file.bytes for file in manifest.files)
-    return manifest if whole else None
+    return None if folder.missing(manifest.files) else manifest
 
 
 def _planned(shards: list[Shard], whole: int) -> str:

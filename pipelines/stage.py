@@ -193,9 +193,10 @@ def _stand(
     kept: dict[str, Record] = {}
     reasons: dict[str, str] = {}
     doubtful: list[Task] = []
+    missing = build.folder.missing(file for record in found.values() for file in record.files)
     for task in tasks:
         record = found.get(task.name)
-        if reason := _reason(build.folder, task, record):
+        if reason := _reason(task, record, missing):
             reasons[task.name] = reason
             continue
         assert record is not None  # noqa: S101 - without one there is a reason
@@ -213,14 +214,14 @@ def _stand(
     return Standing(kept, reasons, 0)
 
 
-def _reason(folder: Folder, task: Task, record: Record | None) -> str | None:
+def _reason(task: Task, record: Record | None, missing: set[str]) -> str | None:
     """Why a task is not done; None where it is, as far as can be told without reading."""
     if record is None:
         return "not done yet"
     names = {*task.depends, *record.depends}
     if changed := sorted(n for n in names if task.depends.get(n) != record.depends.get(n)):
         return f"changed: {', '.join(changed)}"
-    if any(folder.size(file.path) != file.bytes for file in record.files):
+    if any(file.path in missing for file in record.files):
         return "a file is missing or resized"
     return None
 

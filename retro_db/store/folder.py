@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,33 @@ class Folder:
             return int(fs.size(self.locate(path)))
         except FileNotFoundError:
             return None
+
+    def sizes(self, path: str = "") -> dict[str, int]:
+        """Bytes of what is directly in a folder, by name, from one listing."""
+        fs, _ = self._open()
+        try:
+            entries = fs.ls(self.locate(path), detail=True, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {os.path.basename(e["name"].rstrip("/")): int(e["size"] or 0) for e in entries}
+
+    def missing(self, entries: Iterable[FileEntry]) -> set[str]:
+        """Paths of the files that are not there, or have another size; every folder is listed once.
+
+        Args:
+            entries: What manifests or records say of files.
+        """
+        folders: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for entry in entries:
+            parent, _, name = entry.path.rpartition("/")
+            folders[parent][name] = entry.bytes
+        return {
+            f"{parent}/{name}" if parent else name
+            for parent, expected in folders.items()
+            for found in [self.sizes(parent)]
+            for name, size in expected.items()
+            if found.get(name) != size
+        }
 
     def list(self, path: str = "") -> list[str]:
         """Names directly in a folder, sorted; empty where there is no such folder."""
