@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 from retro_db.chunking import ChunkedShard
 from retro_db.config import Config
+from retro_db.corpus.estimating import estimate_corpus
 from retro_db.corpus.planning import plan_shards
 from retro_db.database import Database
 from retro_db.encoder.models import EncoderModel, describe_model
@@ -47,7 +49,8 @@ from .index import (
     encode_stage,
     say_index,
 )
-from .neighbors import NeighborsPart, Searched, neighbors_stage
+from .neighbors import NeighborsPart, Removed, Searched, neighbors_stage
+from .preflight import check_append
 from .screen import screen_stage
 from .stage import Build
 from .tokenizer import TokenizerFiles
@@ -65,9 +68,15 @@ _KEPT = (
     "encoder.max_length",
     "embeddings.keep",
     "neighbors.k",
+    "neighbors.max_nprobe",
     "neighbors.drop_duplicates",
+    "leakage.ngram",
+    "leakage.jaccard",
+    "dedup.jaccard",
     "seed",
 )
+# What the whole is tuned to, old and new: as the last configuration has it.
+_TUNED = ("index.recall_target", "neighbors.rerank")
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,14 @@ def append(config: Config, engine: Engine, console: Console, refresh: bool) -> M
         identities = [(shard.identity, shard.stamp) for shard in shards]
         mark = digest([VERSIONS, config.portable(), refresh, identities])
         if _is_done(home, old, mark):
+            # It may have been stopped between its manifest and this.
+            sweep(home, old, f"{generation_path(old.generation)}/")
             console.say(f"{config.output} has these documents: nothing to do")
             return old
         place = generation_path(old.generation + 1)
         console.say(f"append     {len(shards):,} shards to the {len(parts):,} parts of {home.url}")
+        estimate = estimate_corpus(shards, config)
+        check_append(config, home, len(parts) + len(shards), estimate, old, console)
         build = Build(config, home.below(place), home, engine, console, shards, adds=True)
         added = _run(build, Database(home, old), parts, model, refresh)
         # Means nothing before the manifest says that this generation is there.
@@ -139,6 +152,13 @@ def _check_settings(config: Config, old: Manifest) -> EncoderModel:
             raise ConfigError(f"{key}: {value}, but the database has {held}; write what it has")
     if config.index.key not in ("auto", old.config["index"]["key"], old.index.key):
         raise ConfigError(f"index.key: the trained index stays, {old.index.key}; write auto")
+    known = {source["name"]: source for source in old.config["corpus"]}
+    for source in config.corpus:
+        if source.name in known and source.id != known[source.name].get("id"):
+            raise ConfigError(
+                f"corpus: the documents of {source.name} are named by {known[source.name].get('id')} in the "
+                f"database, and by {source.id} here; give the new ones another source"
+            )
     model = describe_model(config.encoder)
     if (model.sha256, model.dtype) != (old.encoder.sha256, old.encoder.dtype):
         raise ConfigError(
@@ -187,11 +207,19 @@ def _run(
         index,
         parameters,
         _named(manifest, build.config),
-        database.removed_chunks,
+        _removed(database),
     )
     neighbors = neighbors_stage(build, every if refresh else parts, searched)
     queries = _refreshed(build, manifest, searched) if refresh else manifest.queries
     return _Added(chunked, parts, keyless, index, neighbors, queries)
+
+
+def _removed(database: Database) -> Removed | None:
+    manifest = database.manifest
+    if not manifest.tables.removed:
+        return None
+    files = [file.sha256 for file in manifest.tables.removed]
+    return Removed(manifest.generation, digest(files))
 
 
 def _vocabulary(database: Database) -> TokenizerFiles:
@@ -283,26 +311,17 @@ def _refreshed(build: Build, old: Manifest, searched: Searched) -> list[QueryCor
 
 
 def _manifest(build: Build, old: Manifest, added: _Added, refresh: bool) -> Manifest:
-    index, search = added.index, added.index.search
     found = [part.file.below(build.place) for part in added.neighbors]
     return replace(
         old,
         counts=_counts(old.counts, added, refresh),
         sources=_sources(old.sources, build.config, added.chunked),
-        index=replace(
-            old.index,
-            partitions=len(index.partitions),
-            nprobe=search.settings.nprobe,
-            rerank=search.settings.rerank,
-            ef_search=search.settings.ef_search,
-            recall_queries=search.queries,
-            recall=search.curve,
-        ),
+        index=added.index.described(old.index),
         config=_merged(old.config, build.config.portable()),
         tables=_tables(
             build, old.tables, added, found if refresh else [*old.tables.neighbors, *found]
         ),
-        index_files=[old.template_file, *index.partitions],
+        index_files=[old.template_file, *added.index.partitions],
         queries=added.queries,
     )
 
@@ -355,6 +374,11 @@ def _tables(build: Build, old: Tables, added: _Added, neighbors: list[FileEntry]
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the database, with the sources of both."""
+    """The settings of the database, with the sources and the left out names of both."""
     named = {source["name"]: source for source in (*old["corpus"], *new["corpus"])}
-    return old | {"corpus": list(named.values())}
+    merged = copy.deepcopy(old) | {"corpus": list(named.values())}
+    for section, name in (key.split(".") for key in _TUNED):
+        merged[section][name] = new[section][name]
+    names = dict.fromkeys((*old["leakage"]["names"], *new["leakage"]["names"]))
+    merged["leakage"]["names"] = list(names)
+    return merged

@@ -303,12 +303,6 @@ def _finish(build: Build, results: _Results, mark: str) -> Manifest:
     folder = build.folder
     manifest = write_manifest(folder, _manifest(build.config, results))
     sweep(folder, manifest)
-    wanted = [query.source.name for query in manifest.queries]
-    for name in folder.list(QUERIES):
-        if name in wanted:
-            sweep(folder, manifest, f"{query_path(name)}/")
-        else:
-            folder.remove(query_path(name))
     scale = 1.0 if build.smoke is None else build.smoke / manifest.counts.documents
     report = StageReport(build.seconds, build.work, max(scale, 1.0))
     folder.write(REPORT, json.dumps(to_json(report), indent=1).encode())
@@ -409,7 +403,13 @@ def source_counts(chunked: list[ChunkedShard], name: str, weight: float) -> Sour
 
 
 def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
-    """Removes what earlier settings or interrupted writes left, and embeddings that are not kept."""
+    """Removes what earlier settings or interrupted writes left, and embeddings that are not kept.
+
+    Args:
+        folder: The database.
+        manifest: What is kept of it.
+        below: The part of the folder that is looked at, with a slash behind it; all of it if empty.
+    """
     listed = {file.path for file in manifest.files}
     for table in _FOLDERS:
         if not any(path.startswith(f"{below}{table}/") for path in listed):
@@ -417,6 +417,13 @@ def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
         for name in folder.list(f"{below}{table}"):
             if f"{below}{table}/{name}" not in listed:
                 folder.remove(f"{below}{table}/{name}")
+    wanted = [query.source.name for query in manifest.queries]
+    for name in folder.list(f"{below}{QUERIES}"):
+        place = f"{below}{query_path(name)}/"
+        if name in wanted and (not below or any(path.startswith(place) for path in listed)):
+            sweep(folder, manifest, place)
+        else:
+            folder.remove(place.rstrip("/"))
 
 
 def smoke_output(config: Config) -> str:

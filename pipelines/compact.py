@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from retro_db.compaction import (
     StoredNeighbors,
     compact_part,
     compact_partition,
+    read_renumbering,
     renumber,
+    write_renumbering,
 )
 from retro_db.config import Config
-from retro_db.database import Database, open_table
+from retro_db.database import Corpus, Database, open_table
 from retro_db.database import open as open_database
-from retro_db.errors import CorpusError, InputError
+from retro_db.errors import CorpusError, ExecutionError, InputError
 from retro_db.index.filling import partition_path
 from retro_db.manifest import (
     FILE,
@@ -37,15 +40,15 @@ from retro_db.parts import Part, listed_parts
 from retro_db.retriever import LOCATIONS
 from retro_db.serialize import digest
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.parquet import read_parquet
-from retro_db.store.tables import TableWriter
 
 from .build import FINISHED, check_output, owned_folder, sweep
 from .console import Console
 from .engine import Engine
 from .index import BuiltIndex, TrainedIndex, say_index
 from .neighbors import NeighborsPart, Searched, neighbors_stage
+from .preflight import allow_files, check_disk
 from .shards import Task, fingerprint
 from .stage import Build, run_stage
 from .tune import tune_stages
@@ -56,39 +59,99 @@ REMOVED = "removed"
 _MARK = "state/compacting"
 
 
-@dataclass(frozen=True)
 class _Source:
-    """Tables of the database that is compacted, or of a query corpus in it; opened where needed."""
+    """The database that is compacted, or a query corpus in it. Picklable: opened where it is needed.
 
-    folder: Folder
-    tables: Tables
-    parameters: dict[str, str | int]
+    Args:
+        url: Of the database.
+        generation: Which one, as removals and appends may go on.
+        sha256: Of its manifest.
+        query: Name of the query corpus.
+    """
 
-    def part(self, number: int, kept: np.ndarray) -> OldPart:
-        """One part, opened; `kept` says which of its documents stay."""
-        entry = self.tables.documents[number]
-        path, schema = self.folder.verified(entry), contract("documents").schema()
+    def __init__(self, url: str, generation: int, sha256: str, query: str | None = None) -> None:
+        self.sha256 = sha256
+        self._url = url
+        self._generation = generation
+        self._query = query
+
+    def __reduce__(self) -> tuple[type[_Source], tuple[Any, ...]]:
+        return _Source, (self._url, self._generation, self.sha256, self._query)
+
+    def queries(self, name: str) -> _Source:
+        """One of its query corpora."""
+        return _Source(self._url, self._generation, self.sha256, name)
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, opened."""
+        return self.reopen()
+
+    def reopen(self) -> Database:
+        """The database as it is there now.
+
+        Raises:
+            ExecutionError: It was built anew in the meantime.
+        """
+        found = open_database(self._url, self._generation)
+        if found.manifest.sha256 != self.sha256:
+            raise ExecutionError(
+                f"{self._url}: built anew in the meantime; compact it into a new folder"
+            )
+        return found
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """What it stands for, opened."""
+        return self.database.queries[self._query] if self._query else self.database
+
+    def part(self, number: int) -> OldPart:
+        """One part, opened."""
+        corpus = self.corpus
+        entry = corpus.tables.documents[number]
+        path, schema = corpus.folder.verified(entry), contract("documents").schema()
         documents = read_parquet(path, schema, entry.rows or 0, entry.path)
+        first = sum(before.rows or 0 for before in corpus.tables.documents[:number])
+        kept = ~np.isin(np.arange(first, first + documents.num_rows), corpus.removed)
         chunks, embeddings, neighbors = (
-            open_table(self.folder, [getattr(self.tables, name)[number]], name, self.parameters)[0]
+            open_table(
+                corpus.folder, [getattr(corpus.tables, name)[number]], name, corpus.parameters
+            )[0]
             for name in ("chunks", "embeddings", "neighbors")
         )
         return OldPart(documents, kept, chunks, embeddings, neighbors)
 
 
-@dataclass(frozen=True)
 class _Known:
-    """Neighbors that parts had before."""
+    """Neighbors that parts had before. Picklable: opened where it is needed.
 
-    source: _Source
-    kept: list[np.ndarray]
-    renumbering: Renumbering
-    sha256: str
+    Args:
+        source: Which had them.
+        folder: The new database.
+        renumbered: The map from old ids to new in it.
+    """
+
+    def __init__(self, source: _Source, folder: Folder, renumbered: FileEntry) -> None:
+        self._source = source
+        self._folder = folder
+        self._renumbered = renumbered
+
+    def __reduce__(self) -> tuple[type[_Known], tuple[Any, ...]]:
+        return _Known, (self._source, self._folder, self._renumbered)
+
+    @property
+    def sha256(self) -> str:
+        """Of what decides them."""
+        return self._source.sha256
+
+    @cached_property
+    def _renumbering(self) -> Renumbering:
+        return read_renumbering(self._folder, self._renumbered)
 
     def __call__(self, part: Part) -> StoredNeighbors:
         """Those of one part."""
-        old = self.source.part(part.shard, self.kept[part.shard])
-        return StoredNeighbors(old.kept_rows, old.neighbors, self.renumbering)
+        old = self._source.part(part.shard)
+        return StoredNeighbors(old.kept_rows, old.neighbors, self._renumbering)
 
 
 @dataclass
@@ -99,15 +162,13 @@ class CompactJob:
     source: _Source
     stage: str = field(default="compact", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
+    def open(self) -> _Source:
+        """The old database."""
+        return self.source
 
-    def run(
-        self, shared: None, item: tuple[int, np.ndarray], report: Callable[[int], None]
-    ) -> CompactedPart:
+    def run(self, shared: _Source, number: int, report: Callable[[int], None]) -> CompactedPart:
         """Writes three tables."""
-        number, kept = item
-        return compact_part(self.source.part(number, kept), number, self.folder, report)
+        return compact_part(shared.part(number), number, self.folder, report)
 
     def files(self, result: CompactedPart) -> list[FileEntry]:
         """The three."""
@@ -127,19 +188,20 @@ class RenumberJob:
 
     folder: Folder
     home: Folder
-    renumbering: Renumbering
+    renumbered: FileEntry
     stage: str = field(default="renumber", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
+    def open(self) -> Renumbering:
+        """The map from old ids to new."""
+        return read_renumbering(self.folder, self.renumbered)
 
     def run(
-        self, shared: None, item: tuple[int, FileEntry], report: Callable[[int], None]
+        self, shared: Renumbering, item: tuple[int, FileEntry], report: Callable[[int], None]
     ) -> RenumberedPartition:
         """Writes the partition."""
         number, partition = item
         file = compact_partition(
-            self.home.verified(partition), self.renumbering, partition_path(number), self.folder
+            self.home.verified(partition), shared, partition_path(number), self.folder
         )
         report(file.rows or 0)
         return RenumberedPartition(file)
@@ -187,11 +249,19 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         if folder.exists(FINISHED) and folder.read(FINISHED) == mark.encode():
             console.say(f"{output} is {url} compacted: nothing to do")
             return open_database(output).manifest
+        size = sum(entry.bytes for entry in old.files)
+        told = [check_disk(folder, size), allow_files(len(old.tables.chunks))]
+        console.say(f"check      {', '.join(told)}")
         build = Build(_config(old, output), folder, folder, engine, console, [])
-        manifest = write_manifest(folder, _run(build, database, renumbering))
+        source = _Source(database.folder.url, old.generation, old.sha256)
+        manifest = _run(build, source, renumbering)
+        source.reopen()
+        if (now := open_database(url).manifest.generation) != old.generation:
+            console.say(
+                f"warning    {url} is generation {now} by now; {output} is made of {old.generation}"
+            )
+        manifest = write_manifest(folder, manifest)
         sweep(folder, manifest)
-        for query in manifest.queries:
-            sweep(folder, manifest, f"{query_path(query.source.name)}/")
         folder.write(FINISHED, mark.encode())
         return manifest
 
@@ -215,8 +285,9 @@ def _config(old: Manifest, output: str) -> Config:
     return Config.model_validate(data)
 
 
-def _run(build: Build, database: Database, renumbering: Renumbering) -> Manifest:
-    old, home = database.manifest, build.home
+def _run(build: Build, source: _Source, renumbering: Renumbering) -> Manifest:
+    database, home = source.database, build.home
+    old = database.manifest
     build.console.say(
         f"compact    {old.counts.removed_documents:,} documents of {old.counts.documents:,} are left out"
     )
@@ -224,10 +295,9 @@ def _run(build: Build, database: Database, renumbering: Renumbering) -> Manifest
         home.write(LOCATIONS, database.folder.read(LOCATIONS))
     for entry in (old.template_file, *old.tokenizer_files):
         _copy(database.folder, entry, home, entry.path)
-    kept = _kept(database)
-    source = _Source(database.folder, old.tables, database.parameters)
-    copied = _compact_stage(build, source, kept, old.sha256)
-    partitions = _renumber_stage(build, database, renumbering)
+    renumbered = write_renumbering(home, renumbering)
+    copied = _compact_stage(build, source)
+    partitions = _renumber_stage(build, database, renumbered)
     parts = _parts(copied)
     key, dimension = old.index.key, old.encoder.dimension
     search = tune_stages(build, parts, key, old.template_file, partitions, dimension)
@@ -236,37 +306,25 @@ def _run(build: Build, database: Database, renumbering: Renumbering) -> Manifest
     say_index(build, index)
     named = [one["name"] for one in old.config["corpus"] if one.get("id")]
     searched = Searched(home, parts, index, database.parameters, named)
-    known = _Known(source, kept, renumbering, old.sha256)
-    found = neighbors_stage(build, parts, searched, known=known)
+    found = neighbors_stage(build, parts, searched, known=_Known(source, home, renumbered))
     queries = [
-        _compact_queries(build, database, query, settings, searched, renumbering)
+        _compact_queries(build, database, query, settings, searched, source, renumbered)
         for query, settings in zip(old.queries, old.config["queries"], strict=True)
     ]
-    return _manifest(build, database, copied, index, found, queries, renumbering)
+    return _manifest(build, database, copied, index, found, queries, renumbered)
 
 
-def _kept(database: Database) -> list[np.ndarray]:
-    """For every part, which of its documents stay: bool [documents of the part]."""
-    entries = database.manifest.tables.documents
-    kept = np.ones(sum(entry.rows or 0 for entry in entries), bool)
-    kept[database.removed] = False
-    return np.split(kept, np.cumsum([entry.rows or 0 for entry in entries])[:-1])
-
-
-def _compact_stage(
-    build: Build, source: _Source, kept: list[np.ndarray], sha256: str
-) -> list[CompactedPart]:
+def _compact_stage(build: Build, source: _Source) -> list[CompactedPart]:
     job = CompactJob(build.folder, source)
-    tasks = [
-        Task(f"part-{number:07d}", fingerprint(VERSION, {"database": sha256}), (number, stay))
-        for number, stay in enumerate(kept)
-    ]
-    total = sum(entry.rows or 0 for entry in source.tables.chunks)
+    entries = source.corpus.tables.chunks
+    mark = fingerprint(VERSION, {"database": source.sha256})
+    tasks = [Task(f"part-{number:07d}", mark, number) for number in range(len(entries))]
+    total = sum(entry.rows or 0 for entry in entries)
     return run_stage(build, job, tasks, CompactedPart, "chunks", total)
 
 
-def _renumber_stage(build: Build, database: Database, renumbering: Renumbering) -> list[FileEntry]:
-    job = RenumberJob(build.folder, database.folder, renumbering)
+def _renumber_stage(build: Build, database: Database, renumbered: FileEntry) -> list[FileEntry]:
+    job = RenumberJob(build.folder, database.folder, renumbered)
     mark = fingerprint(VERSION, {"database": database.manifest.sha256})
     tasks = [
         Task(f"partition-{number:05d}", mark, (number, partition))
@@ -294,7 +352,8 @@ def _compact_queries(
     query: QueryCorpus,
     settings: dict[str, Any],
     searched: Searched,
-    renumbering: Renumbering,
+    source: _Source,
+    renumbered: FileEntry,
 ) -> QueryCorpus:
     """Copies a query corpus; its chunks that had a removed neighbor are searched again."""
     place = query_path(query.source.name)
@@ -312,9 +371,7 @@ def _compact_queries(
             for name in ("documents", "chunks", "embeddings", "dropped")
         },
     )
-    kept = [np.ones(entry.rows or 0, bool) for entry in query.tables.documents]
-    source = _Source(database.folder, query.tables, database.parameters)
-    known = _Known(source, kept, renumbering, database.manifest.sha256)
+    known = _Known(source.queries(query.source.name), build.home, renumbered)
     namesakes = searched.named if settings.get("id") else []
     found = neighbors_stage(one, listed_parts(tables), searched, namesakes, known)
     neighbors = [part.file.below(place) for part in found]
@@ -336,9 +393,9 @@ def _manifest(
     index: BuiltIndex,
     found: Sequence[NeighborsPart],
     queries: list[QueryCorpus],
-    renumbering: Renumbering,
+    renumbered: FileEntry,
 ) -> Manifest:
-    old, search = database.manifest, index.search
+    old = database.manifest
     left = [one for one in copied if one.documents.rows]
     dropped = [
         _copy(database.folder, entry, build.home, contract("dropped").name(number, 0))
@@ -359,21 +416,14 @@ def _manifest(
             removed_chunks=0,
         ),
         sources=[_source(source, left) for source in old.sources],
-        index=replace(
-            old.index,
-            nprobe=search.settings.nprobe,
-            rerank=search.settings.rerank,
-            ef_search=search.settings.ef_search,
-            recall_queries=search.queries,
-            recall=search.curve,
-        ),
+        index=index.described(old.index),
         tables=Tables(
             documents=[one.documents for one in left],
             chunks=[one.chunks for one in left],
             embeddings=[one.embeddings for one in left],
             neighbors=[part.file for part in found],
             dropped=dropped,
-            renumbered=[_write_renumbered(build.home, renumbering)],
+            renumbered=[renumbered],
         ),
         index_files=[old.template_file, *index.partitions],
         queries=queries,
@@ -399,17 +449,3 @@ def _source(old: SourceCounts, left: Sequence[CompactedPart]) -> SourceCounts:
         dropped=old.dropped + removed,
         dropped_by=reasons,
     )
-
-
-def _write_renumbered(folder: Folder, renumbering: Renumbering) -> FileEntry:
-    agreed = contract("renumbered")
-    columns = {
-        "old_first": renumbering.old_first,
-        "new_first": renumbering.new_first,
-        "count": renumbering.count,
-    }
-    path = agreed.name(0, 0)
-    with folder.writing(path) as temporary:
-        with TableWriter(temporary, agreed.schema(), agreed.batch_rows, parquet=True) as writer:
-            writer.append(columns)
-        return describe(temporary, path, writer.rows)

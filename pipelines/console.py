@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -29,6 +31,15 @@ from retro_db.redaction import redacted
 _POLL_SECONDS, _POLL_SHARE = 0.25, 20
 _LOG_SECONDS = 15.0
 
+# Terminals obey the first two, and some the third; the others turn what is read around.
+_OBEYED = (*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SHOWN = dict.fromkeys(_OBEYED, "\ufffd") | {ord("\t"): "\t", ord("\n"): " "}
+
+
+def printable(text: str) -> str:
+    """A text from anywhere as one line that a terminal only shows: U+FFFD stands for what it would obey."""
+    return text.translate(_SHOWN)
+
 
 class Console:
     """Writes to standard output; one live line a stage on a terminal, plain lines elsewhere."""
@@ -43,12 +54,16 @@ class Console:
 
     def say(self, message: str = "") -> None:
         """One line."""
-        self.rich.print(redacted(message), markup=False)
+        self.rich.print(printable(redacted(message)), markup=False)
+
+    def show_json(self, data: Any) -> None:
+        """What a machine reads, colored on a terminal."""
+        self.rich.print_json(json.dumps(_without_credentials(data)), ensure_ascii=True)
 
     def fail(self, message: str) -> None:
         """One line on standard error."""
         RichConsole(stderr=True, highlight=False, soft_wrap=True).print(
-            f"error: {redacted(message)}", markup=False
+            f"error: {printable(redacted(message))}", markup=False
         )
 
     @contextlib.contextmanager
@@ -144,6 +159,15 @@ class _RateColumn(ProgressColumn):
         """Units a second."""
         speed = task.speed or 0
         return Text(f"{speed:,.0f} {self._unit}/s")
+
+
+def _without_credentials(data: Any) -> Any:
+    """JSON with every text redacted."""
+    if isinstance(data, dict):
+        return {key: _without_credentials(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_without_credentials(value) for value in data]
+    return redacted(data) if isinstance(data, str) else data
 
 
 class _Redacting(logging.Formatter):

@@ -48,7 +48,7 @@ class DriftJob:
 
     def open(self) -> faiss.Index:
         """The template."""
-        return read_index(self.home.local(self.template.path))
+        return read_index(self.home.verified(self.template))
 
     def run(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from retro_db.index.structure import faiss, inverted_file, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.index.training import predict_size, train_part, training_points
 from retro_db.index.tuning import Tuned
+from retro_db.manifest import IndexInfo
 from retro_db.parts import Part, contents_of, load_keys
 from retro_db.serialize import digest, to_json
 from retro_db.store.contracts import contract
@@ -84,6 +85,18 @@ class BuiltIndex:
     partitions: list[FileEntry]
     fine: list[FileEntry]
     search: Tuned
+
+    def described(self, info: IndexInfo) -> IndexInfo:
+        """The manifest's entry of the same trained index, with how what is in it now is searched."""
+        return replace(
+            info,
+            partitions=len(self.partitions),
+            nprobe=self.search.settings.nprobe,
+            rerank=self.search.settings.rerank,
+            ef_search=self.search.settings.ef_search,
+            recall_queries=self.search.queries,
+            recall=self.search.curve,
+        )
 
     @property
     def identity(self) -> list[object]:
@@ -204,7 +217,7 @@ class AssembleJob:
         """Writes the partition."""
         template, parts = shared
         path = partition_path(lists.number)
-        base = self.home.local(lists.base.path) if lists.base else None
+        base = self.home.verified(lists.base) if lists.base else None
         return AssembledPartition(
             *assemble_partition(
                 template, lists.first, lists.end, parts, path, self.folder, report, base

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from retro_db.config import NeighborsConfig
+from retro_db.database import open as open_database
 from retro_db.database import open_table
 from retro_db.index.searching import open_searcher
 from retro_db.neighbors import ChunkTokens, Finder, KnownNeighbors, neighbors_part
@@ -36,6 +35,19 @@ class NeighborsPart:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """Documents that were removed from the database: what a generation's manifest says of them.
+
+    Attributes:
+        generation: Of the database.
+        sha256: Of what was removed.
+    """
+
+    generation: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Searched:
     """What is searched: the index, the parts whose chunks are in it, and how the tables look.
 
@@ -45,7 +57,7 @@ class Searched:
         index: Over their keys.
         parameters: For the contracts' types: token_type, chunk_tokens, dimension.
         named: Sources whose documents have ids of their own.
-        removed: int64, ids of chunks that are nobody's neighbors any more; None where there are none.
+        removed: Whose chunks are nobody's neighbors any more; None where nothing was removed.
     """
 
     home: Folder
@@ -53,7 +65,7 @@ class Searched:
     index: BuiltIndex
     parameters: dict[str, str | int]
     named: list[str]
-    removed: np.ndarray | None = None
+    removed: Removed | None = None
 
 
 class KnownRows(Protocol):
@@ -84,7 +96,9 @@ class NeighborsJob:
         """The index, the keys for exact distances, and the tokens that tell duplicates."""
         home, parts, index = self.searched.home, self.searched.parts, self.searched.index
         template = index.template.file
-        removed = self.searched.removed
+        removed = None
+        if gone := self.searched.removed:
+            removed = open_database(home.url, gone.generation).removed_chunks
         searcher = open_searcher(home, index.key, template, index.partitions, self.memory, removed)
         keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
         tokens = self._tokens(parts)
@@ -158,7 +172,7 @@ def neighbors_stage(
         "embed": digest([[*contents_of(part), part.chunks.sha256] for part in searched.parts]),
         "queries": namesakes,
         "known": known.sha256 if known else None,
-        "removed": None if searched.removed is None else digest(searched.removed.tolist()),
+        "removed": searched.removed and searched.removed.sha256,
     }
     tasks = [
         Task(

@@ -14,6 +14,7 @@ from retro_db.encoder.models import EncoderModel
 from retro_db.errors import CorpusError, ExecutionError, IndexKeyError
 from retro_db.index.keys import check_trainable, choose_key, needed_points, parse_key
 from retro_db.index.training import POINT_COPIES, predict_size
+from retro_db.manifest import Manifest
 from retro_db.store.folder import Folder
 from retro_db.tokenizer import Tokenizer
 
@@ -66,11 +67,45 @@ def check_ahead(
     if key == "auto":
         key = choose_key(max(chunks, 1), model.dimension, int(config.index.memory))
     wanted = [
-        _check_disk(config, folder, chunks, key, model.dimension),
+        check_disk(folder, chunks * _chunk_bytes(config, key, model.dimension), _held(folder)),
         _check_memory(config, key, chunks, model.dimension),
         allow_files(parts),
     ]
     console.say(f"check      {', '.join(wanted)}")
+
+
+def check_append(
+    config: Config,
+    folder: Folder,
+    parts: int,
+    estimate: CorpusEstimate,
+    old: Manifest,
+    console: Console,
+) -> None:
+    """Says what an append will need, and refuses what cannot end well.
+
+    Args:
+        config: Of what is added.
+        folder: The database.
+        parts: Of every table, old and new.
+        estimate: Of the corpus that is added.
+        old: What is there.
+        console: What people see.
+
+    Raises:
+        InputError: The input cannot be parsed.
+        ExecutionError: The machine has too little disk or too few file handles.
+    """
+    _check_inputs(estimate)
+    chunks = estimate.chunks(config.chunk.tokens)
+    parts += chunks // config.chunk.part_rows
+    # The index is written anew, with what is in it.
+    index = sum(entry.bytes for entry in old.partition_files)
+    needed = index + chunks * _chunk_bytes(config, old.index.key, old.encoder.dimension)
+    console.say(
+        f"check      about {estimate.documents:,} documents, {chunks:,} chunks; "
+        f"{check_disk(folder, needed)}, {allow_files(parts)}"
+    )
 
 
 def _check_inputs(estimate: CorpusEstimate) -> None:
@@ -88,15 +123,36 @@ def _check_key(text: str, chunks: int, dimension: int) -> None:
         raise IndexKeyError(f"{error} (chunks estimated from the first documents)") from error
 
 
-def _check_disk(config: Config, folder: Folder, chunks: int, key: str, dimension: int) -> str:
+def _chunk_bytes(config: Config, key: str, dimension: int) -> int:
     code, _ = predict_size(parse_key(key, dimension), dimension, 1)
     # The codes lie under state/ too, and a vocabulary beyond 65,536 takes four bytes a token.
-    each = 4 * config.chunk.tokens + 10 + 2 * dimension + 12 * config.neighbors.k + 2 * code
-    needed = chunks * each
+    return 4 * config.chunk.tokens + 10 + 2 * dimension + 12 * config.neighbors.k + 2 * code
+
+
+def _held(folder: Folder) -> int:
+    """Bytes that an interrupted build has written."""
+    if not folder.is_local:
+        return 0
+    return sum(f.stat().st_size for f in Path(folder.locate()).rglob("*") if f.is_file())
+
+
+def check_disk(folder: Folder, needed: int, held: int = 0) -> str:
+    """Refuses a local disk that is too small.
+
+    Args:
+        folder: Where is written.
+        needed: Bytes, about.
+        held: Bytes of them that are there.
+
+    Returns:
+        What is needed and free, for people.
+
+    Raises:
+        ExecutionError: Not even half of what is needed is free.
+    """
     if not folder.is_local:
         return f"disk about {_size(needed)}"
     place = Path(folder.locate())
-    held = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     existing = next(path for path in (place, *place.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed - held > _DOUBT * free:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from retro_db.serialize import to_json
 from retro_db.tokenizer import Tokenizer
 from retro_db.verify import silent, verify_database
 
-from .console import Console
+from .console import Console, printable
 
 
 def show_built(output: str, manifest: Manifest, console: Console) -> None:
@@ -73,14 +72,16 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
     ]
     if as_json:
         described = to_json(manifest) | {"missing_or_resized": missing}
-        console.rich.print_json(json.dumps(described))
+        console.show_json(described)
         return
     counts, index, encoder = manifest.counts, manifest.index, manifest.encoder
     console.say(f"{url}  format {manifest.version}, generation {manifest.generation}")
     sources = Table("source", "weight", "documents", "chunks", "tokens", "dropped", "rejected")
     for source in manifest.sources:
         numbers = (source.documents, source.chunks, source.tokens, source.dropped, source.rejected)
-        sources.add_row(escape(source.name), f"{source.weight:g}", *(f"{n:,}" for n in numbers))
+        sources.add_row(
+            escape(printable(source.name)), f"{source.weight:g}", *(f"{n:,}" for n in numbers)
+        )
     console.rich.print(sources)
     _say_reasons(manifest.sources, console)
     tables = Table("table", "files", "MB", "bytes a chunk")
@@ -148,7 +149,7 @@ def show_neighbors(
     found = describe_chunks(database, ids[0][ids[0] >= 0], distances[0])
     if as_json:
         shown = {"text": text, "neighbors": [to_json(neighbor) for neighbor in found]}
-        console.rich.print_json(json.dumps(shown))
+        console.show_json(shown)
         return
     for rank, neighbor in enumerate(found, 1):
         show_chunk(console, f"{rank}.", neighbor)
@@ -218,7 +219,7 @@ def _texts(
 def show_chunk(console: Console, mark: str, chunk: ShownChunk) -> None:
     """One chunk, its origin and its continuation."""
     distance = "" if chunk.distance is None else f", distance {chunk.distance:g}"
-    origin = escape(f"{chunk.source}/{chunk.document}")
+    origin = escape(printable(f"{chunk.source}/{chunk.document}"))
     console.rich.print(f"[bold]{mark}[/bold] chunk {chunk.id:,} of {origin}{distance}")
     console.rich.print(f"   [cyan]{escape(_line(chunk.text))}[/cyan]")
     if chunk.continuation:
@@ -226,7 +227,7 @@ def show_chunk(console: Console, mark: str, chunk: ShownChunk) -> None:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def show_problems(
@@ -240,7 +241,7 @@ def show_problems(
     stage = silent if as_json else console.stage
     checked = verify_database(url, recompute, encoder, stage)
     if as_json:
-        console.rich.print_json(json.dumps(to_json(checked)))
+        console.show_json(to_json(checked))
     else:
         for problem in checked.problems:
             console.say(f"wrong: {problem}")

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from retro_db.database import Database, pack
-from retro_db.index.structure import faiss, inverted_file, list_codes, list_ids, read_index
+from retro_db.index.structure import faiss, inverted_file, keyed, list_codes, list_ids, read_index
 from retro_db.manifest import TRAIN
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.parquet import read_parquet
 from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
 
 
@@ -39,6 +40,24 @@ class Renumbering:
         offset = ids - self.old_first[run]
         kept = (offset >= 0) & (offset < self.count[run])
         return np.where(kept, self.new_first[run] + offset, -1)
+
+
+def write_renumbering(folder: Folder, renumbering: Renumbering) -> FileEntry:
+    """Writes the map from old ids to new, a table of the new database.
+
+    Args:
+        folder: The new database.
+        renumbering: Of all chunks of the old one.
+    """
+    columns = {name: getattr(renumbering, name) for name in contract("renumbered").schema().names}
+    return _write("renumbered", 0, contract("renumbered").schema(), [columns], folder)
+
+
+def read_renumbering(folder: Folder, entry: FileEntry) -> Renumbering:
+    """Reads what `write_renumbering` wrote."""
+    schema = contract("renumbered").schema()
+    table = read_parquet(folder.verified(entry), schema, entry.rows or 0, entry.path)
+    return Renumbering(**{name: table[name].to_numpy() for name in schema.names})
 
 
 def renumber(database: Database) -> Renumbering:
@@ -126,7 +145,7 @@ def compact_part(
         nonlocal keyless
         for piece in _pieces(rows, old.embeddings.batch_rows):
             keys = ColumnReader([old.embeddings], "vector")[piece]
-            keyless += int((~keys.any(axis=1)).sum())
+            keyless += int((~keyed(keys)).sum())
             yield {"vector": keys}
 
     held_out = np.array(columns["split"]) != TRAIN if len(counts) else np.empty(0, bool)

@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 from retro_db.errors import ConfigError
+from retro_db.store.entries import FOLDER_NAME
 
-_FOLDER_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 # Below a tenth, candidates can no longer be told from everything else.
 Similarity = Annotated[float, Field(ge=0.1, le=1.0)]
@@ -243,7 +243,7 @@ class Config(_Section):
     @pydantic.model_validator(mode="after")
     def _names_are_folders(self) -> Config:
         for position, source in enumerate(self.queries):
-            if not _FOLDER_NAME.fullmatch(source.name):
+            if not FOLDER_NAME.fullmatch(source.name):
                 raise ValueError(
                     f"queries.{position}.name: {source.name!r} names a folder; use letters, digits, "
                     "_, - and ."

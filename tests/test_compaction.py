@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,14 @@ from hypothesis import strategies as st
 
 import retro_db
 from retro_db.compaction import Renumbering
+from retro_db.errors import ExecutionError, NotADatabaseError
+from retro_db.manifest import write_manifest
+from retro_db.store.folder import Folder
 from retro_db.verify import verify_database
 from retro_db_pipelines.cli import run
+from retro_db_pipelines.compact import compact
+from retro_db_pipelines.console import Console
+from retro_db_pipelines.engine import Engine
 
 TEXTS = 40
 # Of three shards, one loses all of its documents.
@@ -176,6 +184,46 @@ def test_what_cannot_be_compacted_is_refused(
     assert "nothing is left" in capsys.readouterr().err
     assert run(["compact", str(tmp_path / "none"), str(tmp_path / "new")]) == 2
     assert not (tmp_path / "new").exists()
+
+
+class Interfering(Console):
+    """A console behind whose back something happens to the database that is compacted."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        super().__init__()
+        self._happens = happens
+
+    def say(self, message: str = "") -> None:
+        """Shows the line, and lets it happen at the first."""
+        super().say(message)
+        if message.startswith("compact "):
+            self._happens()
+
+
+def test_what_becomes_of_the_old_database_meanwhile_is_told(
+    databases: tuple[Path, Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    old, compacted, _ = databases
+    copy = tmp_path / "db"
+    shutil.copytree(old, copy)
+    listed = tmp_path / "list.txt"
+    listed.write_text(retro_db.open(str(copy)).documents["id"][5].as_py(), "utf-8")
+    console = Interfering(lambda: run(["remove", str(copy), "--documents", str(listed)]))
+    compact(str(copy), str(tmp_path / "new"), Engine(), console)
+    assert "is generation 3 by now" in capsys.readouterr().out
+    new, same = (retro_db.open(str(path)).manifest.tables for path in (tmp_path / "new", compacted))
+    assert new == same, "what was there when it began"
+    manifest = Folder(str(copy)).read("manifest.json")
+    for change in (
+        lambda: write_manifest(
+            Folder(str(copy)), replace(retro_db.open(str(copy)).manifest, parent=None)
+        ),
+        lambda: Folder(str(copy)).remove("manifest.json"),
+    ):
+        with pytest.raises((ExecutionError, NotADatabaseError)):
+            compact(str(copy), str(tmp_path / "newer"), Engine(), Interfering(change))
+        assert not (tmp_path / "newer" / "manifest.json").exists()
+        Folder(str(copy)).write("manifest.json", manifest)
 
 
 @given(st.lists(st.booleans(), max_size=60))

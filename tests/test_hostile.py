@@ -44,7 +44,10 @@ from retro_db.store.parquet import read_parquet
 from retro_db.store.records import StageRecords
 from retro_db.store.tables import IpcFile, TableWriter
 from retro_db.tokenizer import Tokenizer
+from retro_db.verify import verify_database
+from retro_db_pipelines.cli import run
 from retro_db_pipelines.console import Console, chatter_to
+from retro_db_pipelines.demo import encoder_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 # A longer run sets another number.
@@ -346,6 +349,7 @@ def test_links_that_lead_out_are_refused(db: Path, tmp_path: Path) -> None:
     shutil.move(db / "chunks", outside)
     (db / "chunks").symlink_to(outside)
     refuses(db, "chunks", "behind a link")
+    assert f"{entry['path']}: lies outside, behind a link" in verify_database(str(db)).problems
     (db / "chunks").unlink()
     (db / "chunks").mkdir()
     (db / entry["path"]).symlink_to(outside / Path(entry["path"]).name)
@@ -851,6 +855,27 @@ def test_the_log_and_the_console_tell_no_credentials(
     for text in ((tmp_path / "log").read_text(), shown.out, shown.err):
         assert "hunter2" not in text
         assert "https://***@host/a?token=***" in text
+
+
+def test_no_text_of_a_database_moves_the_cursor(
+    db: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    obeyed = "\x1b]0;title\x07\x9b2J\u202e\r"
+    rewrite(db, "documents", lambda columns: columns.update(id=[obeyed] * len(columns["id"])))
+    manifest = manifest_of(db)
+    manifest["sources"][0]["name"] = manifest["encoder"]["model"] = f"whales{obeyed}"
+    seal(db, manifest)
+    encoder = str(encoder_folder())
+    for extra in ([], ["--json"]):
+        assert run(["inspect", str(db), *extra]) == 0
+        assert run(["query", str(db), "whales", "--encoder", encoder, *extra]) == 0
+    assert run(["inspect", str(db / obeyed)]) == 2
+    shown = capsys.readouterr()
+    assert "whales" in shown.out
+    assert not set(obeyed) & set(shown.out + shown.err) - set("02J;title]")
+    assert run(["inspect", str(db), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sources"][0]["name"] == manifest["sources"][0]["name"]
 
 
 # The source.

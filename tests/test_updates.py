@@ -137,7 +137,26 @@ def test_readers_of_the_database_before_are_not_disturbed(growing: Growing) -> N
     ("number", "options", "words"),
     [
         (1, ["--set", "neighbors.k=5"], ["neighbors.k: 5", "the database has 20"]),
+        (
+            1,
+            ["--set", "neighbors.max_nprobe=3"],
+            ["neighbors.max_nprobe: 3", "the database has None"],
+        ),
+        (1, ["--set", "dedup.jaccard=0.8"], ["dedup.jaccard: 0.8"]),
+        (1, ["--set", "leakage.ngram=8"], ["leakage.ngram: 8", "the database has 13"]),
         (1, ["--set", "chunk.tokens=32"], ["chunk.tokens: 32"]),
+        (
+            1,
+            [
+                "--set",
+                "corpus.0.name=c0",
+                "--set",
+                "corpus.0.format=jsonl",
+                "--set",
+                "corpus.0.id=id",
+            ],
+            ["documents of c0 are named by None", "by id here"],
+        ),
         (1, ["--set", "index.key=IVF16,SQ8"], ["index.key", "the trained index stays"]),
         (0, [], ["0-00.txt", "generation 1"]),
     ],
@@ -212,6 +231,32 @@ def test_an_append_that_was_stopped_goes_on(
 def verify_before(project: Project) -> int:
     """The generation of a database that an append left as it was."""
     return json.loads((project.output / "manifest.json").read_bytes())["generation"]
+
+
+def test_an_append_that_was_stopped_after_its_manifest_is_swept(
+    growing: Growing, capsys: Any
+) -> None:
+    shutil.copytree(growing.folder / "one", growing.folder / "swept")
+    project = growing.project("swept", 1)
+    capsys.readouterr()
+    assert project.build("--append", "--set", "index.recall_target=0.9") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("check ")]
+    assert len(told) == 1
+    for word in ("about 20 documents", "disk about", "free", "open files"):
+        assert word in told[0]
+    assert project.open().manifest.config["index"]["recall_target"] == 0.9
+    place = project.output / "generations" / "0002"
+    left = [
+        place / "chunks" / "left.arrow",
+        place / "queries" / "asked" / "neighbors" / "left.arrow",
+    ]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+    assert verify_database(str(project.output)).problems
+    assert project.build("--append", "--set", "index.recall_target=0.9") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert verify_database(str(project.output)).problems == []
 
 
 def test_removed_documents_are_nobody_s_new_neighbors(growing: Growing, tmp_path: Path) -> None:

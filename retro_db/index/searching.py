@@ -293,8 +293,8 @@ def open_searcher(
     Raises:
         DamagedFileError: A file is missing, or cannot be read.
     """
-    paths = [folder.local(partition.path) for partition in partitions]
-    return Searcher(folder.local(template.path), paths, key, memory, removed)
+    paths = [folder.verified(partition) for partition in partitions]
+    return Searcher(folder.verified(template), paths, key, memory, removed)
 
 
 def group_partitions(sizes: Sequence[int], memory: int | None) -> list[tuple[int, int]]:

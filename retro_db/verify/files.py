@@ -138,6 +138,9 @@ def file_checks(database: Database, history: History, meter: Meter) -> Iterator[
 
 def _check_bytes(folder: Folder, entry: FileEntry, meter: Meter) -> Iterator[str]:
     """The file is there with its bytes."""
+    if folder.leads_out(entry.path):
+        yield f"{entry.path}: lies outside, behind a link"
+        return
     try:
         size, sha256 = _hash(folder.local(entry.path), meter)
     except DamagedFileError:
