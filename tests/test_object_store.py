@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import socket
 import subprocess
@@ -85,6 +86,23 @@ def test_one_build_at_a_time(store: Folder) -> None:
         second.write("a", b"second")
     assert store.read("a") == b"second"
     assert store.list("state/leases") == ["00000002.json"]
+
+
+def test_a_silent_lease_is_taken_over(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "_renew", lambda *arguments: None)
+    elsewhere = dataclasses.replace(ownership._myself(), machine="another", pid=1)
+    monkeypatch.setattr(ownership, "_myself", lambda: elsewhere)
+    with owning(store) as silent:
+        assert silent.fence is not None
+        assert silent.fence.stands()
+        start = time.monotonic()
+        with owning(store) as now:
+            assert time.monotonic() - start > 3, "a rival waits three times as long as workers do"
+            with pytest.raises(OwnershipLostError):
+                silent.write("a", b"late")
+            assert not silent.fence.stands()
+            now.write("a", b"now")
+    assert store.read("a") == b"now"
 
 
 def test_of_two_that_create_one_wins(store: Folder) -> None:

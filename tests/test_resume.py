@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -189,13 +188,15 @@ def test_no_worker_outlives_its_driver(tmp_path: Path) -> None:
             time.sleep(0.1)
 
 
-def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def holding(folder: Path, forks: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """A process that owns a folder until it is killed, and perhaps has a child of the same memory."""
     holder = f"""
 import os, time
 from retro_db.store.folder import Folder
 from retro_db.store.ownership import owning
-with owning(Folder({str(tmp_path / "db")!r})):
-    if os.fork() == 0:
+with owning(Folder({str(folder)!r})):
+    if {forks} and os.fork() == 0:
         time.sleep(60)
     print("held", flush=True)
     time.sleep(60)
@@ -204,16 +205,22 @@ with owning(Folder({str(tmp_path / "db")!r})):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_forked_child_holds_no_lock(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "db"))
+    with holding(tmp_path / "db", forks=True) as process:
         forked = children(process.pid)
         try:
-            with (
-                pytest.raises(InputError, match="another build"),
-                owning(Folder(str(tmp_path / "db"))),
-            ):
+            with pytest.raises(InputError, match="another build"), owning(folder):
                 pass
             process.kill()
             process.wait()
-            with owning(Folder(str(tmp_path / "db"))):
+            with owning(folder):
                 assert any(is_running(child) for child in forked)
         finally:
             for child in forked:
@@ -253,18 +260,7 @@ def test_a_new_owner_waits_for_a_write_under_way(tmp_path: Path) -> None:
 
 def test_a_worker_in_a_container_knows_whether_its_driver_lives(tmp_path: Path) -> None:
     """The driver's number means nothing there, or another process; the host's name may be the same."""
-    holder = f"""
-import sys, time
-from retro_db.store.folder import Folder
-from retro_db.store.ownership import owning
-with owning(Folder({str(tmp_path / "db")!r})):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-    command = [sys.executable, "-c", holder]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+    with holding(tmp_path / "db") as process:
         held = json.loads((tmp_path / "db" / ownership.LOCK).read_bytes())
         owner = ownership.Owner(**held | {"machine": "another", "pid": 1})
         places = [str(tmp_path / "db" / name) for name in (ownership.FENCE, ownership.LOCK)]
@@ -275,51 +271,6 @@ with owning(Folder({str(tmp_path / "db")!r})):
         process.wait()
         assert not fence.stands()
         assert ownership.Owner(**held).is_gone
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A folder on an object store, whose leases are over soon."""
-    monkeypatch.setattr(ownership, "SILENCE_SECONDS", 0.4)
-    monkeypatch.setattr(ownership, "_BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(ownership, "_LOOK_SECONDS", 0.1)
-    return Folder(f"memory://{uuid.uuid4().hex}/db")
-
-
-def test_a_renewed_lease_is_kept_and_a_released_one_is_free(store: Folder) -> None:
-    with owning(store) as first:
-        with pytest.raises(InputError, match="another build is at work"), owning(store):
-            pass
-        first.write("a", b"first")
-    with owning(store) as second:
-        with pytest.raises(OwnershipLostError):
-            first.write("a", b"late")
-        second.write("a", b"second")
-    assert store.read("a") == b"second"
-
-
-def test_a_silent_lease_is_taken_over(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "_renew", lambda *arguments: None)
-    elsewhere = dataclasses.replace(ownership._myself(), machine="another", pid=1)
-    monkeypatch.setattr(ownership, "_myself", lambda: elsewhere)
-    with owning(store) as silent:
-        assert silent.fence is not None
-        assert silent.fence.stands()
-        start = time.monotonic()
-        with owning(store) as now:
-            assert time.monotonic() - start > 1, "a rival waits three times as long as workers do"
-            with pytest.raises(OwnershipLostError):
-                silent.write("a", b"late")
-            assert not silent.fence.stands()
-            now.write("a", b"now")
-    assert store.read("a") == b"now"
-
-
-def test_two_rivals_do_not_both_win(store: Folder) -> None:
-    number = ownership._wait_for_turn(store) + 1
-    store.create(ownership._lease_path(number), b"{}")
-    with pytest.raises(FileExistsError):
-        store.create(ownership._lease_path(number), b"{}")
 
 
 def test_leftovers_of_dead_writers_are_swept(project: Project) -> None:
