@@ -14,9 +14,10 @@ from retro_db.corpus.estimating import estimate_corpus
 from retro_db.corpus.planning import plan_shards
 from retro_db.database import Database
 from retro_db.encoder.models import EncoderModel, describe_model
-from retro_db.errors import ConfigError, InputError
-from retro_db.index.searching import count_lists
+from retro_db.errors import ConfigError, DamagedFileError, InputError
+from retro_db.index.searching import count_lists, list_lengths
 from retro_db.manifest import (
+    GENERATIONS,
     Counts,
     Manifest,
     QueryCorpus,
@@ -176,7 +177,14 @@ def _check_settings(config: Config, old: Manifest) -> EncoderModel:
 def _is_done(home: Folder, old: Manifest, mark: str) -> bool:
     """Whether the last generation came from this very call."""
     finished = f"{generation_path(old.generation)}/{FINISHED}"
-    return home.exists(finished) and home.read(finished) == mark.encode()
+    if not home.exists(finished) or home.read(finished) != mark.encode():
+        return False
+    if missing := home.missing(old.files):
+        raise DamagedFileError(
+            f"{home.url}: {min(missing)} is missing or of another size, and only its own run could make it "
+            "again; restore it from a copy, or build anew"
+        )
+    return True
 
 
 def _run(
@@ -194,7 +202,8 @@ def _run(
     codes = encode_stage(build, parts, template, dimension)
     assembled = assemble_stage(build, codes, template, _ranges(database))
     parts = [part.below(build.place) for part in parts]
-    _warn(build, manifest, assembled, drift_stage(build, old, parts, template, dimension))
+    trained = [part for part in old if not part.chunks.path.startswith(GENERATIONS)]
+    _warn(build, manifest, assembled, drift_stage(build, trained, parts, template, dimension))
     partitions = [one.file.below(build.place) for one in assembled]
     key, every = manifest.index.key, [*old, *parts]
     search = tune_stages(build, every, key, template.file, partitions, dimension)
@@ -274,12 +283,13 @@ def _warn(
 ) -> None:
     """Says when the trained index fits less and less what is in it."""
     entries = sum(one.file.rows or 0 for one in assembled)
-    trained = old
-    if old.generation > 1:
-        trained = read_manifest(build.home, manifest_path(1))
+    trained = _trained(build.home, old)
     added = entries - trained.counts.indexed_chunks
     # Faiss's imbalance factor: how much longer a search takes than over equal lists.
-    before = sum(one.base_squares for one in assembled) / max(old.counts.indexed_chunks, 1) ** 2
+    lengths = (list_lengths(build.home.verified(file)) for file in trained.partition_files)
+    before = (
+        sum(int((one**2).sum()) for one in lengths) / max(trained.counts.indexed_chunks, 1) ** 2
+    )
     after = sum(one.squares for one in assembled) / max(entries, 1) ** 2
     told = []
     if added > MOST_NEW_SHARE * entries:
@@ -293,6 +303,16 @@ def _warn(
             f"warning    {'; '.join(told)}: the index was trained on generation 1, and finds less and "
             "less of what it should; build a database anew before long"
         )
+
+
+def _trained(home: Folder, old: Manifest) -> Manifest:
+    """The generation whose chunks trained the index, or the oldest that is still there with its files."""
+    for generation in range(1, old.generation):
+        if home.exists(manifest_path(generation)):
+            manifest = read_manifest(home, manifest_path(generation))
+            if not home.missing(manifest.partition_files):
+                return manifest
+    return old
 
 
 def _refreshed(build: Build, old: Manifest, searched: Searched) -> list[QueryCorpus]:

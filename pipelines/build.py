@@ -45,13 +45,13 @@ from retro_db.parts import Part
 from retro_db.retriever import LOCATIONS, Locations
 from retro_db.serialize import canonical, digest, to_json
 from retro_db.store.folder import Folder
-from retro_db.store.ownership import owning
+from retro_db.store.ownership import FENCE, LEASES, LOCK, owning
 
 from . import chunk, embed, index, neighbors, screen, tokenizer, tune
 from .chunk import chunk_stage
 from .console import Console, chatter_to
 from .embed import embed_stage, probe_stage
-from .engine import Engine, log_place
+from .engine import LOG, Engine, log_place
 from .index import BuiltIndex, announce_key, decide_key, index_stages, training_chunks
 from .neighbors import NeighborsPart, Searched, neighbors_stage
 from .preflight import allow_files, check_ahead
@@ -68,6 +68,8 @@ from .tokenizer import TokenizerFiles, tokenizer_stage
 VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, index, tune, neighbors)]
 log = logging.getLogger(__name__)
 FINISHED = "state/finished"
+# What taking a folder writes below state/.
+OWNERSHIP = {os.path.basename(name) for name in (LOCK, FENCE, LEASES, LOG)}
 REPORT = "report/stages.json"
 _FOLDERS = (*TABLES, "index", "tokenizer")
 
@@ -112,7 +114,7 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         verdicts = [file.sha256 if file else None for file in screened]
         identities = [vocabulary.sha256, vocabulary.pad_id, vocabulary.end_id, to_json(model)]
         mark = digest([VERSIONS, started.config.portable(), shards, verdicts, *identities])
-        if manifest := _finished(started.folder, mark):
+        if manifest := finished(started.folder, mark):
             console.say(f"{started.config.output} is up to date: nothing to do")
             return manifest
         chunked, parts = chunk_stage(started, vocabulary, screened)
@@ -265,6 +267,8 @@ def _prepared(
     check_replaceable(folder)
     check_output(folder)
     with nullcontext(folder) if dry_run else owned_folder(folder) as folder:
+        # An append or a removal may have ended in between.
+        check_replaceable(folder)
         if not dry_run:
             folder.remove(GENERATIONS)  # of an append that was given up
         model = describe_model(config.encoder)
@@ -306,7 +310,7 @@ def _finish(build: Build, results: _Results, mark: str) -> Manifest:
     scale = 1.0 if build.smoke is None else build.smoke / manifest.counts.documents
     report = StageReport(build.seconds, build.work, max(scale, 1.0))
     folder.write(REPORT, json.dumps(to_json(report), indent=1).encode())
-    folder.write(FINISHED, mark.encode())
+    mark_finished(folder, mark, manifest)
     return manifest
 
 
@@ -438,11 +442,16 @@ def check_replaceable(folder: Folder) -> None:
         ConfigError: It was appended to, documents were removed from it, or it is a compacted one.
     """
     kept = manifest_path(1)
-    for name, what in ((kept, "has later generations"), ("renumbered", "was compacted")):
-        if folder.exists(name):
-            raise ConfigError(
-                f"output: {folder.url} {what}, which a build would undo; name a new folder"
-            )
+    superseded = folder.exists(kept)
+    if superseded and folder.exists(FILE):
+        # Copied before it is superseded; the run may have ended there.
+        superseded = folder.read(kept) != folder.read(FILE)
+    compacted = folder.exists("renumbered")
+    if superseded or compacted:
+        what = "has later generations" if superseded else "was compacted"
+        raise ConfigError(
+            f"output: {folder.url} {what}, which a build would undo; name a new folder"
+        )
 
 
 def check_output(folder: Folder) -> None:
@@ -488,14 +497,21 @@ def owned_folder(folder: Folder) -> Iterator[Folder]:
             raise ExecutionError(f"{failure} (traces: {path})") from error
 
 
-def _finished(folder: Folder, mark: str) -> Manifest | None:
-    """The manifest of a build of the same things, if there is one and its files are there."""
+def mark_finished(folder: Folder, mark: str, manifest: Manifest) -> None:
+    """Notes from what the database was made; of any other manifest the note says nothing."""
+    folder.write(FINISHED, f"{mark} {manifest.sha256}".encode())
+
+
+def finished(folder: Folder, mark: str) -> Manifest | None:
+    """The manifest of a database made from the same things, if there is one and its files are there."""
     if not (folder.exists(FILE) and folder.exists(FINISHED)):
         return None
-    if folder.read(FINISHED).decode("ascii", "replace") != mark:
+    noted = folder.read(FINISHED).decode("ascii", "replace")
+    if not noted.startswith(f"{mark} "):
         return None
     manifest = read_manifest(folder)
-    return None if folder.missing(manifest.files) else manifest
+    same = noted == f"{mark} {manifest.sha256}"
+    return manifest if same and not folder.missing(manifest.files) else None
 
 
 def _planned(shards: list[Shard], whole: int) -> str:

@@ -14,7 +14,6 @@ from retro_db.compaction import (
     CompactedPart,
     OldPart,
     Renumbering,
-    StoredNeighbors,
     compact_part,
     compact_partition,
     read_renumbering,
@@ -22,7 +21,7 @@ from retro_db.compaction import (
     write_renumbering,
 )
 from retro_db.config import Config
-from retro_db.database import Corpus, Database, open_table
+from retro_db.database import Database, open_table, read_documents
 from retro_db.database import open as open_database
 from retro_db.errors import CorpusError, ExecutionError, InputError
 from retro_db.index.filling import partition_path
@@ -33,6 +32,7 @@ from retro_db.manifest import (
     SourceCounts,
     Tables,
     query_path,
+    read_manifest,
     write_manifest,
 )
 from retro_db.manifest import VERSION as FORMAT_VERSION
@@ -41,9 +41,8 @@ from retro_db.retriever import LOCATIONS
 from retro_db.serialize import digest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.parquet import read_parquet
 
-from .build import FINISHED, check_output, owned_folder, sweep
+from .build import OWNERSHIP, check_output, finished, mark_finished, owned_folder, sweep
 from .console import Console
 from .engine import Engine
 from .index import BuiltIndex, TrainedIndex, say_index
@@ -60,27 +59,21 @@ _MARK = "state/compacting"
 
 
 class _Source:
-    """The database that is compacted, or a query corpus in it. Picklable: opened where it is needed.
+    """The database that is compacted. Picklable: opened where it is needed.
 
     Args:
         url: Of the database.
         generation: Which one, as removals and appends may go on.
         sha256: Of its manifest.
-        query: Name of the query corpus.
     """
 
-    def __init__(self, url: str, generation: int, sha256: str, query: str | None = None) -> None:
+    def __init__(self, url: str, generation: int, sha256: str) -> None:
         self.sha256 = sha256
         self._url = url
         self._generation = generation
-        self._query = query
 
     def __reduce__(self) -> tuple[type[_Source], tuple[Any, ...]]:
-        return _Source, (self._url, self._generation, self.sha256, self._query)
-
-    def queries(self, name: str) -> _Source:
-        """One of its query corpora."""
-        return _Source(self._url, self._generation, self.sha256, name)
+        return _Source, (self._url, self._generation, self.sha256)
 
     @cached_property
     def database(self) -> Database:
@@ -100,58 +93,25 @@ class _Source:
             )
         return found
 
-    @cached_property
-    def corpus(self) -> Corpus:
-        """What it stands for, opened."""
-        return self.database.queries[self._query] if self._query else self.database
-
     def part(self, number: int) -> OldPart:
-        """One part, opened."""
-        corpus = self.corpus
-        entry = corpus.tables.documents[number]
-        path, schema = corpus.folder.verified(entry), contract("documents").schema()
-        documents = read_parquet(path, schema, entry.rows or 0, entry.path)
-        first = sum(before.rows or 0 for before in corpus.tables.documents[:number])
-        kept = ~np.isin(np.arange(first, first + documents.num_rows), corpus.removed)
-        chunks, embeddings, neighbors = (
-            open_table(
-                corpus.folder, [getattr(corpus.tables, name)[number]], name, corpus.parameters
-            )[0]
-            for name in ("chunks", "embeddings", "neighbors")
+        """One part, opened; every byte of it is what was written.
+
+        Raises:
+            DamagedFileError: Or else the new database would vouch for it.
+        """
+        database = self.database
+        folder, tables = database.folder, database.tables
+        entries = {name: getattr(tables, name)[number] for name in ("chunks", "embeddings")}
+        for entry in (tables.documents[number], *entries.values()):
+            folder.intact(entry)
+        documents = read_documents(folder, tables.documents[number], entries["chunks"].rows or 0)
+        first = sum(before.rows or 0 for before in tables.documents[:number])
+        kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removed)
+        chunks, embeddings = (
+            open_table(folder, [entry], name, database.parameters)[0]
+            for name, entry in entries.items()
         )
-        return OldPart(documents, kept, chunks, embeddings, neighbors)
-
-
-class _Known:
-    """Neighbors that parts had before. Picklable: opened where it is needed.
-
-    Args:
-        source: Which had them.
-        folder: The new database.
-        renumbered: The map from old ids to new in it.
-    """
-
-    def __init__(self, source: _Source, folder: Folder, renumbered: FileEntry) -> None:
-        self._source = source
-        self._folder = folder
-        self._renumbered = renumbered
-
-    def __reduce__(self) -> tuple[type[_Known], tuple[Any, ...]]:
-        return _Known, (self._source, self._folder, self._renumbered)
-
-    @property
-    def sha256(self) -> str:
-        """Of what decides them."""
-        return self._source.sha256
-
-    @cached_property
-    def _renumbering(self) -> Renumbering:
-        return read_renumbering(self._folder, self._renumbered)
-
-    def __call__(self, part: Part) -> StoredNeighbors:
-        """Those of one part."""
-        old = self._source.part(part.shard)
-        return StoredNeighbors(old.kept_rows, old.neighbors, self._renumbering)
+        return OldPart(documents, kept, chunks, embeddings)
 
 
 @dataclass
@@ -201,7 +161,7 @@ class RenumberJob:
         """Writes the partition."""
         number, partition = item
         file = compact_partition(
-            self.home.verified(partition), shared, partition_path(number), self.folder
+            self.home.intact(partition), shared, partition_path(number), self.folder
         )
         report(file.rows or 0)
         return RenumberedPartition(file)
@@ -214,8 +174,8 @@ class RenumberJob:
 def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest:
     """Writes a database anew without its removed documents; an interrupted run is continued.
 
-    Keys and codes are copied, and so are neighbors, but for chunks that had a removed one: these are
-    searched again. The trained index stays.
+    Keys and codes are copied, and the trained index stays. Neighbors are searched anew: with fewer codes
+    in the way, a chunk that lost none may have nearer ones.
 
     Args:
         url: The database; it is only read.
@@ -241,14 +201,15 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
     renumbering = renumber(database)
     if not len(renumbering.count):
         raise CorpusError(f"{url}: every chunk was removed; nothing is left to compact")
-    check_output(Folder(output))
     mark = digest([VERSION, old.sha256])
     _check_new(Folder(output), mark)
     with owned_folder(Folder(output)) as folder:
+        # Another run may have ended in between.
+        _check_new(folder, mark)
         folder.write(_MARK, mark.encode())
-        if folder.exists(FINISHED) and folder.read(FINISHED) == mark.encode():
+        if manifest := _finished(folder, mark):
             console.say(f"{output} is {url} compacted: nothing to do")
-            return open_database(output).manifest
+            return manifest
         size = sum(entry.bytes for entry in old.files)
         told = [check_disk(folder, size), allow_files(len(old.tables.chunks))]
         console.say(f"check      {', '.join(told)}")
@@ -262,8 +223,15 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
             )
         manifest = write_manifest(folder, manifest)
         sweep(folder, manifest)
-        folder.write(FINISHED, mark.encode())
+        mark_finished(folder, mark, manifest)
         return manifest
+
+
+def _finished(folder: Folder, mark: str) -> Manifest | None:
+    """What this compaction made, if it is there; later generations of it are nobody's to redo."""
+    if folder.exists(FILE) and (now := read_manifest(folder)).generation > 1:
+        return now
+    return finished(folder, mark)
 
 
 def _check_new(folder: Folder, mark: str) -> None:
@@ -272,8 +240,9 @@ def _check_new(folder: Folder, mark: str) -> None:
     Raises:
         InputError: Another build or database is there, perhaps the one to be compacted.
     """
+    check_output(folder)
     begun = folder.exists(_MARK) and folder.read(_MARK) == mark.encode()
-    if not begun and (folder.exists(FILE) or folder.list("state")):
+    if not begun and (folder.exists(FILE) or set(folder.list("state")) - OWNERSHIP):
         raise InputError(f"{folder.url}: another database or build is there; name a new folder")
 
 
@@ -306,9 +275,9 @@ def _run(build: Build, source: _Source, renumbering: Renumbering) -> Manifest:
     say_index(build, index)
     named = [one["name"] for one in old.config["corpus"] if one.get("id")]
     searched = Searched(home, parts, index, database.parameters, named)
-    found = neighbors_stage(build, parts, searched, known=_Known(source, home, renumbered))
+    found = neighbors_stage(build, parts, searched)
     queries = [
-        _compact_queries(build, database, query, settings, searched, source, renumbered)
+        _compact_queries(build, database, query, settings, searched)
         for query, settings in zip(old.queries, old.config["queries"], strict=True)
     ]
     return _manifest(build, database, copied, index, found, queries, renumbered)
@@ -316,7 +285,7 @@ def _run(build: Build, source: _Source, renumbering: Renumbering) -> Manifest:
 
 def _compact_stage(build: Build, source: _Source) -> list[CompactedPart]:
     job = CompactJob(build.folder, source)
-    entries = source.corpus.tables.chunks
+    entries = source.database.tables.chunks
     mark = fingerprint(VERSION, {"database": source.sha256})
     tasks = [Task(f"part-{number:07d}", mark, number) for number in range(len(entries))]
     total = sum(entry.rows or 0 for entry in entries)
@@ -352,10 +321,8 @@ def _compact_queries(
     query: QueryCorpus,
     settings: dict[str, Any],
     searched: Searched,
-    source: _Source,
-    renumbered: FileEntry,
 ) -> QueryCorpus:
-    """Copies a query corpus; its chunks that had a removed neighbor are searched again."""
+    """Copies a query corpus, whose chunks find their neighbors anew."""
     place = query_path(query.source.name)
     one = replace(build, folder=build.home.below(place), seconds={}, work={})
     build.console.say(f"queries    {query.source.name}")
@@ -371,9 +338,8 @@ def _compact_queries(
             for name in ("documents", "chunks", "embeddings", "dropped")
         },
     )
-    known = _Known(source.queries(query.source.name), build.home, renumbered)
     namesakes = searched.named if settings.get("id") else []
-    found = neighbors_stage(one, listed_parts(tables), searched, namesakes, known)
+    found = neighbors_stage(one, listed_parts(tables), searched, namesakes)
     neighbors = [part.file.below(place) for part in found]
     short = sum(part.short_rows for part in found)
     return replace(query, tables=replace(tables, neighbors=neighbors), short_rows=short)
@@ -382,7 +348,7 @@ def _compact_queries(
 def _copy(source: Folder, entry: FileEntry, target: Folder, path: str) -> FileEntry:
     """Copies a file byte for byte."""
     with target.writing(path) as temporary:
-        shutil.copyfile(source.verified(entry), temporary)
+        shutil.copyfile(source.intact(entry), temporary)
     return replace(entry, path=path)
 
 

@@ -28,7 +28,7 @@ from .shards import FAILURES, Job, Placement, RunShards, Task, read_failures
 
 log = logging.getLogger(__name__)
 
-_LOG = "state/build.log"
+LOG = "state/build.log"
 # Beam hands an error over as the text of its trace.
 _OURS = re.compile(r"(?:retro_db\.errors\.)(\w+): (.*?)(?: \[while running .*)?$")
 _NO_MEMORY = re.compile(r"bad_alloc|can't allocate memory|MemoryError")
@@ -220,4 +220,4 @@ def _traced(error: RetroDBError, log_path: str) -> RetroDBError:
 
 def log_place(folder: Folder) -> str:
     """The log file of a build: in the database, or beside the call where that is no local folder."""
-    return folder.locate(_LOG) if folder.is_local else "retro-db-build.log"
+    return folder.locate(LOG) if folder.is_local else "retro-db-build.log"

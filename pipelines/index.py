@@ -65,14 +65,10 @@ class EncodedPart:
 
 @dataclass(frozen=True)
 class AssembledPartition:
-    """One range of lists, and the sum of their squared lengths: what searches take grows with it.
-
-    `base_squares` is that of the partition whose entries it begins with; 0 where there is none.
-    """
+    """One range of lists, and the sum of their squared lengths: what searches take grows with it."""
 
     file: FileEntry
     squares: int
-    base_squares: int
 
 
 @dataclass(frozen=True)
@@ -217,7 +213,7 @@ class AssembleJob:
         """Writes the partition."""
         template, parts = shared
         path = partition_path(lists.number)
-        base = self.home.verified(lists.base) if lists.base else None
+        base = self.home.intact(lists.base) if lists.base else None
         return AssembledPartition(
             *assemble_partition(
                 template, lists.first, lists.end, parts, path, self.folder, report, base

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from retro_db.config import NeighborsConfig
 from retro_db.database import open as open_database
 from retro_db.database import open_table
 from retro_db.index.searching import open_searcher
-from retro_db.neighbors import ChunkTokens, Finder, KnownNeighbors, neighbors_part
+from retro_db.neighbors import ChunkTokens, Finder, neighbors_part
 from retro_db.parts import Part, contents_of, key_column, load_documents, load_queries
 from retro_db.serialize import digest
 from retro_db.store.contracts import contract
@@ -68,17 +67,6 @@ class Searched:
     removed: Removed | None = None
 
 
-class KnownRows(Protocol):
-    """Neighbors that were found before; picklable."""
-
-    @property
-    def sha256(self) -> str:
-        """Of what decides them."""
-
-    def __call__(self, part: Part, /) -> KnownNeighbors:
-        """Those of one part."""
-
-
 @dataclass
 class NeighborsJob:
     """Finds the neighbors of one part's chunks, of the database or of a query corpus."""
@@ -89,7 +77,6 @@ class NeighborsJob:
     namesakes: list[str] | None
     memory: int
     threads: int
-    known: KnownRows | None = None
     stage: str = field(default="neighbors", init=False)
 
     def open(self) -> Finder:
@@ -123,7 +110,6 @@ class NeighborsJob:
                 self.threads,
                 self.folder,
                 report,
-                self.known(part) if self.known else None,
             )
         )
 
@@ -144,7 +130,6 @@ def neighbors_stage(
     parts: list[Part],
     searched: Searched,
     namesakes: list[str] | None = None,
-    known: KnownRows | None = None,
 ) -> list[NeighborsPart]:
     """Runs the stage.
 
@@ -154,7 +139,6 @@ def neighbors_stage(
         searched: Where they are looked for.
         namesakes: Of a query corpus, the sources whose documents with an id of its own are passed over;
             None where the parts are the database's own.
-        known: Rows that need not be looked for; None where all do.
 
     Returns:
         The files, in order.
@@ -162,7 +146,7 @@ def neighbors_stage(
     config = build.config
     memory = int(config.index.memory)
     job = NeighborsJob(
-        build.folder, searched, config.neighbors, namesakes, memory, build.engine.threads, known
+        build.folder, searched, config.neighbors, namesakes, memory, build.engine.threads
     )
     index, dimension = searched.index, int(searched.parameters["dimension"])
     keys = ("neighbors.k", "neighbors.max_nprobe", "neighbors.drop_duplicates")
@@ -171,7 +155,6 @@ def neighbors_stage(
         "index.memory": search_groups(index.partitions, index.key, dimension, memory),
         "embed": digest([[*contents_of(part), part.chunks.sha256] for part in searched.parts]),
         "queries": namesakes,
-        "known": known.sha256 if known else None,
         "removed": searched.removed and searched.removed.sha256,
     }
     tasks = [

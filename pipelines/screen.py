@@ -275,7 +275,7 @@ def _find_duplicates(
     gather = Placement(spread=GatherBands(build.folder, signed, partitions))
     pairs = run_stage(build, pairs_job, tasks, Pairs, "partitions", partitions, gather)
 
-    sources = {shard.number: shard.source for shard in build.shards}
+    sources = {number: shard.source for number, shard in enumerate(build.shards)}
     job = ResolveJob(build.folder, sources, dict(enumerate(screened)), signed)
     decides = {
         "pairs": [part.file.sha256 for part in pairs],

@@ -236,8 +236,8 @@ def _read_again(build: Build, doubtful: Sequence[Task]) -> list[str]:
         for task, shard in zip(doubtful, shards, strict=True)
     ]
     size = sum(shard.bytes for shard in shards)
-    # Whatever stage was asked for: it is this one's question.
-    anyone = replace(build, only=None)
+    # Whatever stage was asked for: it is this one's question. The database stays until the answer.
+    anyone = replace(build, only=None, adds=True)
     job = InputsJob(build.config, build.folder)
     return [read.content for read in run_stage(anyone, job, tasks, ReadContent, "bytes", size)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retro_db.database import Database, pack
+from retro_db.database import Database
 from retro_db.index.structure import faiss, inverted_file, keyed, list_codes, list_ids, read_index
 from retro_db.manifest import TRAIN
 from retro_db.store.contracts import contract
@@ -83,14 +83,12 @@ class OldPart:
         kept: bool [documents], False where one was removed.
         chunks: Its chunks file, open.
         embeddings: Its embeddings file, open.
-        neighbors: Its neighbors file, open.
     """
 
     documents: pa.Table
     kept: np.ndarray
     chunks: IpcFile
     embeddings: IpcFile
-    neighbors: IpcFile
 
     @property
     def kept_rows(self) -> np.ndarray:
@@ -208,37 +206,3 @@ def compact_partition(
     with folder.writing(path) as temporary:
         faiss.write_index(index, str(temporary))
         return describe(temporary, path, int(ivf.ntotal))
-
-
-@dataclass(frozen=True)
-class StoredNeighbors:
-    """Neighbors that are known already: those that a part had before.
-
-    Attributes:
-        rows: int64 [n], the part's rows that stay.
-        neighbors: Its file, open.
-        renumbering: Of all chunks of the database.
-    """
-
-    rows: np.ndarray
-    neighbors: IpcFile
-    renumbering: Renumbering
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The neighbors of some of the rows that stay.
-
-        Args:
-            start: First of them.
-            stop: One after the last.
-
-        Returns:
-            ids int64 [n, k] and distances float32 [n, k] without removed chunks, and bool [n], whether a
-            row has lost none.
-        """
-        rows = self.rows[start:stop]
-        stored = ColumnReader([self.neighbors], "ids")[rows]
-        distances = ColumnReader([self.neighbors], "distances")[rows]
-        ids = self.renumbering.of(stored)
-        kept = ids >= 0
-        whole = (kept == (stored >= 0)).all(axis=1)
-        return pack(ids, kept, -1), pack(distances, kept, np.inf), whole

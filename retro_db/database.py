@@ -108,25 +108,12 @@ class Corpus:
         tables, first = [], 0
         pairs = zip(self.tables.documents, self.tables.chunks, strict=True)
         for entry, chunks in pairs:
-            table = self._parquet(entry, schema)
-            self._check_tiling(table, entry, chunks.rows or 0)
+            table = read_documents(self.folder, entry, chunks.rows or 0)
             shifted = pa.array(table["first_chunk"].to_numpy() + first)
             position = table.schema.get_field_index("first_chunk")
             tables.append(table.set_column(position, schema.field(position), shifted))
             first += chunks.rows or 0
         return pa.concat_tables(tables) if tables else schema.empty_table()
-
-    def _check_tiling(self, table: pa.Table, entry: FileEntry, rows: int) -> None:
-        """A part's documents have its chunks one after another, so that none has others."""
-        firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
-        # Numbers up to the rows, of which no sum is too large.
-        sane = ((counts >= 0) & (counts <= rows) & (firsts >= 0) & (firsts <= rows)).all()
-        ends = np.concatenate([[0], firsts + counts])
-        if not sane or (ends[:-1] != firsts).any() or ends[-1] != rows:
-            raise DamagedFileError(
-                f"{self.folder.url}: {entry.path}: first_chunk and chunk_count do not tile the chunks; "
-                "run verify"
-            )
 
     @functools.cached_property
     def removed(self) -> np.ndarray:
@@ -259,6 +246,34 @@ class Database(Corpus):
     def fine_codes(self) -> ColumnReader:
         """Fine codes of the keys, uint8 [n, bytes], where embeddings were not kept."""
         return self.column("fine", "code")
+
+
+def read_documents(folder: Folder, entry: FileEntry, chunks: int) -> pa.Table:
+    """Reads the documents of one part, which have its chunks one after another.
+
+    Args:
+        folder: Where the file is.
+        entry: What the manifest or the completion records say of it.
+        chunks: Of the part.
+
+    Returns:
+        One row per document; `first_chunk` counts from the part's first.
+
+    Raises:
+        DamagedFileError: The file is missing, of another size, or holds something else.
+    """
+    where = f"{folder.url}: {entry.path}"
+    schema = contract("documents").schema()
+    table = read_parquet(folder.verified(entry), schema, entry.rows or 0, where)
+    firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
+    # Numbers up to the chunks, of which no sum is too large.
+    sane = ((counts >= 0) & (counts <= chunks) & (firsts >= 0) & (firsts <= chunks)).all()
+    ends = np.concatenate([[0], firsts + counts])
+    if not sane or (ends[:-1] != firsts).any() or ends[-1] != chunks:
+        raise DamagedFileError(
+            f"{where}: first_chunk and chunk_count do not tile the chunks; run verify"
+        )
+    return table
 
 
 def open_table(

@@ -15,13 +15,15 @@ from retro_db.store.entries import FOLDER_NAME, LIMIT, check_entry
 from retro_db.store.folder import FileEntry
 
 if TYPE_CHECKING:
-    from retro_db.manifest import Manifest, Tables
+    from retro_db.manifest import Counts, Manifest, SourceCounts, Tables
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NO_DATA = re.compile(
     r"(generations/[^/]+/)?(manifest\.json$|(queries/[^/]+/)?(state|report)(/|$))"
 )
 _TOKEN_LIMITS = {"uint16": 1 << 16, "uint32": 1 << 31}  # a trainer reads int32
+# Of the configuration, what is looked up in it.
+_SECTIONS = {"index", "neighbors", "leakage"}
 _PARALLEL = ("documents", "neighbors", "embeddings", "fine")
 _RANGES = {
     "generation": (1, 100_000),
@@ -45,12 +47,15 @@ def check_manifest(manifest: Manifest) -> None:
     """
     _check_numbers(manifest)
     _check_files(manifest)
-    _check_tables(manifest, manifest.tables, manifest.counts.chunks, "")
+    _check_tables(manifest, manifest.tables, manifest.counts, "")
     for number, query in enumerate(manifest.queries):
         where = f"queries[{number}]."
         if not FOLDER_NAME.fullmatch(query.source.name):
             raise DecodeError(f"{where}source.name: {query.source.name[:100]!r} names no folder")
-        _check_tables(manifest, query.tables, query.source.chunks, where)
+        _check_tables(manifest, query.tables, query.source, where)
+    for name in _SECTIONS & manifest.config.keys():
+        if not isinstance(manifest.config[name], dict):
+            raise DecodeError(f"config.{name}: not an object")
     names = [query.source.name for query in manifest.queries]
     if len(set(names)) < len(names):
         raise DecodeError("queries: two have the same name")
@@ -116,7 +121,9 @@ def _listed(manifest: Manifest) -> Iterator[tuple[str, Sequence[FileEntry]]]:
     yield "tokenizer_files", manifest.tokenizer_files
 
 
-def _check_tables(manifest: Manifest, tables: Tables, chunks: int, where: str) -> None:
+def _check_tables(
+    manifest: Manifest, tables: Tables, counts: Counts | SourceCounts, where: str
+) -> None:
     """Tables run in parallel, and Arrow tables have no more rows than their files' bytes hold."""
     for name, entries in vars(tables).items():
         field = f"{where}tables.{name}"
@@ -127,8 +134,11 @@ def _check_tables(manifest: Manifest, tables: Tables, chunks: int, where: str) -
             if width is not None and entry.rows * width > entry.bytes:
                 raise DecodeError(f"{field}[{number}].rows: more than {entry.bytes} bytes hold")
     rows = [entry.rows for entry in tables.chunks]
-    if sum(count or 0 for count in rows) != chunks:
-        raise DecodeError(f"{where or 'counts.'}chunks: {chunks} is not the sum of the files' rows")
+    for name in ("chunks", "documents"):
+        count = getattr(counts, name)
+        if sum(entry.rows or 0 for entry in getattr(tables, name)) != count:
+            field = f"{where}source.{name}" if where else f"counts.{name}"
+            raise DecodeError(f"{field}: {count} is not the sum of the files' rows")
     for name in _PARALLEL:
         entries = getattr(tables, name)
         if name in ("embeddings", "fine") and not entries:

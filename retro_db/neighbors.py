@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -185,13 +184,6 @@ def _pass_over_duplicates(
         distances[rows[same], columns[same]] = np.inf
 
 
-class KnownNeighbors(Protocol):
-    """Neighbors of a part's rows that were found before."""
-
-    def read(self, start: int, stop: int, /) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids int64 [n, k], distances float32 [n, k], and bool [n]: which rows need no search."""
-
-
 def neighbors_part(
     embeddings: IpcFile,
     documents: Documents,
@@ -202,7 +194,6 @@ def neighbors_part(
     threads: int,
     folder: Folder,
     report: Callable[[int], None],
-    known: KnownNeighbors | None = None,
 ) -> tuple[FileEntry, int]:
     """Writes the neighbors of one part's chunks, row for row.
 
@@ -216,7 +207,6 @@ def neighbors_part(
         threads: Blocks of queries searched side by side; the result does not depend on it.
         folder: Where the file is written.
         report: Told, now and again, how many more chunks are done.
-        known: Rows that need not be looked for.
 
     Returns:
         The file, and how many chunks with a key have fewer than k neighbors.
@@ -232,18 +222,14 @@ def neighbors_part(
                 there = keyed(vectors)
                 ids = np.full((len(vectors), k), -1, np.int64)
                 distances = np.full((len(vectors), k), np.inf, np.float32)
-                wanted = there
-                if known is not None:
-                    ids, distances, done = known.read(start, stop)
-                    wanted = there & ~done
                 every = (
-                    _block(vectors, wanted, tokens, start, rows, exclude)
+                    _block(vectors, there, tokens, start, rows, exclude)
                     for *rows, exclude in window
                 )
                 blocks = [block for block in every if len(block.vectors)]
                 if found := finder.find(blocks, k, pool):
-                    ids[wanted] = np.concatenate([one for one, _ in found])
-                    distances[wanted] = np.concatenate([one for _, one in found])
+                    ids[there] = np.concatenate([one for one, _ in found])
+                    distances[there] = np.concatenate([one for _, one in found])
                 short += int((ids[there, -1] < 0).sum())
                 writer.append({"ids": ids, "distances": distances})
                 report(len(ids))

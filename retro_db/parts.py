@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from retro_db.database import open_table
+from retro_db.database import open_table, read_documents
 from retro_db.index.training import PartKeys
 from retro_db.manifest import TRAIN, Tables
 from retro_db.neighbors import Documents
@@ -88,7 +87,7 @@ def load_documents(folder: Folder, part: Part) -> Documents:
     Raises:
         DamagedFileError: The documents file is missing.
     """
-    table = pq.read_table(folder.local(part.documents.path), columns=["first_chunk", "chunk_count"])
+    table = read_documents(folder, part.documents, part.rows)
     counts = table["chunk_count"].to_numpy()
     starts, counts = table["first_chunk"].to_numpy()[counts > 0], counts[counts > 0]
     firsts = starts + part.first_id
@@ -114,13 +113,12 @@ def load_queries(
     Raises:
         DamagedFileError: A documents file is missing.
     """
-    columns = ["source", "id", "first_chunk", "chunk_count"]
     wanted = pa.array(named, pa.string())
-    table = pq.read_table(folder.local(part.documents.path), columns=columns)
+    table = read_documents(folder, part.documents, part.rows)
     table = table.filter(pc.greater(table["chunk_count"], 0))
     namesakes: dict[str, list[tuple[int, int]]] = {}
     for other in parts if named else ():
-        held = pq.read_table(folder.local(other.documents.path), columns=columns)
+        held = read_documents(folder, other.documents, other.rows)
         held = held.filter(pc.is_in(held["source"], value_set=wanted))
         held = held.filter(pc.is_in(held["id"], value_set=table["id"].combine_chunks()))
         for row in held.to_pylist():
@@ -147,7 +145,7 @@ def load_keys(folder: Folder, part: Part, dimension: int) -> PartKeys:
         DamagedFileError: A file is missing, or of another size than was written.
     """
     [embeddings] = open_table(folder, [part.keys_file], "embeddings", {"dimension": dimension})
-    table = pq.read_table(folder.local(part.documents.path), columns=["chunk_count", "split"])
+    table = read_documents(folder, part.documents, part.rows)
     trained = np.repeat(
         table["split"].to_numpy() == TRAIN, table["chunk_count"].to_numpy().astype(np.int64)
     )

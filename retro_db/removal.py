@@ -18,6 +18,7 @@ from retro_db.manifest import Manifest, generation_path, read_manifest, write_ge
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.ownership import owning
+from retro_db.store.records import RECORDS
 from retro_db.store.tables import TableWriter
 
 
@@ -76,8 +77,13 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
         with owning(folder) as owned:
             if read_manifest(owned).sha256 != manifest.sha256:
                 raise ExecutionError(f"{url}: changed in the meantime; run the same command again")
-            # What an append that was given up may have left there.
-            owned.remove(generation_path(manifest.generation + 1))
+            next_place = generation_path(manifest.generation + 1)
+            if owned.exists(f"{next_place}/{RECORDS}"):
+                raise InputError(
+                    f"{url}: an append was stopped, and would have to begin anew; finish it by the same "
+                    f"build --append, or delete {next_place} first"
+                )
+            owned.remove(next_place)  # what a removal that was stopped has left
             without = _without(Database(owned, manifest), rows, chunks)
             manifest = write_generation(owned, manifest, without)
     return Removal(len(rows), chunks, len(found) - len(rows), manifest.generation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import subprocess
@@ -112,6 +113,21 @@ def is_running(process: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+@contextlib.contextmanager
+def failing_disk_at(ending: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A disk on which no file takes a name that ends so."""
+    real = os.replace
+
+    def fail(source: Any, target: Any) -> None:
+        if str(target).endswith(ending):
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        yield
 
 
 @contextlib.contextmanager

@@ -11,13 +11,13 @@ from typing import Any
 import brute_force
 import numpy as np
 import pytest
-from conftest import Project, make_project, python_sources
+from conftest import Project, failing_disk_at, make_project, python_sources
 from hypothesis import given
 from hypothesis import strategies as st
 
 import retro_db
 from retro_db.compaction import Renumbering
-from retro_db.errors import ExecutionError, NotADatabaseError
+from retro_db.errors import DamagedFileError, ExecutionError, NotADatabaseError
 from retro_db.manifest import write_manifest
 from retro_db.store.folder import Folder
 from retro_db.verify import verify_database
@@ -184,6 +184,55 @@ def test_what_cannot_be_compacted_is_refused(
     assert "nothing is left" in capsys.readouterr().err
     assert run(["compact", str(tmp_path / "none"), str(tmp_path / "new")]) == 2
     assert not (tmp_path / "new").exists()
+
+
+def test_stopped_behind_its_manifest_it_is_done_all_the_same(
+    databases: tuple[Path, Path, Path],
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new = databases[0], tmp_path / "new"
+    with failing_disk_at("state/finished", monkeypatch):
+        assert run(["compact", str(old), str(new)]) == 3
+    listed = tmp_path / "list.txt"
+    listed.write_text(retro_db.open(str(new)).documents["id"][5].as_py(), "utf-8")
+    assert run(["remove", str(new), "--documents", str(listed)]) == 0
+    manifest = (new / "manifest.json").read_bytes()
+    capsys.readouterr()
+    assert run(["compact", str(old), str(new)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert (new / "manifest.json").read_bytes() == manifest
+
+
+def test_a_file_that_is_gone_is_made_again(
+    databases: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    old, compacted, _ = databases
+    copy = tmp_path / "new"
+    shutil.copytree(compacted, copy)
+    entry = retro_db.open(str(copy)).manifest.tables.embeddings[0]
+    (copy / entry.path).unlink()
+    assert run(["compact", str(old), str(copy)]) == 0
+    assert verify_database(str(copy)).problems == []
+    assert retro_db.open(str(copy)).manifest.sha256 == retro_db.open(str(compacted)).manifest.sha256
+
+
+@pytest.mark.parametrize("table", ["chunks", "documents", "embeddings", "index"])
+def test_damage_is_not_passed_on(
+    databases: tuple[Path, Path, Path], tmp_path: Path, capsys: Any, table: str
+) -> None:
+    copy = tmp_path / "db"
+    shutil.copytree(databases[0], copy)
+    manifest = retro_db.open(str(copy)).manifest
+    entries = manifest.partition_files if table == "index" else getattr(manifest.tables, table)
+    data = bytearray((copy / entries[-1].path).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / entries[-1].path).write_bytes(data)
+    capsys.readouterr()
+    assert run(["compact", str(copy), str(tmp_path / "new")]) == DamagedFileError.exit_code
+    assert f"{entries[-1].path}" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "manifest.json").exists()
 
 
 class Interfering(Console):

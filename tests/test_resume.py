@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, children, is_running, make_project, python_sources
+from conftest import (
+    Project,
+    children,
+    failing_disk_at,
+    is_running,
+    make_project,
+    python_sources,
+)
 
 import retro_db
 from retro_db.errors import DatabaseError, InputError, OwnershipLostError
@@ -26,6 +33,8 @@ from retro_db.store.folder import Folder, describe
 from retro_db.store.ownership import owning
 from retro_db.store.records import StageRecords
 from retro_db.verify import verify_database
+from retro_db_pipelines import build as build_module
+from retro_db_pipelines.cli import run
 
 STAGES = ("tokenizer", "chunk", "embed", "train", "encode", "assemble", "sample", "truth", "tune")
 
@@ -271,6 +280,44 @@ def test_a_worker_in_a_container_knows_whether_its_driver_lives(tmp_path: Path) 
         process.wait()
         assert not fence.stands()
         assert ownership.Owner(**held).is_gone
+
+
+def test_stopped_behind_a_manifest_another_build_is_not_taken_for_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = project.open().manifest.sha256
+    with failing_disk_at("state/finished", monkeypatch):
+        assert project.build("--set", "neighbors.k=7") == 3
+    assert project.open().manifest.neighbors.k == 7
+    assert project.build() == 0
+    assert project.open().manifest.sha256 == before
+
+
+def test_a_database_stays_until_its_input_is_known_to_have_changed(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (project.folder / "corpus").iterdir():
+        os.utime(file, (1, 1))
+    with failing_disk_at("records/inputs.jsonl", monkeypatch):
+        assert project.build() == 3
+    assert len(project.open().chunks)
+
+
+def test_a_removal_meanwhile_is_not_undone(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(project.open().documents["id"][0].as_py(), "utf-8")
+    real = build_module.owned_folder
+
+    def later(folder: Folder) -> Any:
+        assert run(["remove", str(project.output), "--documents", str(listed)]) == 0
+        return real(folder)
+
+    monkeypatch.setattr(build_module, "owned_folder", later)
+    assert project.build("--set", "neighbors.k=7") == 2
+    assert "later generations" in capsys.readouterr().err
+    assert len(project.open().removed) == 1
 
 
 def test_leftovers_of_dead_writers_are_swept(project: Project) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import brute_force
 import numpy as np
 import pytest
-from conftest import Project, make_project, python_sources
+from conftest import Project, failing_disk_at, make_project, python_sources
 
 import retro_db
 from retro_db.database import Database
+from retro_db.errors import DamagedFileError
 from retro_db.verify import verify_database
 from retro_db_pipelines.cli import run
 
@@ -184,6 +185,104 @@ def test_nothing_is_appended_to_no_database_and_refresh_needs_append(
     assert growing.project("grown", 1).build("--refresh") == 2
     assert "--append" in capsys.readouterr().err
     assert not (growing.folder / "nowhere").exists()
+
+
+def test_in_any_order_the_database_is_what_a_search_finds(tmp_path: Path) -> None:
+    """By an index whose candidates are few: what is removed must not take their places."""
+    (tmp_path / "asked.txt").write_text("\n".join(python_sources(3)), "utf-8")
+    growing = Growing(
+        tmp_path,
+        index={"key": "IVF5,PQ48x4fs", "partitions": 2},
+        neighbors={"rerank": 25},
+        queries=[{"name": "asked", "paths": [str(tmp_path / "asked.txt")]}],
+    )
+    assert growing.project("db", 0).build() == 0
+    url = str(tmp_path / "db")
+
+    def is_sound(place: str) -> None:
+        checked = verify_database(place, recompute=1.0)
+        assert (checked.problems, checked.notes) == ([], [])
+
+    def remove(place: str, step: int) -> None:
+        database = retro_db.open(place)
+        left = np.setdiff1d(np.arange(len(database.documents)), database.removed)
+        listed = tmp_path / "list.txt"
+        listed.write_text(
+            "\n".join(database.documents["id"].take(left[::step]).to_pylist()), "utf-8"
+        )
+        assert run(["remove", place, "--documents", str(listed)]) == 0
+
+    assert growing.project("db", 1).build("--append") == 0
+    remove(url, 2)
+    is_sound(url)
+    assert run(["compact", url, f"{url}-1"]) == 0
+    is_sound(f"{url}-1")
+    assert growing.project("db", 2).build("--append", "--refresh") == 0
+    is_sound(url)
+    assert growing.project("db-1", 2).build("--append") == 0
+    remove(f"{url}-1", 3)
+    is_sound(f"{url}-1")
+    assert run(["compact", f"{url}-1", f"{url}-2"]) == 0
+    is_sound(f"{url}-2")
+    tables = [retro_db.open(f"{url}-{number}").manifest.tables for number in (1, 2)]
+    assert tables[0].renumbered != tables[1].renumbered
+
+
+def test_duplicates_among_what_is_appended_are_left_out(tmp_path: Path) -> None:
+    growing = Growing(tmp_path, dedup={"jaccard": 0.8})
+    assert growing.project("db", 0).build() == 0
+    sources = sorted((tmp_path / "c1").iterdir())
+    (tmp_path / "c2" / "copy.txt").write_bytes(sources[0].read_bytes())
+    assert growing.project("db", 1, 2).build("--append") == 0
+    database = retro_db.open(str(tmp_path / "db"))
+    assert [source.dropped_by for source in database.manifest.sources] == [{}, {}, {"duplicate": 1}]
+    assert verify_database(str(tmp_path / "db")).problems == []
+
+
+def test_what_an_append_would_pass_on_must_be_what_was_written(
+    growing: Growing, capsys: Any
+) -> None:
+    shutil.copytree(growing.folder / "one", growing.folder / "flipped")
+    project = growing.project("flipped", 1)
+    partition = project.open().manifest.partition_files[0].path
+    data = bytearray((project.output / partition).read_bytes())
+    data[-9] ^= 1
+    (project.output / partition).write_bytes(data)
+    capsys.readouterr()
+    assert project.build("--append") == DamagedFileError.exit_code
+    assert f"{partition}: its bytes are not those" in capsys.readouterr().err
+
+
+def test_a_file_that_an_append_has_made_and_that_is_gone_is_named(
+    growing: Growing, capsys: Any
+) -> None:
+    shutil.copytree(growing.folder / "grown", growing.folder / "holed")
+    project = growing.project("holed", PARTS - 1)
+    path = project.open().manifest.tables.embeddings[-1].path
+    (project.output / path).unlink()
+    capsys.readouterr()
+    assert project.build("--append") == DamagedFileError.exit_code
+    assert f"{path} is missing" in capsys.readouterr().err
+
+
+def test_an_append_that_is_under_way_is_left_alone(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    shutil.copytree(growing.folder / "one", growing.folder / "halted")
+    project = growing.project("halted", 1)
+    with failing_disk_at("halted/manifest.json", monkeypatch):
+        assert project.build("--append") == 3
+    assert (project.output / "generations" / "0001" / "manifest.json").exists()
+    checked = verify_database(str(project.output))
+    assert checked.problems == []
+    assert "an append is under way" in checked.notes[0]
+    listed = tmp_path / "list.txt"
+    listed.write_text(project.open().documents["id"][0].as_py(), "utf-8")
+    assert run(["remove", str(project.output), "--documents", str(listed)]) == 2
+    assert "an append was stopped" in capsys.readouterr().err
+    assert growing.project("halted", 0).build("--dry-run") == 0, "there is no later generation"
+    assert project.build("--append") == 0
+    assert project.open().manifest.generation == 2
 
 
 def test_the_same_append_again_changes_nothing(growing: Growing, capsys: Any) -> None:

@@ -199,7 +199,7 @@ def assemble_partition(
     folder: Folder,
     report: Callable[[int], None],
     base: Path | None = None,
-) -> tuple[FileEntry, int, int]:
+) -> tuple[FileEntry, int]:
     """Writes lists first to end - 1 of all parts as one index that stock Faiss opens by itself.
 
     It holds those lists' centroids alone, under a flat quantizer. Entries stand in part order, as if
@@ -216,8 +216,7 @@ def assemble_partition(
         base: A partition with the same lists, whose entries were added before.
 
     Returns:
-        The partition's file, whose rows are the entries; the sum of its lists' squared lengths, and that
-        of the base's.
+        The partition's file, whose rows are the entries, and the sum of its lists' squared lengths.
     """
     index = _empty_partition(template, first, end)
     ivf = inverted_file(index)
@@ -229,7 +228,6 @@ def assemble_partition(
     filled = np.zeros(end - first, np.int64)
     if before is not None:
         filled[:] = [inverted_file(before).invlists.list_size(n) for n in range(end - first)]
-    base_squares = int((filled**2).sum())
     # Sized before they are filled: lists that grow take up to twice their memory.
     sizes = filled.copy()
     for part, start, stop in held:
@@ -249,7 +247,7 @@ def assemble_partition(
     index.ntotal = ivf.ntotal = int(filled.sum())
     with folder.writing(path) as temporary:
         faiss.write_index(index, str(temporary))
-        return describe(temporary, path, ivf.ntotal), int((filled**2).sum()), base_squares
+        return describe(temporary, path, ivf.ntotal), int((filled**2).sum())
 
 
 def _runs(codes: IpcFile, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

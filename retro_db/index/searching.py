@@ -339,6 +339,20 @@ def count_lists(path: Path) -> int:
     return int(inverted_file(partition).nlist)
 
 
+def list_lengths(path: Path) -> np.ndarray:
+    """Entries of every inverted list of a partition: int64 [lists].
+
+    Args:
+        path: Its file.
+
+    Raises:
+        DamagedFileError: Faiss cannot read it.
+    """
+    partition = read_index(path, _MAPPED)
+    ivf = inverted_file(partition)
+    return np.array([ivf.invlists.list_size(n) for n in range(ivf.nlist)], np.int64)
+
+
 def _divide(block: QueryBlock, most: int) -> Iterator[QueryBlock]:
     """The block in pieces of at most so many queries."""
     rows = np.arange(len(block.vectors))

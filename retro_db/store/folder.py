@@ -188,6 +188,23 @@ class Folder:
         self._expect(held.stat().st_size, entry)
         return held
 
+    def intact(self, entry: FileEntry) -> Path:
+        """The same as `verified`, its bytes read and compared: for what is written on in other files.
+
+        Args:
+            entry: What a manifest or record says of the file.
+
+        Raises:
+            DamagedFileError: There is no such file, or it is another.
+        """
+        held = self.verified(entry)
+        if describe(held, entry.path).sha256 != entry.sha256:
+            raise DamagedFileError(
+                f"{self.url}: {entry.path}: its bytes are not those that were written; restore it or build "
+                "again"
+            )
+        return held
+
     def _expect(self, size: int | None, entry: FileEntry) -> None:
         if size is not None and size != entry.bytes:
             raise DamagedFileError(

@@ -12,6 +12,7 @@ from retro_db.serialize import DecodeError, canonical, from_json, parse_json, to
 from retro_db.store.entries import check_entry, read_bounded
 from retro_db.store.folder import TEMPORARY_PREFIX, FileEntry, Folder
 
+RECORDS = "state/records"
 _READERS = 32
 
 
@@ -44,8 +45,8 @@ class StageRecords:
 
     def __init__(self, folder: Folder, stage: str) -> None:
         self._folder = folder
-        self._scattered = f"state/records/{stage}"
-        self._compacted = f"state/records/{stage}.jsonl"
+        self._scattered = f"{RECORDS}/{stage}"
+        self._compacted = f"{RECORDS}/{stage}.jsonl"
 
     def commit(self, record: Record) -> None:
         """Marks a task as done; its files must be in place."""

@@ -22,12 +22,14 @@ from retro_db.manifest import (
     TABLES,
     VERSION,
     Manifest,
+    generation_path,
     manifest_path,
     read_manifest,
 )
 from retro_db.meter import Meter
 from retro_db.serialize import to_json
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.records import RECORDS
 from retro_db.verify.ledger import Check, Ledger, one_line
 
 _PIECE = 1 << 20
@@ -172,13 +174,25 @@ def check_strangers(database: Database, history: History) -> Iterator[str]:
     kept = (manifest_path(number) for number in range(1, history.current.generation))
     known = {FILE, *listed, *kept}
     found = _walk(database.folder)
+    copy = manifest_path(history.current.generation)
+    if copy in found and database.folder.read(copy) == database.folder.read(FILE):
+        known.add(copy)  # before it is superseded
+    begun = f"{generation_path(history.current.generation + 1)}/"
+    if not is_begun(database):
+        begun = FILE
     for path in found:
-        if path not in known and not _NOT_DATA.match(path):
+        if path not in known and not _NOT_DATA.match(path) and not path.startswith(begun):
             yield f"{path}: not in {FILE}"
     used = {path.split("/")[0] for path in (*listed, *found)}
     for name in database.folder.list():
         if name not in used | _FOLDERS:
             yield f"{name}: not in {FILE}"
+
+
+def is_begun(database: Database) -> bool:
+    """Whether an append is under way or was stopped; its files are not the database's yet."""
+    place = generation_path(database.manifest.generation + 1)
+    return database.folder.exists(f"{place}/{RECORDS}")
 
 
 def _walk(folder: Folder) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retro_db.database import Database
 from retro_db.encoder.embedding import chunk_texts
 from retro_db.encoder.encoding import Encoder
 from retro_db.hashing import fractions_of
@@ -22,9 +23,10 @@ from retro_db.index.searching import (
 )
 from retro_db.index.structure import faiss as faiss_library
 from retro_db.index.structure import inverted_file, keyed, read_index, transform, widen
-from retro_db.manifest import IndexInfo
+from retro_db.manifest import IndexInfo, Manifest
 from retro_db.meter import Meter
 from retro_db.neighbors import ChunkTokens, Documents, Finder
+from retro_db.store.folder import FileEntry
 from retro_db.store.tables import ColumnReader
 from retro_db.tokenizer import Tokenizer
 from retro_db.verify.corpora import Held, HeldPart
@@ -115,20 +117,31 @@ class Recomputation:
         self._parts = [part.part for part in home.parts()]
         self._partitions = Partitions(database, pool)
         self._template = read_index(database.folder.local(manifest.template_file.path))
-        memory = manifest.config.get("index", {}).get("memory")
-        self._finder = Finder(
-            open_searcher(
-                database.folder,
-                manifest.index.key,
-                manifest.template_file,
-                manifest.partition_files,
-                memory,
-            ),
-            database.embeddings,
-            _settings(manifest.index),
-            self._neighbors_config.get("max_nprobe"),
-            self._tokens(database.column("chunks", "tokens"), database.column("chunks", "length")),
-        )
+        self._memory = manifest.config.get("index", {}).get("memory")
+        self._finders: dict[tuple[FileEntry, ...], Finder] = {}
+
+    def _finder(self, written: Manifest) -> Finder:
+        """What searches as it was done for a generation, without what had been removed by then."""
+        removed = tuple(written.tables.removed)
+        database, manifest = self._home.database, self._manifest
+        if removed not in self._finders:
+            self._finders[removed] = Finder(
+                open_searcher(
+                    database.folder,
+                    manifest.index.key,
+                    manifest.template_file,
+                    manifest.partition_files,
+                    self._memory,
+                    Database(database.folder, written).removed_chunks,
+                ),
+                database.embeddings,
+                _settings(written.index),
+                self._neighbors_config.get("max_nprobe"),
+                self._tokens(
+                    database.column("chunks", "tokens"), database.column("chunks", "length")
+                ),
+            )
+        return dataclasses.replace(self._finders[removed], settings=_settings(written.index))
 
     @property
     def _neighbors_config(self) -> dict[str, int | None]:
@@ -216,9 +229,8 @@ class Recomputation:
     ) -> Iterator[str]:
         """Searching again, among the chunks that there were, finds what is stored.
 
-        A part is searched with the settings of the generation that wrote its neighbors, and without
-        the chunks that came later. Removed chunks do not count: a later generation may have passed
-        over them or not.
+        A part is searched with the settings of the generation that wrote its neighbors, without what had
+        been removed by then and without the chunks that came later.
         """
         written = self._history.first_listed[part.neighbors]
         path, chunks = part.neighbors.path, written.counts.chunks
@@ -238,30 +250,14 @@ class Recomputation:
                 queries.append(QueryBlock(widen(keys[own]), exclude + later, mates))
         if not queries:
             return
-        finder = dataclasses.replace(self._finder, settings=_settings(written.index))
-        found = finder.find(queries, self._manifest.neighbors.k, self._pool)
+        found = self._finder(written).find(queries, self._manifest.neighbors.k, self._pool)
         neighbors = part.open("neighbors", part.neighbors)
-        stored = [ColumnReader([neighbors], name)[rows[there]] for name in ("ids", "distances")]
-        fresh = [np.concatenate(column) for column in zip(*found, strict=True)]
-        for row in rows[there][~self._agree(*stored, *fresh)]:
+        stored = ColumnReader([neighbors], "distances")[rows[there]]
+        fresh = np.concatenate([distances for _, distances in found])
+        # Equally near ids may be exchanged.
+        agree = np.isclose(stored, fresh, rtol=_DISTANCE_TOLERANCE, atol=0).all(axis=1)
+        for row in rows[there][~agree]:
             yield f"{path}: row {row} is not what a search finds"
-
-    def _agree(
-        self, ids: np.ndarray, distances: np.ndarray, new_ids: np.ndarray, new: np.ndarray
-    ) -> np.ndarray:
-        """Whether rows are equally near all along: bool [n]. Equally near ids may be exchanged."""
-        agree = np.isclose(distances, new, rtol=_DISTANCE_TOLERANCE, atol=0).all(axis=1)
-        database = self._home.database
-        for row in np.flatnonzero(~agree) if len(database.removed) else ():
-            stored, fresh = (
-                far[row][(near[row] >= 0) & ~database.is_removed(near[row])]
-                for near, far in ((ids, distances), (new_ids, new))
-            )
-            count = min(len(stored), len(fresh))
-            agree[row] = np.allclose(
-                stored[:count], fresh[:count], rtol=_DISTANCE_TOLERANCE, atol=0
-            )
-        return agree
 
 
 def _settings(index: IndexInfo) -> SearchSettings:

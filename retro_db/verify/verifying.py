@@ -14,7 +14,7 @@ from retro_db.database import Database
 from retro_db.database import open as open_database
 from retro_db.encoder.encoding import Encoder
 from retro_db.errors import DamagedFileError, ManifestError
-from retro_db.manifest import FILE
+from retro_db.manifest import FILE, GENERATIONS
 from retro_db.meter import Meter, Work
 from retro_db.retriever import open_encoder
 from retro_db.threads import available_cores
@@ -25,6 +25,7 @@ from retro_db.verify.files import (
     check_history,
     check_strangers,
     file_checks,
+    is_begun,
     read_history,
 )
 from retro_db.verify.index import IndexExamination, Partitions, check_fine
@@ -132,6 +133,10 @@ class _Verifier:
                 ]
             )
             self.ledger.run_on_files(file_checks(database, history, meter))
+            if is_begun(database):
+                self.ledger.notes.append(
+                    f"an append is under way or was stopped: its files below {GENERATIONS} not checked"
+                )
             remark(f"{len(entries) + len(history.manifests):,} files, {meter.work.done:,} bytes")
 
     def check_rules(self) -> None:
