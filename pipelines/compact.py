@@ -195,7 +195,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
     old = database.manifest
     if not old.tables.embeddings:
         raise InputError(
-            f"{url}: its embeddings were not kept, by which chunks that lose neighbors are searched again; "
+            f"{url}: its embeddings were not kept, by which neighbors are searched anew; "
             "build anew with embeddings.keep: true"
         )
     renumbering = renumber(database)

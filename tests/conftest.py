@@ -58,7 +58,7 @@ class Project:
         return {
             str(path.relative_to(self.output)): path.read_bytes()
             for path in sorted(self.output.rglob("*"))
-            if path.is_file() and path.relative_to(self.output).parts[0] not in ("report", "state")
+            if path.is_file() and not {"report", "state"} & set(path.relative_to(self.output).parts)
         }
 
 

@@ -17,10 +17,15 @@ from pathlib import Path
 import pytest
 from conftest import Project, children, is_running, make_project, python_sources, small_disk
 
-COMMAND = [Path(sys.executable).with_name("retro-db"), "build"]
+from retro_db_pipelines import cli
+
+COMMAND = Path(sys.executable).with_name("retro-db")
 # Stages with a shard for each file, or for each range of lists.
-STAGES = ("chunk", "embed", "encode", "assemble", "truth", "neighbors")
-KILLS = int(os.environ.get("RETRO_DB_KILLS", "6"))
+STAGES = ("screen", "chunk", "embed", "encode", "assemble", "truth", "neighbors")
+APPENDING = ("chunk", "embed", "encode", "assemble", "truth", "neighbors")
+COMPACTING = ("compact", "renumber", "truth", "neighbors")
+KILLS = int(os.environ.get("RETRO_DB_KILLS", "7"))
+UPDATES = max(2, KILLS // 5)
 PROCESSES = ["--", "--direct_running_mode=multi_processing"]
 
 
@@ -29,14 +34,23 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Some shards of a short document or two each, and three partitions; built without a fault."""
     folder = tmp_path_factory.mktemp("sound")
     project = make_project(
-        folder, [], index={"key": "IVF5,PQ48x4fs", "partitions": 3}, chunk={"shard_size": 4000}
+        folder,
+        [],
+        index={"key": "IVF5,PQ48x4fs", "partitions": 3},
+        chunk={"shard_size": 4000},
+        dedup={"jaccard": 0.8},
     )
-    (folder / "corpus").mkdir()
-    for number, text in enumerate(python_sources(16)):
-        (folder / "corpus" / f"{number:02d}.txt").write_text(text[:3000], "utf-8")
-    project.settings["corpus"] = [{"name": "test", "paths": [str(folder / "corpus" / "*.txt")]}]
+    project.settings["corpus"] = [write_corpus(folder / "corpus", python_sources(16))]
     assert project.build("--workers", "2") == 0
     return project
+
+
+def write_corpus(folder: Path, texts: list[str]) -> dict[str, object]:
+    """A source with a file of each text's beginning."""
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number:02d}.txt").write_text(text[:3000], "utf-8")
+    return {"name": "test", "paths": [str(folder / "*.txt")]}
 
 
 @pytest.fixture
@@ -46,10 +60,13 @@ def project(sound: Project, tmp_path: Path) -> Project:
 
 
 class Run:
-    """A build in a process of its own, with two workers."""
+    """A command in a process of its own, with two workers: to build, where none is named."""
 
-    def __init__(self, project: Project, *options: str, **environment: str) -> None:
-        command = [*COMMAND, str(project.config), "--workers", "2", *options]
+    def __init__(
+        self, project: Project, *options: str, command: tuple[str, ...] = (), **environment: str
+    ) -> None:
+        named = command or ("build", str(project.config))
+        command = (str(COMMAND), *named, "--workers", "2", *options)
         self._log = (project.folder / "output.txt").open("w+b")
         self.process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.PIPE, env=os.environ | environment
@@ -71,30 +88,30 @@ class Run:
         return self.process.returncode, message.decode()
 
 
-def committed(project: Project) -> dict[str, dict[str, tuple[int, int]]]:
+def committed(place: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """By stage, the records of shards, each with inode and time of its first file."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
-    records = project.output / "state" / "records"
+    records = place / "state" / "records"
     for path in [*records.glob("*.jsonl"), *records.glob("*/[!.]*.json")]:
         stage = path.stem if path.suffix == ".jsonl" else path.parent.name
-        with contextlib.suppress(FileNotFoundError):
-            for line in path.read_bytes().splitlines():
-                record = json.loads(line)
-                if record["files"]:
-                    stat = (project.output / record["files"][0]["path"]).stat()
-                    found.setdefault(stage, {})[record["name"]] = (stat.st_ino, stat.st_mtime_ns)
+        for line in path.read_bytes().splitlines():
+            record = json.loads(line)
+            # What a compaction has left nothing of is swept.
+            with contextlib.suppress(FileNotFoundError, IndexError):
+                stat = (place / record["files"][0]["path"]).stat()
+                found.setdefault(stage, {})[record["name"]] = (stat.st_ino, stat.st_mtime_ns)
     return found
 
 
-def begun(project: Project, stage: str) -> set[str]:
+def begun(place: Path, stage: str) -> set[str]:
     """Shards of a stage that a worker has had in hand."""
-    folder = project.output / "state" / "progress" / stage
+    folder = place / "state" / "progress" / stage
     return {path.name for path in folder.glob("*") if path.suffix != ".tmp"}
 
 
-def has_begun_to_commit(project: Project, stage: str) -> bool:
+def has_begun_to_commit(place: Path, stage: str) -> bool:
     """Whether some shards of the stage are committed, but not all."""
-    return any((project.output / "state" / "records" / stage).glob("[!.]*.json"))
+    return any((place / "state" / "records" / stage).glob("[!.]*.json"))
 
 
 def gone(processes: list[int], seconds: float) -> bool:
@@ -107,11 +124,18 @@ def gone(processes: list[int], seconds: float) -> bool:
     return False
 
 
-def kill_in(project: Project, stage: str, victims: str, moment: float) -> bool:
-    """Kills a build some moment after its first commit in a stage; False if it ended before."""
+def kill_in(
+    project: Project,
+    place: Path,
+    stage: str,
+    victims: str,
+    moment: float,
+    command: tuple[str, ...] = (),
+) -> bool:
+    """Kills a run some moment after its first commit in a stage; False if it ended before."""
     options = [] if victims == "driver" else PROCESSES
-    with Run(project, *options) as run:
-        while not has_begun_to_commit(project, stage):
+    with Run(project, *options, command=command) as run:
+        while not has_begun_to_commit(place, stage):
             if run.process.poll() is not None:
                 return False
             time.sleep(0.002)
@@ -144,24 +168,73 @@ def test_killed_at_any_moment_a_build_goes_on_where_it_was(
         victims = ("driver", "all", "workers")[turn % 3 if turn % 6 < 3 else (turn + 1) % 3]
         shutil.rmtree(project.output, ignore_errors=True)
         for attempt in range(5):
-            if kill_in(project, stage, victims, chance.uniform(0, 0.02 * (5 - attempt))):
+            if kill_in(
+                project, project.output, stage, victims, chance.uniform(0, 0.02 * (5 - attempt))
+            ):
                 break
             shutil.rmtree(project.output)
         else:
             pytest.fail(f"seed {seed}: no kill hit {stage}")
         hits += 1
-        before = committed(project)
+        before = committed(project.output)
         assert before[stage], f"seed {seed}: nothing was committed in {stage}"
-        repeated = begun(project, stage) - set(before[stage])
+        repeated = begun(project.output, stage) - set(before[stage])
         assert len(repeated) <= 2, f"seed {seed}, {stage}: more in hand than workers"
         with Run(project) as run:
             assert run.wait() == (0, ""), f"seed {seed}, turn {turn}"
-        after = committed(project)
+        after = committed(project.output)
         for name, shards in before.items():
             redone = [shard for shard in shards if after[name].get(shard) != shards[shard]]
             assert not redone, f"seed {seed}, turn {turn}: {name} redone"
         assert project.files() == sound.files(), f"seed {seed}, turn {turn}, {stage}, {victims}"
     assert hits == KILLS
+
+
+def test_killed_while_it_is_appended_to_or_compacted_a_database_goes_on(
+    sound: Project, tmp_path: Path
+) -> None:
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    more = sound.settings | {"corpus": [write_corpus(tmp_path / "more", python_sources(24)[16:])]}
+
+    def copy(name: str, of: Project) -> Project:
+        (tmp_path / name).mkdir()
+        shutil.copytree(of.output, tmp_path / name / "db")
+        return Project(tmp_path / name, [], more | {"output": str(tmp_path / name / "db")})
+
+    calm = copy("calm", sound)
+    assert calm.build("--append") == 0
+    removed = copy("removed", calm)
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(removed.open().documents["id"].to_pylist()[::3]), "utf-8")
+    assert cli.run(["remove", str(removed.output), "--documents", str(listed)]) == 0
+    compacted = Project(tmp_path, [], more | {"output": str(tmp_path / "compacted")})
+    assert cli.run(["compact", str(removed.output), str(compacted.output)]) == 0
+    for turn in range(UPDATES):
+        appends, victims = turn % 2 == 0, chance.choice(("driver", "workers", "all"))
+        stages, expected = (APPENDING, calm) if appends else (COMPACTING, compacted)
+        stage = stages[turn // 2 % len(stages)]
+        told = f"seed {seed}, turn {turn}, {stage}, {victims}"
+        for attempt in range(5):
+            hit = copy(f"hit-{turn}-{attempt}", sound if appends else removed)
+            command, place = ("build", str(hit.config), "--append"), hit.output / "generations/0002"
+            if not appends:
+                place = hit.folder / "new"
+                command = ("compact", str(hit.output), str(place))
+                hit = Project(hit.folder, [], hit.settings | {"output": str(place)})
+            moment = chance.uniform(0, 0.005 * (4 - attempt))
+            if kill_in(hit, place, stage, victims, moment, command):
+                break
+        else:
+            pytest.fail(f"{told}: no kill hit")
+        before = committed(place)
+        with Run(hit, command=command) as again:
+            assert again.wait() == (0, ""), told
+        after = committed(place)
+        for name, shards in before.items():
+            same = [after[name].get(shard, stat) == stat for shard, stat in shards.items()]
+            assert all(same), f"{told}: {name} redone"
+        assert hit.files() == expected.files(), told
 
 
 def refused(project: Project, code: int, *words: str, **environment: str) -> None:
