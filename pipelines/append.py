@@ -128,7 +128,8 @@ def append(config: Config, engine: Engine, console: Console, refresh: bool) -> M
         place = generation_path(old.generation + 1)
         console.say(f"append     {len(shards):,} shards to the {len(parts):,} parts of {home.url}")
         estimate = estimate_corpus(shards, config)
-        check_append(config, home, len(parts) + len(shards), estimate, old, console)
+        every = len(parts) + len(shards)
+        check_append(config, home, home.below(place), every, estimate, old, console)
         build = Build(config, home.below(place), home, engine, console, shards, adds=True)
         added = _run(build, Database(home, old), parts, model, refresh)
         # Means nothing before the manifest says that this generation is there.

@@ -47,7 +47,7 @@ from .console import Console
 from .engine import Engine
 from .index import BuiltIndex, TrainedIndex, say_index
 from .neighbors import NeighborsPart, Searched, neighbors_stage
-from .preflight import allow_files, check_disk
+from .preflight import allow_files, check_disk, held_bytes
 from .shards import Task, fingerprint
 from .stage import Build, run_stage
 from .tune import tune_stages
@@ -211,7 +211,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
             console.say(f"{output} is {url} compacted: nothing to do")
             return manifest
         size = sum(entry.bytes for entry in old.files)
-        told = [check_disk(folder, size), allow_files(len(old.tables.chunks))]
+        told = [check_disk(folder, size, held_bytes(folder)), allow_files(len(old.tables.chunks))]
         console.say(f"check      {', '.join(told)}")
         build = Build(_config(old, output), folder, folder, engine, console, [])
         source = _Source(database.folder.url, old.generation, old.sha256)

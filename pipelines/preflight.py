@@ -67,7 +67,7 @@ def check_ahead(
     if key == "auto":
         key = choose_key(max(chunks, 1), model.dimension, int(config.index.memory))
     wanted = [
-        check_disk(folder, chunks * _chunk_bytes(config, key, model.dimension), _held(folder)),
+        check_disk(folder, chunks * _chunk_bytes(config, key, model.dimension), held_bytes(folder)),
         _check_memory(config, key, chunks, model.dimension),
         allow_files(parts),
     ]
@@ -77,6 +77,7 @@ def check_ahead(
 def check_append(
     config: Config,
     folder: Folder,
+    place: Folder,
     parts: int,
     estimate: CorpusEstimate,
     old: Manifest,
@@ -87,6 +88,7 @@ def check_append(
     Args:
         config: Of what is added.
         folder: The database.
+        place: Where in it the append writes.
         parts: Of every table, old and new.
         estimate: Of the corpus that is added.
         old: What is there.
@@ -104,7 +106,7 @@ def check_append(
     needed = index + chunks * _chunk_bytes(config, old.index.key, old.encoder.dimension)
     console.say(
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; "
-        f"{check_disk(folder, needed)}, {allow_files(parts)}"
+        f"{check_disk(folder, needed, held_bytes(place))}, {allow_files(parts)}"
     )
 
 
@@ -129,14 +131,14 @@ def _chunk_bytes(config: Config, key: str, dimension: int) -> int:
     return 4 * config.chunk.tokens + 10 + 2 * dimension + 12 * config.neighbors.k + 2 * code
 
 
-def _held(folder: Folder) -> int:
-    """Bytes that an interrupted build has written."""
+def held_bytes(folder: Folder) -> int:
+    """Bytes on a local disk that an interrupted run has written there, at the most."""
     if not folder.is_local:
         return 0
     return sum(f.stat().st_size for f in Path(folder.locate()).rglob("*") if f.is_file())
 
 
-def check_disk(folder: Folder, needed: int, held: int = 0) -> str:
+def check_disk(folder: Folder, needed: int, held: int) -> str:
     """Refuses a local disk that is too small.
 
     Args:
