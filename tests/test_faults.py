@@ -331,7 +331,7 @@ def test_a_model_that_fails_to_load(sound: Project, project: Project, tmp_path: 
 
 def test_a_worker_without_memory(sound: Project, project: Project) -> None:
     with Run(project, *PROCESSES) as run:
-        while not has_begun_to_commit(project, "embed"):
+        while not has_begun_to_commit(project.output, "embed"):
             assert run.process.poll() is None
             time.sleep(0.002)
         # What the kernel's killer does to the largest process.
