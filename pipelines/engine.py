@@ -114,7 +114,7 @@ class Engine:
             with (
                 redirect_stderr(trace),
                 _descriptor_to(Path(log_path)) as standard_error,
-                _watching_workers(standard_error),
+                _watching_workers(standard_error, log_path),
                 beam.Pipeline(options=options) as pipeline,
             ):
                 _ = (
@@ -154,11 +154,12 @@ def _descriptor_to(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _watching_workers(standard_error: int) -> Iterator[None]:
+def _watching_workers(standard_error: int, log_path: str) -> Iterator[None]:
     """Ends the block when a local worker process dies: Beam would wait for it forever.
 
     Args:
         standard_error: Where the last line goes if even ending does not end.
+        log_path: What that line names.
 
     Raises:
         ExecutionError: One was killed, or ended by itself.
@@ -166,7 +167,7 @@ def _watching_workers(standard_error: int) -> Iterator[None]:
     died: list[str] = []
     before = threading.excepthook
     # Beam's own cleaning up may wait for the dead as well.
-    impatient = threading.Timer(_CLEANING_SECONDS, _end_now, args=(died, standard_error))
+    impatient = threading.Timer(_CLEANING_SECONDS, _end_now, args=(died, standard_error, log_path))
     impatient.daemon = True
 
     def hook(arguments: threading.ExceptHookArgs) -> None:
@@ -190,9 +191,9 @@ def _watching_workers(standard_error: int) -> Iterator[None]:
         threading.excepthook = before
 
 
-def _end_now(died: Sequence[str], standard_error: int) -> None:
+def _end_now(died: Sequence[str], standard_error: int, log_path: str) -> None:
     """Ends the process as it is: every commit is whole, and the workers notice."""
-    message = _WORKER_ENDED.format(died[0])
+    message = f"{_WORKER_ENDED.format(died[0])} (traces: {log_path})"
     log.error(message)
     os.write(standard_error, f"error: {message}\n".encode())
     os._exit(ExecutionError.exit_code)

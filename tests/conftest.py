@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ import retro_db
 from retro_db.database import Database
 from retro_db_pipelines.cli import run
 from retro_db_pipelines.demo import encoder_folder
+
+# A job in a shell's background ignores Ctrl-C, and so would the builds that are interrupted here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 _HEADING = re.compile(r"^(?= = [^=].* = $)", re.MULTILINE)

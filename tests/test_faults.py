@@ -167,9 +167,9 @@ def test_killed_at_any_moment_a_build_goes_on_where_it_was(
         stage = STAGES[turn % len(STAGES)]
         victims = ("driver", "all", "workers")[turn % 3 if turn % 6 < 3 else (turn + 1) % 3]
         shutil.rmtree(project.output, ignore_errors=True)
-        for attempt in range(5):
+        for attempt in range(12):
             if kill_in(
-                project, project.output, stage, victims, chance.uniform(0, 0.02 * (5 - attempt))
+                project, project.output, stage, victims, chance.uniform(0, 0.1 / (1 + attempt) ** 2)
             ):
                 break
             shutil.rmtree(project.output)
@@ -215,14 +215,14 @@ def test_killed_while_it_is_appended_to_or_compacted_a_database_goes_on(
         stages, expected = (APPENDING, calm) if appends else (COMPACTING, compacted)
         stage = stages[turn // 2 % len(stages)]
         told = f"seed {seed}, turn {turn}, {stage}, {victims}"
-        for attempt in range(5):
+        for attempt in range(12):
             hit = copy(f"hit-{turn}-{attempt}", sound if appends else removed)
             command, place = ("build", str(hit.config), "--append"), hit.output / "generations/0002"
             if not appends:
                 place = hit.folder / "new"
                 command = ("compact", str(hit.output), str(place))
                 hit = Project(hit.folder, [], hit.settings | {"output": str(place)})
-            moment = chance.uniform(0, 0.005 * (4 - attempt))
+            moment = chance.uniform(0, 0.02 / (1 + attempt) ** 2)
             if kill_in(hit, place, stage, victims, moment, command):
                 break
         else:
