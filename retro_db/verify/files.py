@@ -177,11 +177,11 @@ def check_strangers(database: Database, history: History) -> Iterator[str]:
     copy = manifest_path(history.current.generation)
     if copy in found and database.folder.read(copy) == database.folder.read(FILE):
         known.add(copy)  # before it is superseded
-    begun = f"{generation_path(history.current.generation + 1)}/"
-    if not is_begun(database):
-        begun = FILE
+    if is_begun(database):
+        begun = f"{generation_path(history.current.generation + 1)}/"
+        known.update(path for path in found if path.startswith(begun))
     for path in found:
-        if path not in known and not _NOT_DATA.match(path) and not path.startswith(begun):
+        if path not in known and not _NOT_DATA.match(path):
             yield f"{path}: not in {FILE}"
     used = {path.split("/")[0] for path in (*listed, *found)}
     for name in database.folder.list():
