@@ -80,6 +80,13 @@ def make_project(folder: Path, texts: list[str], **settings: Any) -> Project:
     return Project(folder, texts, defaults | settings)
 
 
+def remove_documents(database: Path, ids: list[str]) -> int:
+    """Removes documents by the command; its exit code."""
+    listed = database.with_name(f"{database.name}-removed.txt")
+    listed.write_text("\n".join(ids), "utf-8")
+    return run(["remove", str(database), "--documents", str(listed)])
+
+
 def wikitext(name: str) -> list[str]:
     """Articles of WikiText-2, each an exact slice of the file."""
     path = SHARED / "corpora" / "wikitext-2" / name

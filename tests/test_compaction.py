@@ -11,7 +11,13 @@ from typing import Any
 import brute_force
 import numpy as np
 import pytest
-from conftest import Project, failing_disk_at, make_project, python_sources
+from conftest import (
+    Project,
+    failing_disk_at,
+    make_project,
+    python_sources,
+    remove_documents,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,10 +71,8 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
     without.settings["tokenizer"] = {"path": str(tokenizer)}
     assert without.build() == 0
     database = full.open()
-    listed = folder / "list.txt"
     ids = [database.documents["id"][row].as_py() for row in GONE]
-    listed.write_text("\n".join(ids), "utf-8")
-    assert run(["remove", str(full.output), "--documents", str(listed)]) == 0
+    assert remove_documents(full.output, ids) == 0
     assert run(["compact", str(full.output), str(folder / "compacted")]) == 0
     return full.output, folder / "compacted", without.output
 
@@ -175,10 +179,7 @@ def test_what_cannot_be_compacted_is_refused(
     old, _, _ = databases
     copy = tmp_path / "db"
     shutil.copytree(old, copy)
-    listed = tmp_path / "all.txt"
-    documents = retro_db.open(str(copy)).documents
-    listed.write_text("\n".join(documents["id"].to_pylist()), "utf-8")
-    assert run(["remove", str(copy), "--documents", str(listed)]) == 0
+    assert remove_documents(copy, retro_db.open(str(copy)).documents["id"].to_pylist()) == 0
     capsys.readouterr()
     assert run(["compact", str(copy), str(tmp_path / "new")]) == 2
     assert "nothing is left" in capsys.readouterr().err
@@ -195,9 +196,7 @@ def test_stopped_behind_its_manifest_it_is_done_all_the_same(
     old, new = databases[0], tmp_path / "new"
     with failing_disk_at("state/finished", monkeypatch):
         assert run(["compact", str(old), str(new)]) == 3
-    listed = tmp_path / "list.txt"
-    listed.write_text(retro_db.open(str(new)).documents["id"][5].as_py(), "utf-8")
-    assert run(["remove", str(new), "--documents", str(listed)]) == 0
+    assert remove_documents(new, [retro_db.open(str(new)).documents["id"][5].as_py()]) == 0
     manifest = (new / "manifest.json").read_bytes()
     capsys.readouterr()
     assert run(["compact", str(old), str(new)]) == 0
@@ -255,9 +254,8 @@ def test_what_becomes_of_the_old_database_meanwhile_is_told(
     old, compacted, _ = databases
     copy = tmp_path / "db"
     shutil.copytree(old, copy)
-    listed = tmp_path / "list.txt"
-    listed.write_text(retro_db.open(str(copy)).documents["id"][5].as_py(), "utf-8")
-    console = Interfering(lambda: run(["remove", str(copy), "--documents", str(listed)]))
+    name = retro_db.open(str(copy)).documents["id"][5].as_py()
+    console = Interfering(lambda: remove_documents(copy, [name]))
     compact(str(copy), str(tmp_path / "new"), Engine(), console)
     assert "is generation 3 by now" in capsys.readouterr().out
     new, same = (retro_db.open(str(path)).manifest.tables for path in (tmp_path / "new", compacted))

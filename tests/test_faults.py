@@ -15,7 +15,15 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Project, children, is_running, make_project, python_sources, small_disk
+from conftest import (
+    Project,
+    children,
+    is_running,
+    make_project,
+    python_sources,
+    remove_documents,
+    small_disk,
+)
 
 from retro_db_pipelines import cli
 
@@ -205,9 +213,8 @@ def test_killed_while_it_is_appended_to_or_compacted_a_database_goes_on(
     calm = copy("calm", sound)
     assert calm.build("--append") == 0
     removed = copy("removed", calm)
-    listed = tmp_path / "list.txt"
-    listed.write_text("\n".join(removed.open().documents["id"].to_pylist()[::3]), "utf-8")
-    assert cli.run(["remove", str(removed.output), "--documents", str(listed)]) == 0
+    ids = removed.open().documents["id"].to_pylist()[::3]
+    assert remove_documents(removed.output, ids) == 0
     compacted = Project(tmp_path, [], more | {"output": str(tmp_path / "compacted")})
     assert cli.run(["compact", str(removed.output), str(compacted.output)]) == 0
     for turn in range(UPDATES):

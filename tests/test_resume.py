@@ -24,6 +24,7 @@ from conftest import (
     is_running,
     make_project,
     python_sources,
+    remove_documents,
 )
 
 import retro_db
@@ -34,7 +35,6 @@ from retro_db.store.ownership import owning
 from retro_db.store.records import StageRecords
 from retro_db.verify import verify_database
 from retro_db_pipelines import build as build_module
-from retro_db_pipelines.cli import run
 
 STAGES = ("tokenizer", "chunk", "embed", "train", "encode", "assemble", "sample", "truth", "tune")
 
@@ -304,14 +304,13 @@ def test_a_database_stays_until_its_input_is_known_to_have_changed(
 
 
 def test_a_removal_meanwhile_is_not_undone(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    listed = tmp_path / "list.txt"
-    listed.write_text(project.open().documents["id"][0].as_py(), "utf-8")
+    name = project.open().documents["id"][0].as_py()
     real = build_module.owned_folder
 
     def later(folder: Folder) -> Any:
-        assert run(["remove", str(project.output), "--documents", str(listed)]) == 0
+        assert remove_documents(project.output, [name]) == 0
         return real(folder)
 
     monkeypatch.setattr(build_module, "owned_folder", later)

@@ -11,7 +11,13 @@ from typing import Any
 import brute_force
 import numpy as np
 import pytest
-from conftest import Project, failing_disk_at, make_project, python_sources
+from conftest import (
+    Project,
+    failing_disk_at,
+    make_project,
+    python_sources,
+    remove_documents,
+)
 
 import retro_db
 from retro_db.database import Database
@@ -206,11 +212,8 @@ def test_in_any_order_the_database_is_what_a_search_finds(tmp_path: Path) -> Non
     def remove(place: str, step: int) -> None:
         database = retro_db.open(place)
         left = np.setdiff1d(np.arange(len(database.documents)), database.removed)
-        listed = tmp_path / "list.txt"
-        listed.write_text(
-            "\n".join(database.documents["id"].take(left[::step]).to_pylist()), "utf-8"
-        )
-        assert run(["remove", place, "--documents", str(listed)]) == 0
+        ids = database.documents["id"].take(left[::step]).to_pylist()
+        assert remove_documents(Path(place), ids) == 0
 
     assert growing.project("db", 1).build("--append") == 0
     remove(url, 2)
@@ -266,7 +269,7 @@ def test_a_file_that_an_append_has_made_and_that_is_gone_is_named(
 
 
 def test_an_append_that_is_under_way_is_left_alone(
-    growing: Growing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+    growing: Growing, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     shutil.copytree(growing.folder / "one", growing.folder / "halted")
     project = growing.project("halted", 1)
@@ -276,9 +279,7 @@ def test_an_append_that_is_under_way_is_left_alone(
     checked = verify_database(str(project.output))
     assert checked.problems == []
     assert "an append is under way" in checked.notes[0]
-    listed = tmp_path / "list.txt"
-    listed.write_text(project.open().documents["id"][0].as_py(), "utf-8")
-    assert run(["remove", str(project.output), "--documents", str(listed)]) == 2
+    assert remove_documents(project.output, [project.open().documents["id"][0].as_py()]) == 2
     assert "an append was stopped" in capsys.readouterr().err
     assert growing.project("halted", 0).build("--dry-run") == 0, "there is no later generation"
     assert project.build("--append") == 0
@@ -349,12 +350,11 @@ def test_an_append_that_was_stopped_after_its_manifest_is_swept(
     assert verify_database(str(project.output)).problems == []
 
 
-def test_removed_documents_are_nobody_s_new_neighbors(growing: Growing, tmp_path: Path) -> None:
+def test_removed_documents_are_nobody_s_new_neighbors(growing: Growing) -> None:
     shutil.copytree(growing.folder / "one", growing.folder / "thinned")
     before = retro_db.open(str(growing.folder / "thinned"))
-    listed = tmp_path / "list.txt"
-    listed.write_text("\n".join(before.documents["id"].to_pylist()[::2]), "utf-8")
-    assert run(["remove", str(growing.folder / "thinned"), "--documents", str(listed)]) == 0
+    ids = before.documents["id"].to_pylist()[::2]
+    assert remove_documents(growing.folder / "thinned", ids) == 0
     project = growing.project("thinned", 1)
     assert project.build("--append") == 0
     database = project.open()
