@@ -6,7 +6,7 @@ DEMO_DOCUMENTS ?= 100
 bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 
-.PHONY: setup demo test soak bench lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test soak bench lint schemas lock clean
 
 setup: $(stamp)
 
@@ -25,6 +25,20 @@ demo: setup
 
 test: setup
 	$(bin)/python -m pytest
+
+# Engines beyond this process: real ones, on this machine. Java 17 runs Spark and Flink; the rest
+# comes from PyPI, Maven Central and the Go module proxy.
+engines: setup
+	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[engines]'
+
+spark-test: engines
+	$(bin)/python -m pytest tests/engines/test_spark.py
+
+flink-test: engines
+	$(bin)/python -m pytest tests/engines/test_flink.py
+
+prism-test: engines
+	$(bin)/python -m pytest tests/engines/test_prism.py
 
 # What is too long for every change; benchmarks/RESULTS.md has what they last printed.
 soak: setup

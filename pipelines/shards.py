@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,6 +153,7 @@ class CommitShard(beam.DoFn):
             seconds=round(time.monotonic() - start, 3),
             work=meter.work,
             stamp=task.reads.stamp if task.reads else "",
+            host=socket.gethostname(),
         )
         progress.tell(meter.work)
         StageRecords(self._job.folder, self._job.stage).commit(record)

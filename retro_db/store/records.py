@@ -29,6 +29,7 @@ class Record:
         work: What it counted.
         stamp: Of the input files as they were planned: places and versions. Where it differs, the
             content decides.
+        host: Where it ran, so that what a faulty machine made can be found; empty in old records.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Record:
     seconds: float
     work: Work = field(default_factory=Work)
     stamp: str = ""
+    host: str = ""
 
 
 class StageRecords:
