@@ -29,7 +29,7 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.tokenizer import Tokenizer
 
 from .quiet import beam
-from .shards import Placement, Task, fingerprint
+from .shards import Deal, Placement, Task, fingerprint
 from .stage import Build, run_stage, sole
 from .tokenizer import TokenizerFiles
 
@@ -130,7 +130,7 @@ class GatherBands(beam.PTransform):
         blocks = (
             tasks.pipeline
             | "Shards" >> beam.Create(self.shards)
-            | "Spread" >> beam.Reshuffle()
+            | "Spread" >> Deal(_shard_name)
             | "Read bands"
             >> beam.FlatMap(band_entries, self.folder, self.partitions).with_output_types(
                 tuple[int, bytes]
@@ -140,6 +140,10 @@ class GatherBands(beam.PTransform):
             tuple[int, Task]
         )
         return {"tasks": keyed, "blocks": blocks} | beam.CoGroupByKey() | beam.FlatMap(_gathered)
+
+
+def _shard_name(shard: SignedShard) -> str:
+    return str(shard.number)
 
 
 def _by_partition(task: Task) -> tuple[int, Task]:

@@ -6,9 +6,10 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -52,6 +53,37 @@ class Task(Generic[Item]):
     reads: Shard | None = None
 
 
+@dataclass
+class Deal(beam.PTransform):
+    """Deals descriptors out to the workers, each by its own name.
+
+    `beam.Reshuffle` would deal by chance, and Spark gives a job up when it loses an executor and with
+    it data whose order was of chance ("indeterminate output").
+
+    Args:
+        name: Function that tells a descriptor's name; a task's own where left out.
+    """
+
+    name: Callable[[Any], str] = attrgetter("name")
+
+    def expand(self, descriptors: beam.PCollection) -> beam.PCollection:
+        """Groups by the names."""
+        return (
+            descriptors
+            | "Name" >> beam.Map(_named, self.name).with_output_types(tuple[str, Any])
+            | "Group" >> beam.GroupByKey()
+            | "Take" >> beam.FlatMap(_grouped).with_output_types(Any)
+        )
+
+
+def _named(descriptor: Any, name: Callable[[Any], str]) -> tuple[str, Any]:
+    return name(descriptor), descriptor
+
+
+def _grouped(named: tuple[str, Iterable[Any]]) -> Iterable[Any]:
+    return named[1]
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where a stage's tasks run.
@@ -62,7 +94,7 @@ class Placement:
         processes: Whether local workers are processes rather than threads of one, as GPUs want.
     """
 
-    spread: beam.PTransform = field(default_factory=beam.Reshuffle)
+    spread: beam.PTransform = field(default_factory=Deal)
     hints: Mapping[str, str] = field(default_factory=dict)
     processes: bool = False
 
