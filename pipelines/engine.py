@@ -78,25 +78,21 @@ class Engine:
         Raises:
             InputError: The runner is unknown, or known to lose data.
         """
-        options = PipelineOptions(list(self.beam_options), save_main_session=False)
-        standard = options.view_as(StandardOptions)
-        runner = standard.runner or "FnApiRunner"
+        given = PipelineOptions(list(self.beam_options), save_main_session=False)
+        runner = given.view_as(StandardOptions).runner or "FnApiRunner"
         if runner not in _RUNNERS:
             reason = "loses elements silently" if runner == "DaskRunner" else "is not known"
             raise InputError(f"--runner={runner} {reason}; use one of {', '.join(_RUNNERS)}")
-        if runner in _KEEPING:
-            options = PipelineOptions([_KEEP_WORKERS, *self.beam_options], save_main_session=False)
         if runner in _LOCAL:
+            mode = "multi_processing" if processes else "multi_threading"
+            local = [f"--direct_running_mode={mode}", f"--direct_num_workers={self.workers}"]
             # Beam's DirectRunner would first try to download Prism.
-            standard.runner = "FnApiRunner"
-            local = [
-                f"--direct_running_mode={'multi_processing' if processes else 'multi_threading'}",
-                f"--direct_num_workers={self.workers}",
-            ]
-            options = PipelineOptions(
-                [*local, *self.beam_options, "--runner=FnApiRunner"], save_main_session=False
-            )
-        return options
+            arguments = [*local, *self.beam_options, "--runner=FnApiRunner"]
+        elif runner in _KEEPING:
+            arguments = [_KEEP_WORKERS, *self.beam_options]
+        else:
+            return given
+        return PipelineOptions(arguments, save_main_session=False)
 
     def run(self, job: Job, tasks: Sequence[Task], placement: Placement) -> None:
         """Runs the tasks to their end.

@@ -120,7 +120,7 @@ def _environment(host: int, folder: Path) -> dict[str, str]:
 
 
 def _wait(cluster: Cluster) -> None:
-    """Until every worker has registered with the master and every pool listens."""
+    """Until every worker has registered with the master."""
     page = (
         "import json, sys, urllib.request as r; "
         "print(json.load(r.urlopen(sys.argv[1]))['aliveworkers'])"

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import apache_beam
-from conftest import Project, make_project, python_sources
+
+from engines.builds import check_equals_local
 
 MODULE = "github.com/apache/beam/sdks/v2/go/cmd/prism"
 
@@ -24,11 +25,4 @@ def built_prism() -> Path:
 
 
 def test_the_same_bytes(tmp_path: Path) -> None:
-    local = make_project(tmp_path, python_sources(30), chunk={"shard_size": 5_000})
-    assert local.build() == 0
-    output = tmp_path / "prism" / "db"
-    output.parent.mkdir()
-    project = Project(output.parent, local.texts, local.settings | {"output": str(output)})
-    options = ["--runner=PrismRunner", f"--prism_location={built_prism()}"]
-    assert project.build("--", *options) == 0
-    assert project.files() == local.files()
+    check_equals_local(tmp_path, "--runner=PrismRunner", f"--prism_location={built_prism()}")

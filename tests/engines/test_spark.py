@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Project, make_project, wikitext
 
+from engines.builds import elsewhere
 from engines.cluster import HOSTS, Cluster, spark_cluster
 from engines.job_servers import SparkJobServer, spark_job_server
 from retro_db.store.folder import Folder
@@ -59,13 +59,6 @@ def built(
     with start(cluster, server, project) as build:
         ended_well(build, project)
     return project
-
-
-def elsewhere(project: Project, folder: Path) -> Project:
-    """The same corpus and settings with another output."""
-    return replace(
-        project, folder=folder, settings=project.settings | {"output": str(folder / "db")}
-    )
 
 
 def start(cluster: Cluster, server: SparkJobServer, project: Project) -> subprocess.Popen[str]:
