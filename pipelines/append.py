@@ -267,7 +267,8 @@ def _ranges(database: Database) -> list[ListRange]:
     ranges: list[ListRange] = []
     first = 0
     for number, base in enumerate(database.manifest.partition_files):
-        end = first + count_lists(database.folder.verified(base))
+        with database.folder.holding(base) as path:
+            end = first + count_lists(path)
         ranges.append(ListRange(number, first, end, base))
         first = end
     return ranges
@@ -287,10 +288,11 @@ def _warn(
     trained = _trained(build.home, old)
     added = entries - trained.counts.indexed_chunks
     # Faiss's imbalance factor: how much longer a search takes than over equal lists.
-    lengths = (list_lengths(build.home.verified(file)) for file in trained.partition_files)
-    before = (
-        sum(int((one**2).sum()) for one in lengths) / max(trained.counts.indexed_chunks, 1) ** 2
-    )
+    squares = 0
+    for file in trained.partition_files:
+        with build.home.holding(file) as path:
+            squares += int((list_lengths(path) ** 2).sum())
+    before = squares / max(trained.counts.indexed_chunks, 1) ** 2
     after = sum(one.squares for one in assembled) / max(entries, 1) ** 2
     told = []
     if added > MOST_NEW_SHARE * entries:

@@ -103,7 +103,8 @@ class _Source:
         folder, tables = database.folder, database.tables
         entries = {name: getattr(tables, name)[number] for name in ("chunks", "embeddings")}
         for entry in (tables.documents[number], *entries.values()):
-            folder.intact(entry)
+            with folder.intact(entry):
+                pass
         documents = read_documents(folder, tables.documents[number], entries["chunks"].rows or 0)
         first = sum(before.rows or 0 for before in tables.documents[:number])
         kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removed)
@@ -160,9 +161,8 @@ class RenumberJob:
     ) -> RenumberedPartition:
         """Writes the partition."""
         number, partition = item
-        file = compact_partition(
-            self.home.intact(partition), shared, partition_path(number), self.folder
-        )
+        with self.home.intact(partition) as held:
+            file = compact_partition(held, shared, partition_path(number), self.folder)
         report(file.rows or 0)
         return RenumberedPartition(file)
 
@@ -347,8 +347,8 @@ def _compact_queries(
 
 def _copy(source: Folder, entry: FileEntry, target: Folder, path: str) -> FileEntry:
     """Copies a file byte for byte."""
-    with target.writing(path) as temporary:
-        shutil.copyfile(source.intact(entry), temporary)
+    with target.writing(path) as temporary, source.intact(entry) as held:
+        shutil.copyfile(held, temporary)
     return replace(entry, path=path)
 
 

@@ -48,7 +48,8 @@ class DriftJob:
 
     def open(self) -> faiss.Index:
         """The template."""
-        return read_index(self.home.verified(self.template))
+        with self.home.holding(self.template) as path:
+            return read_index(path)
 
     def run(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,7 +32,7 @@ from retro_db.parts import Part, contents_of, load_keys
 from retro_db.serialize import digest, to_json
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.tables import IpcFile
+from retro_db.store.tables import TableFile
 
 from .shards import Task, fingerprint
 from .stage import Build, run_stage, sole
@@ -198,7 +199,7 @@ class AssembleJob:
     codes: list[FileEntry]
     stage: str = field(default="assemble", init=False)
 
-    def open(self) -> tuple[faiss.Index, list[IpcFile]]:
+    def open(self) -> tuple[faiss.Index, list[TableFile]]:
         """The template, and all codes."""
         template = read_index(self.home.local(TEMPLATE_PATH))
         parameters: dict[str, str | int] = {"code_size": int(inverted_file(template).code_size)}
@@ -206,19 +207,19 @@ class AssembleJob:
 
     def run(
         self,
-        shared: tuple[faiss.Index, list[IpcFile]],
+        shared: tuple[faiss.Index, list[TableFile]],
         lists: ListRange,
         report: Callable[[int], None],
     ) -> AssembledPartition:
         """Writes the partition."""
         template, parts = shared
         path = partition_path(lists.number)
-        base = self.home.intact(lists.base) if lists.base else None
-        return AssembledPartition(
-            *assemble_partition(
-                template, lists.first, lists.end, parts, path, self.folder, report, base
+        with self.home.intact(lists.base) if lists.base else nullcontext() as base:
+            return AssembledPartition(
+                *assemble_partition(
+                    template, lists.first, lists.end, parts, path, self.folder, report, base
+                )
             )
-        )
 
     def files(self, result: AssembledPartition) -> list[FileEntry]:
         """The partition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -233,5 +234,5 @@ def _save(folder: Folder, path: str, one: np.ndarray, other: np.ndarray) -> File
 
 
 def _load(folder: Folder, path: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(folder.local(path)) as held:
+    with np.load(io.BytesIO(folder.read(path))) as held:
         return held["arr_0"], held["arr_1"]

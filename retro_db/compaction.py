@@ -15,7 +15,7 @@ from retro_db.manifest import TRAIN
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.parquet import read_parquet
-from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+from retro_db.store.tables import ColumnReader, TableFile, TableWriter
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def write_renumbering(folder: Folder, renumbering: Renumbering) -> FileEntry:
 def read_renumbering(folder: Folder, entry: FileEntry) -> Renumbering:
     """Reads what `write_renumbering` wrote."""
     schema = contract("renumbered").schema()
-    table = read_parquet(folder.verified(entry), schema, entry.rows or 0, entry.path)
+    with folder.holding(entry) as path:
+        table = read_parquet(path, schema, entry.rows or 0, entry.path)
     return Renumbering(**{name: table[name].to_numpy() for name in schema.names})
 
 
@@ -87,8 +88,8 @@ class OldPart:
 
     documents: pa.Table
     kept: np.ndarray
-    chunks: IpcFile
-    embeddings: IpcFile
+    chunks: TableFile
+    embeddings: TableFile
 
     @property
     def kept_rows(self) -> np.ndarray:

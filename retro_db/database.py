@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import numpy as np
@@ -11,26 +12,43 @@ import pyarrow as pa
 from retro_db.errors import DamagedFileError, InputError
 from retro_db.manifest import Manifest, Tables, manifest_path, read_manifest
 from retro_db.redaction import redacted
+from retro_db.store.cache import Cache, parse_bytes
 from retro_db.store.contracts import contract
+from retro_db.store.copied import CopiedFile
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.parquet import read_parquet
-from retro_db.store.tables import ColumnReader, IpcFile
+from retro_db.store.tables import ColumnReader, IpcFile, TableFile
 
 
-def open(url: str, generation: int | None = None) -> Database:  # noqa: A001 - read as retro_db.open
+def open(  # noqa: A001 - read as retro_db.open
+    url: str,
+    generation: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int | str | None = None,
+) -> Database:
     """Opens a finished database.
+
+    On an object store it is read through copies of its files, each fetched whole when something in it is
+    first read. All processes of this machine that name the same cache share them. On a local disk the
+    files are read where they are, and `cache` and `cache_bytes` mean nothing.
 
     Args:
         url: Its folder: a path or any fsspec URL.
         generation: Which one is wanted, as it was; the current one where left out.
+        cache: Folder for the copies, on a local disk with `flock`; `retro-db-cache-UID` in the folder for
+            temporary files where left out.
+        cache_bytes: What the copies may take together, as a number or such as `200GB`: at least the
+            largest file. The least recently used leave for others. Where left out, half of what the disk
+            has free besides them.
 
     Raises:
         NotADatabaseError: There is no manifest.
         UnsupportedVersionError: This release does not read its format.
         ManifestError: The manifest is damaged.
-        InputError: There is no such generation.
+        InputError: There is no such generation, or `cache_bytes` is no size.
     """
-    folder = Folder(str(url))
+    limit = None if cache_bytes is None else parse_bytes(cache_bytes)
+    folder = Folder(str(url), cache=Cache(os.fspath(cache or ""), limit))
     current = read_manifest(folder)
     if generation is None or generation == current.generation:
         return Database(folder, current)
@@ -63,7 +81,7 @@ class Corpus:
         self.manifest = manifest
         self.tables = tables
         self.found_in = found_in
-        self._files: dict[str, list[IpcFile]] = {}
+        self._files: dict[str, list[TableFile]] = {}
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[Any, ...]]:
         return Corpus, (self.folder, self.manifest, self.tables, self.found_in)
@@ -183,7 +201,8 @@ class Corpus:
 
     def _parquet(self, entry: FileEntry, schema: pa.Schema) -> pa.Table:
         where = f"{self.folder.url}: {entry.path}"
-        return read_parquet(self.folder.verified(entry), schema, entry.rows or 0, where)
+        with self.folder.holding(entry) as path:
+            return read_parquet(path, schema, entry.rows or 0, where)
 
     def column(self, table: str, column: str) -> ColumnReader:
         """One column of an Arrow table over all its files.
@@ -200,7 +219,7 @@ class Corpus:
         """
         return ColumnReader(self.files(table), column)
 
-    def files(self, table: str) -> list[IpcFile]:
+    def files(self, table: str) -> list[TableFile]:
         """The open files of an Arrow table, in order.
 
         Raises:
@@ -264,7 +283,8 @@ def read_documents(folder: Folder, entry: FileEntry, chunks: int) -> pa.Table:
     """
     where = f"{folder.url}: {entry.path}"
     schema = contract("documents").schema()
-    table = read_parquet(folder.verified(entry), schema, entry.rows or 0, where)
+    with folder.holding(entry) as path:
+        table = read_parquet(path, schema, entry.rows or 0, where)
     firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
     # Numbers up to the chunks, of which no sum is too large.
     sane = ((counts >= 0) & (counts <= chunks) & (firsts >= 0) & (firsts <= chunks)).all()
@@ -278,8 +298,8 @@ def read_documents(folder: Folder, entry: FileEntry, chunks: int) -> pa.Table:
 
 def open_table(
     folder: Folder, entries: list[FileEntry], table: str, parameters: dict[str, str | int]
-) -> list[IpcFile]:
-    """Opens the files of an Arrow table.
+) -> list[TableFile]:
+    """Opens the files of an Arrow table; on object stores, each when it is first read.
 
     Args:
         folder: Where they are.
@@ -295,11 +315,12 @@ def open_table(
     """
     agreed = contract(table)
     schema = agreed.schema(**parameters)
-    files = []
-    for entry in entries:
-        path = folder.verified(entry)
-        files.append(IpcFile(path, schema, entry.rows or 0, agreed.batch_rows))
-    return files
+    if not folder.is_local:
+        return [CopiedFile(folder, entry, schema, agreed.batch_rows) for entry in entries]
+    return [
+        IpcFile(folder.verified(entry), schema, entry.rows or 0, agreed.batch_rows)
+        for entry in entries
+    ]
 
 
 class Chunks:

@@ -24,7 +24,7 @@ from retro_db.index.searching import (
 from retro_db.index.structure import keyed, widen
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+from retro_db.store.tables import ColumnReader, TableFile, TableWriter
 from retro_db.threads import use_faiss_threads
 
 _BLOCK_QUERIES = 256
@@ -185,7 +185,7 @@ def _pass_over_duplicates(
 
 
 def neighbors_part(
-    embeddings: IpcFile,
+    embeddings: TableFile,
     documents: Documents,
     tokens: ChunkTokens | None,
     path: str,

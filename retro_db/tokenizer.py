@@ -111,7 +111,8 @@ class Tokenizer:
             DamagedFileError: Its files are missing, of another size or no tokenizer.
         """
         for entry in listed:
-            folder.verified(entry)
+            with folder.holding(entry):
+                pass
         try:
             definition = folder.read(f"{FOLDER}/tokenizer.json").decode("utf-8")
             return cls(definition, json.loads(folder.read(f"{FOLDER}/{_SETTINGS}")))

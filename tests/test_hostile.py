@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from retro_db.errors import (
 from retro_db.redaction import redacted
 from retro_db.retriever import LOCATIONS, Retriever
 from retro_db.serialize import DecodeError, parse_json
+from retro_db.store.cache import Cache
 from retro_db.store.contracts import contract
 from retro_db.store.entries import check_entry
 from retro_db.store.folder import FileEntry, Folder, describe
@@ -407,13 +409,23 @@ def test_an_index_or_tokenizer_of_another_size_is_not_read(db: Path) -> None:
 
 
 def test_a_remote_file_of_another_size_is_not_fetched(tiny: Project, tmp_path: Path) -> None:
-    folder = Folder(f"memory://{tmp_path.name}")
-    entry = FileEntry("a/file", 7, "")
-    folder.write("a/file", b"content")
-    assert folder.verified(entry).read_bytes() == b"content"
+    folder = Folder(f"memory://{tmp_path.name}", cache=Cache(str(tmp_path / "cache")))
+    entry = FileEntry("a/file", 7, hashlib.sha256(b"content").hexdigest())
     folder.write("a/file", b"contents")
     with pytest.raises(DamagedFileError, match="8 bytes"):
         folder.verified(entry)
+    folder.write("a/file", b"content")
+    assert folder.verified(entry).read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("sha256", ["", "../../../escaped", "/escaped", "\ud800"])
+def test_what_a_manifest_says_of_a_remote_file_leads_nowhere(tmp_path: Path, sha256: str) -> None:
+    folder = Folder(f"memory://{tmp_path.name}", cache=Cache(str(tmp_path / "deep" / "cache")))
+    folder.write("a/file", b"content")
+    with pytest.raises(DamagedFileError, match="a/file: its bytes are not those"):
+        folder.verified(FileEntry("a/file", 7, sha256))
+    [left] = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left.name == ".retro-db-lock"
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"{", b'{"encoder": 1}', b"\xff", b"[" * 10_000])

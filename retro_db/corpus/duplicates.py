@@ -78,7 +78,8 @@ def band_entries(
     Returns:
         Partitions with packed pairs of key and document, both little-endian uint64.
     """
-    keys = SignatureFile(folder.local(shard.file.path)).keys
+    with folder.holding(shard.file) as path:
+        keys = SignatureFile(path).keys
     entries = np.empty(keys.size, _ENTRY)
     entries["key"] = keys.reshape(-1)
     documents = np.arange(len(keys), dtype=np.uint64) + np.uint64(shard.number << _ROW_BITS)
@@ -164,10 +165,13 @@ class _Signatures:
     """The signatures of all shards, by document; few files are open at a time."""
 
     def __init__(self, shards: Sequence[SignedShard], folder: Folder) -> None:
-        paths = {shard.number: shard.file.path for shard in shards}
-        self._open = functools.lru_cache(_OPEN_FILES)(
-            lambda shard: SignatureFile(folder.local(paths[shard]))
-        )
+        files = {shard.number: shard.file for shard in shards}
+
+        def read(shard: int) -> SignatureFile:
+            with folder.holding(files[shard]) as path:
+                return SignatureFile(path)
+
+        self._open = functools.lru_cache(_OPEN_FILES)(read)
 
     def _find(self, document: int) -> tuple[SignatureFile, int]:
         return self._open(document >> _ROW_BITS), document & ((1 << _ROW_BITS) - 1)
@@ -233,7 +237,8 @@ def resolve(
     """
     found: set[tuple[int, int, float]] = set()
     for part in pairs:
-        table = pa.ipc.open_file(pa.memory_map(str(folder.local(part.file.path)))).read_all()
+        with folder.holding(part.file) as path:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         found.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
     files = _Signatures(shards, folder)
     verdicts = {number: read_verdicts(folder, shard.verdicts) for number, shard in screened.items()}

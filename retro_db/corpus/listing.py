@@ -84,6 +84,7 @@ class Listing:
                 )
             try:
                 fs, pattern = fsspec.core.url_to_fs(os.path.expanduser(path))
+                fs.invalidate_cache()  # what was listed before in this process may have changed
                 base, entries = self._matches(fs, pattern)
             except (ImportError, ValueError) as error:
                 raise CorpusError(f"{place}: {path}: {error}") from error

@@ -244,5 +244,6 @@ def read_verdicts(folder: Folder, file: FileEntry) -> list[Verdict]:
         folder: The database.
         file: What `write_verdicts` returned.
     """
-    table = pq.read_table(folder.local(file.path), schema=_VERDICTS)
+    with folder.holding(file) as path:
+        table = pq.read_table(path, schema=_VERDICTS)
     return [Verdict(**row) for row in table.to_pylist()]

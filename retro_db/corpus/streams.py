@@ -13,6 +13,7 @@ import fsspec
 import pyarrow as pa
 
 from retro_db.errors import CorpusError, ExecutionError
+from retro_db.store.folder import READ_AHEAD
 
 BY_NAME = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 # The second of zstd is a skippable frame, which may come first.
@@ -56,7 +57,8 @@ def open_raw(url: str, report: Callable[[int], None] = lambda count: None) -> io
     # In URLs "::" joins two filesystems, but here it may be part of a name.
     local = protocol == "file"
     try:
-        file = fsspec.filesystem("file").open(path, "rb") if local else fsspec.open(url).open()
+        fs, path = (fsspec.filesystem("file"), path) if local else fsspec.core.url_to_fs(url)
+        file = fs.open(path, "rb", block_size=READ_AHEAD)
     except FileNotFoundError as error:
         raise CorpusError(f"{url}: vanished since the build was planned; restore it") from error
     except PermissionError as error:

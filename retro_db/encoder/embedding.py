@@ -14,7 +14,7 @@ from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import IpcFile, TableWriter
+from retro_db.store.tables import TableFile, TableWriter
 from retro_db.tokenizer import Tokenizer
 
 # Rows between which batches are formed: enough to sort by length, little to hold.
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 
 def embed_part(
-    chunks: IpcFile,
+    chunks: TableFile,
     path: str,
     encoder: Encoder,
     tokenizer: Tokenizer,
@@ -65,7 +65,7 @@ def embed_part(
 
 
 def tokenized_windows(
-    chunks: IpcFile, encoder: Encoder, tokenizer: Tokenizer, meter: Meter
+    chunks: TableFile, encoder: Encoder, tokenizer: Tokenizer, meter: Meter
 ) -> Iterator[Tokenized]:
     """The encoder's WordPieces of a part's chunks, some thousand rows at a time.
 
@@ -85,7 +85,7 @@ def tokenized_windows(
         yield window
 
 
-def chunk_texts(chunks: IpcFile, tokenizer: Tokenizer, start: int, stop: int) -> list[str]:
+def chunk_texts(chunks: TableFile, tokenizer: Tokenizer, start: int, stop: int) -> list[str]:
     """Text of rows start to stop, characters cut at a chunk's edge being U+FFFD.
 
     Args:

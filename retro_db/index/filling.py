@@ -22,7 +22,7 @@ from retro_db.index.structure import (
 from retro_db.index.training import PartKeys
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import IpcFile, TableWriter
+from retro_db.store.tables import TableFile, TableWriter
 from retro_db.threads import use_faiss_threads
 
 # Enough for one call of Faiss, few enough that small parts keep all threads busy.
@@ -194,7 +194,7 @@ def assemble_partition(
     template: faiss.Index,
     first: int,
     end: int,
-    parts: Sequence[IpcFile],
+    parts: Sequence[TableFile],
     path: str,
     folder: Folder,
     report: Callable[[int], None],
@@ -250,7 +250,7 @@ def assemble_partition(
         return describe(temporary, path, ivf.ntotal), int((filled**2).sum())
 
 
-def _runs(codes: IpcFile, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _runs(codes: TableFile, start: int, stop: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Ids and codes of each list among some rows of a part, which is sorted by list."""
     if start == stop:
         return
@@ -260,7 +260,7 @@ def _runs(codes: IpcFile, start: int, stop: int) -> Iterator[tuple[int, np.ndarr
         yield int(numbers[begin]), ids[begin:finish], found[begin:finish]
 
 
-def _first_row(codes: IpcFile, number: int) -> int:
+def _first_row(codes: TableFile, number: int) -> int:
     """The first row of a list, or of those behind it."""
     rows = range(codes.rows)
     return bisect.bisect_left(rows, number, key=lambda row: codes.read("list", row, row + 1)[0])

@@ -9,7 +9,7 @@ import numpy as np
 from retro_db.index.structure import faiss, read_index, widen
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+from retro_db.store.tables import ColumnReader, TableFile, TableWriter
 from retro_db.threads import use_faiss_threads
 
 FINE_PATH = "index/fine.faissindex"
@@ -36,7 +36,7 @@ def fine_size(code: str, dimension: int) -> int:
 
 
 def refine_part(
-    embeddings: IpcFile,
+    embeddings: TableFile,
     path: str,
     quantizer: faiss.Index,
     folder: Folder,

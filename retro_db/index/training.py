@@ -21,7 +21,7 @@ from retro_db.index.keys import (
 from retro_db.index.refining import FINE_PATH, train_fine
 from retro_db.index.structure import faiss, inverted_file, keyed, widen
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import IpcFile
+from retro_db.store.tables import TableFile
 from retro_db.threads import use_faiss_threads
 
 from faiss.contrib.clustering import two_level_clustering  # isort: skip
@@ -59,7 +59,7 @@ class PartKeys:
     """
 
     first_id: int
-    embeddings: IpcFile
+    embeddings: TableFile
     trained: np.ndarray
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from retro_db.index.structure import faiss, keyed, widen
 from retro_db.index.training import HNSW_EF_SEARCH, PartKeys
 from retro_db.manifest import RecallPoint
 from retro_db.neighbors import Documents, Finder
-from retro_db.store.tables import ColumnReader, IpcFile
+from retro_db.store.tables import ColumnReader, TableFile
 from retro_db.threads import use_faiss_threads
 
 RECALL_AT = 10
@@ -67,7 +67,7 @@ def sample_rows(first_id: int, rows: int, chunks: int, seed: int) -> np.ndarray:
 
 
 def read_queries(
-    rows: np.ndarray, embeddings: IpcFile, documents: Documents
+    rows: np.ndarray, embeddings: TableFile, documents: Documents
 ) -> tuple[np.ndarray, np.ndarray]:
     """The keys of some rows of a part that have one, and where their documents are.
 

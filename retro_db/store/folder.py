@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -12,17 +13,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retro_db.errors import DamagedFileError
+from retro_db.redaction import redacted
+from retro_db.store.cache import Cache, Wanted
 
 if TYPE_CHECKING:
     from retro_db.store.ownership import Fence
 
 TEMPORARY_PREFIX = ".tmp-"
+# Streams of object stores read ahead by 50 MB where nobody tells them how far.
+READ_AHEAD = 4 << 20
 _SPOOL_PREFIX = "retro-db-spool-"
 
 
@@ -53,25 +58,27 @@ class Folder:
     Args:
         url: Where it is.
         fence: What every write and removal passes; None where nobody else writes.
+        cache: Where copies of its files lie, if it is not on a local disk.
     """
 
-    def __init__(self, url: str, fence: Fence | None = None) -> None:
+    def __init__(self, url: str, fence: Fence | None = None, cache: Cache | None = None) -> None:
         self.url = url
         self.fence = fence
-        self._fs: Any = None
-        self._root = ""
+        self.cache = cache or Cache()
+        self._opened: tuple[int, Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "fence": self.fence, "_fs": None, "_root": ""}
+        return self.__dict__ | {"_opened": None}
 
     def __repr__(self) -> str:
-        return f"Folder({self.url!r})"
+        return f"Folder({redacted(self.url)!r})"
 
     def _open(self) -> tuple[Any, str]:
-        if self._fs is None:
-            self._fs, root = fsspec.core.url_to_fs(self.url)
-            self._root = root.rstrip("/")
-        return self._fs, self._root
+        # Connections and the threads behind them do not survive a fork.
+        if self._opened is None or self._opened[0] != os.getpid():
+            fs, root = fsspec.core.url_to_fs(self.url)
+            self._opened = (os.getpid(), fs, root.rstrip("/"))
+        return self._opened[1:]
 
     @property
     def is_local(self) -> bool:
@@ -80,7 +87,11 @@ class Folder:
 
     def below(self, path: str) -> Folder:
         """A folder in this one, behind the same fence."""
-        return Folder(f"{self.url.rstrip('/')}/{path}", self.fence)
+        return Folder(f"{self.url.rstrip('/')}/{path}", self.fence, self.cache)
+
+    def behind(self, fence: Fence) -> Folder:
+        """The same folder, behind a fence."""
+        return Folder(self.url, fence, self.cache)
 
     def locate(self, path: str = "") -> str:
         """The full path of a file on its filesystem."""
@@ -147,19 +158,37 @@ class Folder:
         return bytes(fs.cat_file(self.locate(path)))
 
     def local(self, path: str) -> Path:
-        """A local path with the file's content: the file itself, or a copy fetched when it changed.
+        """A local path with the content that a file has now: the file itself, or a copy.
 
         Raises:
             DamagedFileError: There is no such file.
         """
-        target = self.locate(path)
         try:
-            held = Path(target) if self.is_local else self._fetch(target)
+            held = Path(self.locate(path)) if self.is_local else self._copy_of_now(path)
         except FileNotFoundError:
             held = None
         if held is None or not held.is_file():
             raise DamagedFileError(f"{self.url}: {path} is missing; restore it or build again")
         return held
+
+    @contextlib.contextmanager
+    def streaming(self, path: str) -> Iterator[BinaryIO]:
+        """A file's bytes as they are in the folder, whatever copies say.
+
+        Raises:
+            DamagedFileError: There is no such file.
+        """
+        fs, _ = self._open()
+        try:
+            if self.is_local and not fs.isfile(self.locate(path)):
+                raise FileNotFoundError
+            stream = fs.open(self.locate(path), "rb", block_size=READ_AHEAD)
+        except FileNotFoundError as error:
+            raise DamagedFileError(
+                f"{self.url}: {path} is missing; restore it or build again"
+            ) from error
+        with stream:
+            yield stream
 
     def leads_out(self, path: str) -> bool:
         """Whether a path on a local disk leads out of the folder, upwards or behind a link."""
@@ -169,27 +198,43 @@ class Folder:
         return not Path(os.path.realpath(self.locate(path))).is_relative_to(inside)
 
     def verified(self, entry: FileEntry) -> Path:
-        """A local path with a listed file's content, as `local` gives it, if it may be opened.
+        """A local path with a listed file's content, for as long as this process lives.
+
+        Args:
+            entry: What a manifest or record says of the file.
+
+        Returns:
+            The file itself, of which the size was compared, or a copy, of which all bytes were.
+
+        Raises:
+            DamagedFileError: There is no such file, it is another, or a link leads out of the folder.
+            InputError: The cache has no room for the copy.
+        """
+        if self.is_local:
+            return self._in_place(entry)
+        return self.cache.keep(self._wanted(entry), functools.partial(self._fetch, entry))
+
+    @contextlib.contextmanager
+    def holding(self, entry: FileEntry) -> Iterator[Path]:
+        """The same as `verified`, for the block alone, in which it is read, or mapped to be read later.
 
         Args:
             entry: What a manifest or record says of the file.
 
         Raises:
-            DamagedFileError: There is no such file, it has another size, or a link leads out of the folder.
+            DamagedFileError: As `verified`.
+            InputError: As `verified`.
         """
-        if self.leads_out(entry.path):
-            raise DamagedFileError(
-                f"{self.url}: {entry.path} lies outside, behind a link; put the file in its place"
-            )
-        if not self.is_local:
-            # Before it is fetched, whatever it has grown to.
-            self._expect(self.size(entry.path), entry)
-        held = self.local(entry.path)
-        self._expect(held.stat().st_size, entry)
-        return held
+        if self.is_local:
+            yield self._in_place(entry)
+            return
+        fetch = functools.partial(self._fetch, entry)
+        with self.cache.holding(self._wanted(entry), fetch) as copy:
+            yield copy
 
-    def intact(self, entry: FileEntry) -> Path:
-        """The same as `verified`, its bytes read and compared: for what is written on in other files.
+    @contextlib.contextmanager
+    def intact(self, entry: FileEntry) -> Iterator[Path]:
+        """The same as `holding`, its bytes compared: for what is written on in other files.
 
         Args:
             entry: What a manifest or record says of the file.
@@ -197,37 +242,54 @@ class Folder:
         Raises:
             DamagedFileError: There is no such file, or it is another.
         """
-        held = self.verified(entry)
-        if describe(held, entry.path).sha256 != entry.sha256:
+        with self.holding(entry) as held:
+            if self.is_local and describe(held, entry.path).sha256 != entry.sha256:
+                raise DamagedFileError(
+                    f"{self.url}: {entry.path}: its bytes are not those that were written; restore it or "
+                    "build again"
+                )
+            yield held
+
+    def _in_place(self, entry: FileEntry) -> Path:
+        if self.leads_out(entry.path):
             raise DamagedFileError(
-                f"{self.url}: {entry.path}: its bytes are not those that were written; restore it or build "
-                "again"
+                f"{self.url}: {entry.path} lies outside, behind a link; put the file in its place"
             )
+        held = self.local(entry.path)
+        self._expect(held.stat().st_size, entry)
         return held
 
-    def _expect(self, size: int | None, entry: FileEntry) -> None:
-        if size is not None and size != entry.bytes:
+    def _expect(self, size: int, entry: FileEntry) -> None:
+        if size != entry.bytes:
             raise DamagedFileError(
                 f"{self.url}: {entry.path} has {size} bytes, {entry.bytes} were written; restore it "
                 "or build again"
             )
 
-    def _fetch(self, target: str) -> Path:
-        """A copy of a remote file, named by its version: what others have open is never written to."""
+    def _wanted(self, entry: FileEntry) -> Wanted:
+        where = f"{redacted(self.url)}: {entry.path}"
+        return Wanted(entry.sha256, entry.bytes, entry.sha256, where)
+
+    def _fetch(self, entry: FileEntry, target: Path) -> None:
+        """Brings a listed file, unless it has grown or shrunk: it may be any size by now."""
         fs, _ = self._open()
         fs.invalidate_cache()
-        name = hashlib.sha256(f"{fs.unstrip_protocol(target)} {fs.ukey(target)}".encode())
-        cache = Path(tempfile.gettempdir()) / "retro-db-cache"
-        kept = cache / f"{name.hexdigest()}{Path(target).suffix}"
-        if not kept.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            temporary = cache / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-            try:
-                fs.get_file(target, str(temporary))
-                temporary.replace(kept)
-            finally:
-                temporary.unlink(missing_ok=True)
-        return kept
+        size = self.size(entry.path)
+        if size is None:
+            raise DamagedFileError(
+                f"{self.url}: {entry.path} is missing; restore it or build again"
+            )
+        self._expect(size, entry)
+        fs.get_file(self.locate(entry.path), str(target))
+
+    def _copy_of_now(self, path: str) -> Path:
+        """A copy of a file that nothing lists, named by its version."""
+        fs, _ = self._open()
+        fs.invalidate_cache()
+        target = self.locate(path)
+        key = f"{fs.unstrip_protocol(target)} {fs.ukey(target)}"
+        wanted = Wanted(key, int(fs.size(target)), None, f"{redacted(self.url)}: {path}")
+        return self.cache.keep(wanted, lambda copy: fs.get_file(target, str(copy)))
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[Path]:

@@ -222,7 +222,7 @@ def owning(folder: Folder) -> Iterator[Folder]:
     """
     hold = _locked if folder.is_local else _leased
     with hold(folder) as fence:
-        yield Folder(folder.url, fence)
+        yield folder.behind(fence)
 
 
 @contextlib.contextmanager

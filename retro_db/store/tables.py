@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -88,40 +89,21 @@ def _to_arrow(values: np.ndarray | list[str], kind: pa.DataType) -> pa.Array:
     return pa.array(values, type=kind)
 
 
-class IpcFile:
-    """One Arrow IPC file, memory-mapped; every column of a batch is a NumPy view.
+class TableFile(abc.ABC):
+    """Part of an Arrow table, in one file: every column of a batch is a NumPy view.
 
     Args:
-        path: Local file.
         schema: What the file must hold.
         rows: How many rows it must hold.
         batch_rows: Rows of every batch but the last.
-
-    Raises:
-        DamagedFileError: The file is no Arrow file, or holds something else.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, rows: int, batch_rows: int) -> None:
+    def __init__(self, schema: pa.Schema, rows: int, batch_rows: int) -> None:
+        self.schema = schema
         self.rows = rows
         self.batch_rows = batch_rows
-        self.schema = schema
-        self._path = path
-        self._schema = schema
-        self._batches: dict[int, dict[str, np.ndarray]] = {}
-        with decoding(f"{path}: not a readable Arrow file"):
-            source = pa.memory_map(str(path))
-            self._file = memoryview(source.read_buffer())
-            self._reader = pa.ipc.open_file(source)
-            self._offsets = batch_offsets(self._file)
-            found = self._reader.schema
-            if not found.equals(schema):
-                raise ValueError(f"holds {found.to_string()} instead of {schema.to_string()}")
-        expected = -(-rows // batch_rows)
-        if len(self._offsets) != expected:
-            raise DamagedFileError(
-                f"{path}: {len(self._offsets)} batches instead of {expected}; run verify"
-            )
 
+    @abc.abstractmethod
     def view(self, column: str, batch: int) -> np.ndarray:
         """One batch's column: [rows] or, for fixed-size lists, [rows, size]; read-only.
 
@@ -136,21 +118,6 @@ class IpcFile:
             DamagedFileError: The batch cannot be decoded, is compressed, has null values or another
                 number of rows.
         """
-        if batch not in self._batches:
-            self._batches[batch] = self._decode(batch)
-        return self._batches[batch][column]
-
-    def _decode(self, batch: int) -> dict[str, np.ndarray]:
-        """Views of a batch's columns, none of which reaches beyond the file."""
-        expected = min(self.batch_rows, self.rows - batch * self.batch_rows)
-        with decoding(f"{self._path}: batch {batch}"):
-            if is_compressed(self._file, self._offsets[batch]):
-                raise ValueError("is compressed")
-            data = self._reader.get_batch(batch)
-            data.validate()
-            if data.num_rows != expected:
-                raise ValueError(f"has {data.num_rows} rows instead of {expected}")
-            return {name: _to_numpy(data.column(name)) for name in self._schema.names}
 
     def read(self, column: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start to stop of a column, copied where they span batches.
@@ -172,8 +139,61 @@ class IpcFile:
             base = batch * self.batch_rows
             pieces.append(self.view(column, batch)[max(start - base, 0) : stop - base])
         if not pieces:
-            return _to_numpy(pa.array([], self._schema.field(column).type))
+            return _to_numpy(pa.array([], self.schema.field(column).type))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+class IpcFile(TableFile):
+    """One Arrow IPC file, memory-mapped; every column of a batch is a NumPy view.
+
+    Args:
+        path: Local file.
+        schema: What the file must hold.
+        rows: How many rows it must hold.
+        batch_rows: Rows of every batch but the last.
+        where: The file's name, for error messages; its path where left out.
+
+    Raises:
+        DamagedFileError: The file is no Arrow file, or holds something else.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, rows: int, batch_rows: int, where: str = ""
+    ) -> None:
+        super().__init__(schema, rows, batch_rows)
+        self._where = where or str(path)
+        self._batches: dict[int, dict[str, np.ndarray]] = {}
+        with decoding(f"{self._where}: not a readable Arrow file"):
+            source = pa.memory_map(str(path))
+            self._file = memoryview(source.read_buffer())
+            self._reader = pa.ipc.open_file(source)
+            self._offsets = batch_offsets(self._file)
+            found = self._reader.schema
+            if not found.equals(schema):
+                raise ValueError(f"holds {found.to_string()} instead of {schema.to_string()}")
+        expected = -(-rows // batch_rows)
+        if len(self._offsets) != expected:
+            raise DamagedFileError(
+                f"{self._where}: {len(self._offsets)} batches instead of {expected}; run verify"
+            )
+
+    def view(self, column: str, batch: int) -> np.ndarray:
+        """As every table file's: from the memory map."""
+        if batch not in self._batches:
+            self._batches[batch] = self._decode(batch)
+        return self._batches[batch][column]
+
+    def _decode(self, batch: int) -> dict[str, np.ndarray]:
+        """Views of a batch's columns, none of which reaches beyond the file."""
+        expected = min(self.batch_rows, self.rows - batch * self.batch_rows)
+        with decoding(f"{self._where}: batch {batch}"):
+            if is_compressed(self._file, self._offsets[batch]):
+                raise ValueError("is compressed")
+            data = self._reader.get_batch(batch)
+            data.validate()
+            if data.num_rows != expected:
+                raise ValueError(f"has {data.num_rows} rows instead of {expected}")
+            return {name: _to_numpy(data.column(name)) for name in self.schema.names}
 
 
 @contextlib.contextmanager
@@ -211,7 +231,7 @@ class ColumnReader:
         column: Name of the column.
     """
 
-    def __init__(self, files: list[IpcFile], column: str) -> None:
+    def __init__(self, files: Sequence[TableFile], column: str) -> None:
         self.files = files
         self._column = column
         self._starts = np.concatenate(

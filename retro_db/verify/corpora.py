@@ -17,7 +17,7 @@ from retro_db.manifest import SourceCounts, query_path
 from retro_db.neighbors import Documents
 from retro_db.parts import Part, load_documents, load_queries
 from retro_db.store.folder import FileEntry
-from retro_db.store.tables import IpcFile
+from retro_db.store.tables import TableFile
 
 BLOCK_ROWS = 65_536
 
@@ -110,7 +110,7 @@ class HeldPart:
         """Its chunks' global ids."""
         return slice(self.part.first_id, self.part.first_id + self.part.rows)
 
-    def open(self, table: str, entry: FileEntry) -> IpcFile:
+    def open(self, table: str, entry: FileEntry) -> TableFile:
         """One of its Arrow files."""
         corpus = self.held.corpus
         [file] = open_table(corpus.folder, [entry], table, corpus.parameters)
@@ -118,8 +118,8 @@ class HeldPart:
 
     def read_documents(self, *columns: str) -> pa.Table:
         """Columns of its documents; all where none is named."""
-        path = self.held.corpus.folder.local(self.part.documents.path)
-        return pq.read_table(path, columns=list(columns) or None)
+        with self.held.corpus.folder.holding(self.part.documents) as path:
+            return pq.read_table(path, columns=list(columns) or None)
 
     def load_documents(self, parts: list[Part]) -> Documents:
         """Its documents that have chunks, and what each must not find.

@@ -38,7 +38,8 @@ def check_dropped(held: Held) -> Iterator[str]:
         for reason in CONTENT_REASONS:
             counted[source.name, reason] += source.dropped_by.get(reason, 0)
     for entry in held.corpus.tables.dropped:
-        table = pq.read_table(held.corpus.folder.local(entry.path), columns=["source", "reason"])
+        with held.corpus.folder.holding(entry) as path:
+            table = pq.read_table(path, columns=["source", "reason"])
         counted.subtract(zip(*(column.to_pylist() for column in table.columns), strict=True))
     for (name, reason), missing in counted.items():
         if missing:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 
@@ -144,7 +144,8 @@ def _check_bytes(folder: Folder, entry: FileEntry, meter: Meter) -> Iterator[str
         yield f"{entry.path}: lies outside, behind a link"
         return
     try:
-        size, sha256 = _hash(folder.local(entry.path), meter)
+        with folder.streaming(entry.path) as stream:
+            size, sha256 = _hash(stream, meter)
     except DamagedFileError:
         yield f"{entry.path}: missing"
     except OSError as error:
@@ -156,15 +157,13 @@ def _check_bytes(folder: Folder, entry: FileEntry, meter: Meter) -> Iterator[str
             yield f"{entry.path}: its bytes are not those that were written"
 
 
-def _hash(path: Path, meter: Meter) -> tuple[int, str]:
+def _hash(stream: BinaryIO, meter: Meter) -> tuple[int, str]:
     """Size and sha256 of a file, told a piece at a time."""
     hasher, size = hashlib.sha256(), 0
-    buffer = memoryview(bytearray(_PIECE))
-    with path.open("rb", buffering=0) as stream:
-        while read := stream.readinto(buffer):
-            hasher.update(buffer[:read])
-            size += read
-            meter(read)
+    while piece := stream.read(_PIECE):
+        hasher.update(piece)
+        size += len(piece)
+        meter(len(piece))
     return size, hasher.hexdigest()
 
 

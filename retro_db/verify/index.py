@@ -58,7 +58,7 @@ class Partitions:
 
     def __init__(self, database: Database, pool: Executor) -> None:
         self._paths = [
-            database.folder.local(entry.path) for entry in database.manifest.partition_files
+            database.folder.verified(entry) for entry in database.manifest.partition_files
         ]
         counts = pool.map(lambda path: int(open_lists(path).nlist), self._paths)
         self.starts = [0, *itertools.accumulate(counts)]
@@ -95,7 +95,7 @@ class IndexExamination:
         self._partitions = partitions
         self._meter = meter
         self._manifest = held.database.manifest
-        self._template = open_lists(held.database.folder.local(self._manifest.template_file.path))
+        self._template = open_lists(held.database.folder.verified(self._manifest.template_file))
         self._seen = np.zeros(len(held.database), bool)
         self._lock = threading.Lock()
 

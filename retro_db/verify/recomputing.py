@@ -116,7 +116,7 @@ class Recomputation:
         self._tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
         self._parts = [part.part for part in home.parts()]
         self._partitions = Partitions(database, pool)
-        self._template = read_index(database.folder.local(manifest.template_file.path))
+        self._template = read_index(database.folder.verified(manifest.template_file))
         self._memory = manifest.config.get("index", {}).get("memory")
         self._finders: dict[tuple[FileEntry, ...], Finder] = {}
 

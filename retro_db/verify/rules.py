@@ -12,7 +12,7 @@ from retro_db.manifest import TRAIN, VALIDATION
 from retro_db.meter import Meter
 from retro_db.neighbors import Documents
 from retro_db.parts import Part
-from retro_db.store.tables import IpcFile
+from retro_db.store.tables import TableFile
 from retro_db.verify.corpora import HeldPart, between, blocks
 
 _DISTANCE_ROWS = 1000
@@ -57,7 +57,7 @@ def check_chunks(held: HeldPart, meter: Meter) -> Iterator[str]:
 
 
 def _check_chunks(
-    held: HeldPart, file: IpcFile, start: int, stop: int, owners: np.ndarray, ends: np.ndarray
+    held: HeldPart, file: TableFile, start: int, stop: int, owners: np.ndarray, ends: np.ndarray
 ) -> Iterator[str]:
     """Lengths are 1 to m, full but for a document's last chunk; padding pads; ids are of the vocabulary."""
     info, path = held.held.database.manifest.chunk, held.part.chunks.path

@@ -41,17 +41,18 @@ def _check_table(
     folder: Folder, entry: FileEntry, agreed: Contract, schema: pa.Schema
 ) -> Iterator[str]:
     """The file holds what the contract says, and can be read as that to its last value."""
-    path, rows = folder.local(entry.path), entry.rows or 0
+    rows = entry.rows or 0
     try:
-        if agreed.format == "parquet":
-            read_parquet(path, schema, rows, str(path))
-            yield from (f"{entry.path}: {problem}" for problem in _check_groups(path, agreed))
-        else:
-            file = IpcFile(path, schema, rows, agreed.batch_rows)
-            for batch in range(-(-rows // agreed.batch_rows)):
-                file.view(schema.names[0], batch)
+        with folder.holding(entry) as path:
+            if agreed.format == "parquet":
+                read_parquet(path, schema, rows, entry.path)
+                yield from (f"{entry.path}: {problem}" for problem in _check_groups(path, agreed))
+            else:
+                file = IpcFile(path, schema, rows, agreed.batch_rows, entry.path)
+                for batch in range(-(-rows // agreed.batch_rows)):
+                    file.view(schema.names[0], batch)
     except DamagedFileError as error:
-        reason = one_line(error).removeprefix(f"{path}: ").removesuffix("; run verify")
+        reason = one_line(error).removeprefix(f"{entry.path}: ").removesuffix("; run verify")
         yield f"{entry.path}: {reason}"
 
 

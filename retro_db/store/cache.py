@@ -1,0 +1,354 @@
+"""Copies of remote files on this machine: whole, checked, within a bound, shared by its processes.
+
+A listed file's copy is named by its sha256, so that no copy is ever stale and a warm one is found without
+a request. A copy takes its name in one step, once its bytes were compared, and is never written to: it can
+only leave the folder. Who has it mapped reads on, and who has it locked (`flock`, shared) keeps it there.
+
+Beside a copy on its way lie what has come of it, and its claim: a sparse file of the same size, locked by
+whoever fetches, which keeps the room for it. Locks end with their process, however it ends: what is there
+without one is swept. Nothing else in the folder is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from retro_db.errors import DamagedFileError, InputError
+
+_COPY = "retro-db-"
+_COMING = ".retro-db-tmp-"
+_CLAIM = ".retro-db-get-"
+_GATE = ".retro-db-lock"
+# The time of change of a copy whose bytes were compared: whatever writes to it later sets another.
+_COMPARED_NS = 0
+# So long a file waits for room that others take, and looks so often.
+_PATIENCE_SECONDS = 60.0
+_LOOK_SECONDS = 0.05
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kmgtp]?)(i?)b?", re.IGNORECASE)
+
+# Copies that this process keeps until it ends, each with the descriptor that locks it.
+_kept: dict[Path, int] = {}
+_fetching: set[int] = set()
+
+
+def _leave_locks() -> None:
+    """A forked child must not hold on to what its parent fetches beyond the parent's death."""
+    for descriptor in _fetching:
+        os.close(descriptor)
+    _fetching.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
+
+
+class _OtherBytesError(Exception):
+    """What was fetched is not what is listed."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A remote file.
+
+    Attributes:
+        key: What tells it from all others.
+        bytes: Its size.
+        sha256: Of its content; None where nothing lists it.
+        where: Its own place, for messages.
+    """
+
+    key: str
+    bytes: int
+    sha256: str | None
+    where: str
+
+    @property
+    def name(self) -> str:
+        """Of its copy: the key's hash, as a key may be whatever a manifest says."""
+        return hashlib.sha256(self.key.encode("utf-8", "replace")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder on a local disk with copies of remote files, for the processes of one user.
+
+    Attributes:
+        folder: Its path; `retro-db-cache-UID` in the folder for temporary files where it is empty.
+        limit: Bytes that the copies may take together, those on their way included; half of what the
+            disk has free besides them where None. The copies used least recently leave first.
+    """
+
+    folder: str = ""
+    limit: int | None = None
+
+    @contextlib.contextmanager
+    def holding(self, wanted: Wanted, fetch: Callable[[Path], None]) -> Iterator[Path]:
+        """A copy that stays in the cache while the block lasts; what is mapped in it can be read on.
+
+        Args:
+            wanted: Of which file.
+            fetch: Writes its content to a new local file.
+
+        Raises:
+            DamagedFileError: The content is not what is listed.
+            InputError: The cache has no room for it.
+        """
+        descriptor = self._hold(wanted, fetch)
+        try:
+            yield self._copy(wanted)
+        finally:
+            _let_go(descriptor)
+
+    def keep(self, wanted: Wanted, fetch: Callable[[Path], None]) -> Path:
+        """The same, for good: the copy stays in the cache until this process ends."""
+        copy = self._copy(wanted)
+        held = _kept.get(copy)
+        if held is None or not os.fstat(held).st_nlink:
+            _kept[copy] = self._hold(wanted, fetch)
+        return copy
+
+    def _copy(self, wanted: Wanted) -> Path:
+        return self._place() / f"{_COPY}{wanted.name}"
+
+    def _place(self) -> Path:
+        """The folder, which is there from then on."""
+        if self.folder:
+            place = Path(self.folder)
+            place.mkdir(parents=True, exist_ok=True)
+            return place
+        place = Path(tempfile.gettempdir()) / f"retro-db-cache-{os.getuid()}"
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.lstat().st_uid != os.getuid():
+            raise InputError(f"{place}: belongs to somebody else; name another folder as the cache")
+        return place
+
+    def _hold(self, wanted: Wanted, fetch: Callable[[Path], None]) -> int:
+        """A descriptor with a shared lock on a whole copy."""
+        copy = self._copy(wanted)
+        while True:
+            descriptor = _lock(copy, fcntl.LOCK_SH)
+            if descriptor is None:
+                descriptor = self._fetch(wanted, fetch)
+            if descriptor is not None:
+                if _is_right(copy, descriptor, wanted):
+                    use(copy, os.fstat(descriptor).st_ino)
+                    return descriptor
+                # Others may have it mapped, but nobody opens it any more.
+                copy.unlink(missing_ok=True)
+                _let_go(descriptor)
+
+    def _fetch(self, wanted: Wanted, fetch: Callable[[Path], None]) -> int | None:
+        """Brings a copy, locked as `_hold` does; None where another process has brought it meanwhile."""
+        place, copy = self._place(), self._copy(wanted)
+        coming = place / f"{_COMING}{wanted.name}"
+        with _claiming(place / f"{_CLAIM}{wanted.name}") as claim:
+            if copy.exists():
+                return None
+            self._reserve(claim, wanted)
+            try:
+                fetch(coming)
+                _compare(coming, wanted)
+                with _gate(place):
+                    descriptor = _lock(coming, fcntl.LOCK_SH)
+                    coming.replace(copy)
+                    os.ftruncate(claim, 0)
+                return descriptor
+            except _OtherBytesError as error:
+                raise DamagedFileError(
+                    f"{wanted.where}: its bytes are not those that were written; restore it or build again"
+                ) from error
+            finally:
+                coming.unlink(missing_ok=True)
+
+    def _reserve(self, claim: int, wanted: Wanted) -> None:
+        """Makes room, and marks it as taken.
+
+        Raises:
+            InputError: There is none, and waiting for others does not help.
+        """
+        place = self._place()
+        os.ftruncate(claim, 0)  # one that a killed process has left has a size already
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            with _gate(place):
+                _sweep(place)
+                short, limit = self._make_room(place, wanted.bytes)
+                if short <= 0:
+                    os.ftruncate(claim, wanted.bytes)
+                    return
+            kept = list(_kept.items())
+            own = sum(os.fstat(held).st_size for copy, held in kept if copy.parent == place)
+            if wanted.bytes + own > limit or time.monotonic() > end:
+                raise InputError(
+                    f"cache_bytes: {wanted.where} has {wanted.bytes:,} bytes and finds no room in {place}, "
+                    f"which may hold {limit:,}, of which {limit + short - wanted.bytes:,} are in use; give "
+                    "it more, or another folder"
+                )
+            time.sleep(_LOOK_SECONDS)
+
+    def _make_room(self, place: Path, size: int) -> tuple[int, int]:
+        """Lets the least recently used copies go; how many bytes are short all the same, and the limit."""
+        copies = _stats(place, _COPY)
+        claims = _stats(place, _CLAIM).values()
+        taken = sum(stat.st_size for stat in (*copies.values(), *claims))
+        limit = self.limit
+        if limit is None:
+            limit = (shutil.disk_usage(place).free + taken) // 2
+        short = taken + size - limit
+        for copy in sorted(copies, key=lambda copy: copies[copy].st_atime_ns):
+            if short > 0 and _remove(copy):
+                short -= copies[copy].st_size
+        return short, limit
+
+
+def use(copy: Path, inode: int) -> bool:
+    """Marks a copy as used now.
+
+    Args:
+        copy: Where it lies.
+        inode: Of the copy that is meant.
+
+    Returns:
+        Whether it is still there, as it was.
+    """
+    try:
+        found = copy.stat()
+        if (found.st_ino, found.st_mtime_ns) != (inode, _COMPARED_NS):
+            return False
+        os.utime(copy, ns=(time.time_ns(), _COMPARED_NS))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def parse_bytes(size: int | str) -> int:
+    """A number of bytes, or a text such as `200MB` and `2GiB`.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if isinstance(size, int):
+        return size
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise InputError(f"cache_bytes: {size!r} is no size; write bytes, or such as 200MB or 2GiB")
+    number, prefix, binary = match.groups()
+    power = " kmgtp".index(prefix.lower() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def _lock(path: Path, kind: int, flags: int = os.O_RDONLY) -> int | None:
+    """A descriptor with a lock on what has the name then; None where nothing has it, or it is locked."""
+    while True:
+        try:
+            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, kind)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        _let_go(descriptor)
+
+
+def _let_go(descriptor: int) -> None:
+    """Unlocks for processes forked meanwhile, too."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """The only lock on a file that is made for it, waited for."""
+    descriptor = _lock(path, fcntl.LOCK_EX, os.O_RDWR | os.O_CREAT)
+    assert descriptor is not None  # noqa: S101 - it is made, and waited for
+    _fetching.add(descriptor)
+    try:
+        yield descriptor
+    finally:
+        _fetching.discard(descriptor)
+        _let_go(descriptor)
+
+
+@contextlib.contextmanager
+def _claiming(claim: Path) -> Iterator[int]:
+    """The right to fetch one file, and the file that keeps its room."""
+    with _locked(claim) as descriptor:
+        try:
+            yield descriptor
+        finally:
+            claim.unlink(missing_ok=True)
+
+
+def _gate(place: Path) -> contextlib.AbstractContextManager[int]:
+    """One process at a time counts and lets go."""
+    return _locked(place / _GATE)
+
+
+def _sweep(place: Path) -> None:
+    """Removes what is left of fetches whose process is dead."""
+    for claim in _stats(place, _CLAIM):
+        descriptor = _lock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if descriptor is not None:
+            coming = f"{_COMING}{claim.name.removeprefix(_CLAIM)}"
+            (place / coming).unlink(missing_ok=True)
+            claim.unlink(missing_ok=True)
+            _let_go(descriptor)
+
+
+def _stats(place: Path, prefix: str) -> dict[Path, os.stat_result]:
+    """Files of one kind; others may remove them meanwhile."""
+    found = {}
+    for path in place.glob(f"{prefix}*"):
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = path.stat()
+    return found
+
+
+def _remove(copy: Path) -> bool:
+    """Removes a copy, if nobody holds it."""
+    descriptor = _lock(copy, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if descriptor is None:
+        return False
+    copy.unlink(missing_ok=True)
+    _let_go(descriptor)
+    return True
+
+
+def _is_right(copy: Path, descriptor: int, wanted: Wanted) -> bool:
+    """Whether a copy is what it was when its bytes were compared; where it was touched, compares again."""
+    found = os.fstat(descriptor)
+    if found.st_size != wanted.bytes:
+        return False
+    if found.st_mtime_ns != _COMPARED_NS:
+        try:
+            _compare(copy, wanted)
+        except _OtherBytesError:
+            return False
+    return True
+
+
+def _compare(file: Path, wanted: Wanted) -> None:
+    """Compares size and sha256, and marks the file as compared, for good.
+
+    Raises:
+        _OtherBytesError: They differ.
+    """
+    with file.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        os.fsync(stream.fileno())
+    if file.stat().st_size != wanted.bytes or wanted.sha256 not in (None, sha256):
+        raise _OtherBytesError
+    os.utime(file, ns=(time.time_ns(), _COMPARED_NS))
