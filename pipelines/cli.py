@@ -106,6 +106,54 @@ def build(
 
 
 @cli.command()
+@click.argument("config", metavar="[CONFIG.yaml]", required=False, type=click.Path())
+@_SET
+@click.option("--tokens", metavar="COUNT", help="Plan for so many tokens, such as 1.75T or 300B.")
+@click.option(
+    "--tokens-per-document",
+    metavar="COUNT",
+    help="With --tokens: mean length of a document; 1,000 as in the paper's corpus.",
+)
+@click.option("--vocab-size", metavar="COUNT", help="With --tokens: of the tokenizer; 128,000.")
+@click.option("--dimension", metavar="COUNT", help="With --tokens: of the encoder's keys; 768.")
+@click.option("--k", metavar="COUNT", help="Neighbors of a chunk, as --set neighbors.k=COUNT.")
+@click.option("--index-memory", metavar="SIZE", help="Such as 512GB, as --set index.memory=SIZE.")
+@click.option(
+    "--no-embeddings", is_flag=True, help="Keys are not kept, as --set embeddings.keep=false."
+)
+@click.option("--bytes-per-token", metavar="COUNT", help="Of text, about; 4 as in English.")
+@click.option(
+    "--chunks-per-second",
+    metavar="COUNT",
+    help="What one of your devices embeds, as benchmarks/embedding.py prints it.",
+)
+@_JSON
+def plan(
+    config: str | None,
+    overrides: tuple[str, ...],
+    k: str | None,
+    index_memory: str | None,
+    no_embeddings: bool,
+    chunks_per_second: str | None,
+    as_json: bool,
+    **corpus: str | None,
+) -> None:
+    """Say what a build would take, of a configuration or of so many tokens, before anything runs."""
+    from .plan import CorpusOptions, plan_build
+    from .reading import show_plan
+
+    short = {"neighbors.k": k, "index.memory": index_memory}
+    settings = [
+        *overrides,
+        *(f"{key}={value}" for key, value in short.items() if value is not None),
+    ]
+    if no_embeddings:
+        settings.append("embeddings.keep=false")
+    planned = plan_build(config, CorpusOptions(**corpus), settings, chunks_per_second)
+    show_plan(planned, as_json, Console())
+
+
+@cli.command()
 @_DATABASE
 @_JSON
 def inspect(database: str, as_json: bool) -> None:

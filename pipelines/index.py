@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,10 +16,11 @@ from retro_db.database import open_table
 from retro_db.errors import CorpusError
 from retro_db.index.filling import (
     assemble_partition,
+    cut_lists,
     encode_part,
-    list_ranges,
+    pack_entries,
     partition_path,
-    plan_partitions,
+    unpack_entries,
 )
 from retro_db.index.keys import IndexKey, choose_key, parse_key, reduce_key
 from retro_db.index.refining import FINE_PATH, refine_part
@@ -38,7 +40,7 @@ from .shards import Task, fingerprint
 from .stage import Build, run_stage, sole
 from .tune import tune_stages
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ class TrainedIndex:
 
 @dataclass(frozen=True)
 class EncodedPart:
-    """One part's codes, how many in each range of lists, and its fine codes if they are wanted."""
+    """One part's codes, how many in each range of lists, and its fine codes if they are wanted.
+
+    The numbers are packed: a driver holds them of tens of thousands of parts, a thousand each.
+    """
 
     file: FileEntry
-    entries: list[int]
+    entries: str
     fine: FileEntry | None
 
 
@@ -170,7 +175,7 @@ class EncodeJob:
         if quantizer is not None:
             path = contract("fine").name(part.shard, part.number)
             fine = refine_part(keys.embeddings, path, quantizer, self.folder)
-        return EncodedPart(file, entries, fine)
+        return EncodedPart(file, pack_entries(entries), fine)
 
     def files(self, result: EncodedPart) -> list[FileEntry]:
         """The codes, and the fine codes."""
@@ -395,12 +400,9 @@ def assemble_stage(
 def _partitions(
     config: IndexConfig, codes: list[EncodedPart], key: IndexKey, dimension: int
 ) -> list[tuple[int, int]]:
-    """Ranges of lists: as many as configured, or planned from the memory."""
-    entries = np.sum([encoded.entries for encoded in codes], axis=0, dtype=np.int64)
-    if config.partitions == "auto":
-        each, _ = predict_size(key, dimension, 1)
-        return plan_partitions(entries, key.lists, each, int(config.memory))
-    return list_ranges(entries, key.lists, config.partitions)
+    entries = functools.reduce(np.add, (unpack_entries(encoded.entries) for encoded in codes))
+    each, _ = predict_size(key, dimension, 1)
+    return cut_lists(config, entries, key.lists, each)
 
 
 def say_index(build: Build, index: BuiltIndex) -> None:

@@ -258,7 +258,8 @@ def _find_duplicates(
         for number, shard in enumerate(screened)
         if shard.signatures
     ]
-    partitions = count_partitions(signed, Bands.for_threshold(similarity).count)
+    documents = sum(shard.file.rows or 0 for shard in signed)
+    partitions = count_partitions(documents, Bands.for_threshold(similarity).count)
     pairs_job = PairsJob(build.folder, signed, similarity)
     signatures = digest([shard.file.sha256 for shard in signed])
     tasks = [

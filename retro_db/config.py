@@ -302,17 +302,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: not valid YAML: {reason}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold keys and values, such as 'output: db/'")
-    for override in overrides:
-        _override(data, override)
-    return parse_config(data, str(path))
+    return parse_config(data, str(path), overrides)
 
 
-def parse_config(data: dict[str, Any], where: str) -> Config:
+def parse_config(data: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
     """Checks parsed YAML.
 
     Args:
-        data: What the file holds.
+        data: What the file holds; overrides are filled in.
         where: Its name, for error messages.
+        overrides: `a.b=value` each, as for `load_config`.
 
     Returns:
         The checked configuration.
@@ -320,6 +319,8 @@ def parse_config(data: dict[str, Any], where: str) -> Config:
     Raises:
         ConfigError: Names the first wrong key and, where one is near, the key that was meant.
     """
+    for override in overrides:
+        _override(data, override)
     try:
         return Config.model_validate(data)
     except pydantic.ValidationError as error:

@@ -301,9 +301,14 @@ def write_manifest(folder: Folder, manifest: Manifest) -> Manifest:
         The manifest as written.
     """
     sealed = manifest.sealed()
-    text = json.dumps(to_json(sealed), indent=1, sort_keys=True, allow_nan=False)
-    folder.write(FILE, (text + "\n").encode("ascii"))
+    folder.write(FILE, manifest_text(sealed))
     return sealed
+
+
+def manifest_text(manifest: Manifest) -> bytes:
+    """The content of the manifest's file."""
+    text = json.dumps(to_json(manifest), indent=1, sort_keys=True, allow_nan=False)
+    return (text + "\n").encode("ascii")
 
 
 def write_generation(folder: Folder, old: Manifest, new: Manifest) -> Manifest:

@@ -24,6 +24,15 @@ _SETTINGS = "tokenizer_config.json"
 _SEGMENTS_AT_ONCE = 32
 
 
+def token_type_for(vocab_size: int) -> np.dtype:
+    """uint16 where every id fits, else uint32.
+
+    Args:
+        vocab_size: Ids are below it.
+    """
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
 class Tokenizer:
     """A fast HuggingFace tokenizer, used so that no text is lost and none is invented.
 
@@ -142,8 +151,8 @@ class Tokenizer:
 
     @property
     def token_type(self) -> np.dtype:
-        """uint16 where every id fits, else uint32."""
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        """What its ids are stored as."""
+        return token_type_for(self.vocab_size)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, as arrays of `token_type`; long texts are encoded in segments."""

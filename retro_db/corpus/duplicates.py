@@ -24,7 +24,8 @@ from retro_db.store.folder import FileEntry, Folder, describe
 
 # A document's number over all shards: the shard's above, its row in the signatures below.
 _ROW_BITS = 40
-_ENTRY = np.dtype([("key", "<u8"), ("document", "<u8")])
+# A band key and its document.
+BAND_ENTRY = np.dtype([("key", "<u8"), ("document", "<u8")])
 # Entries of one partition: 64 MB.
 _PARTITION_ENTRIES = 1 << 22
 # In a band with more different documents than this, only the first so many are compared with all.
@@ -54,15 +55,14 @@ class Pairs:
     file: FileEntry
 
 
-def count_partitions(shards: Sequence[SignedShard], bands: int) -> int:
+def count_partitions(documents: int, bands: int) -> int:
     """Into how many parts the band keys are divided, each small enough for one worker's memory.
 
     Args:
-        shards: All of them.
+        documents: That have keys.
         bands: Keys of a document.
     """
-    entries = sum(shard.file.rows or 0 for shard in shards) * bands
-    return max(1, -(-entries // _PARTITION_ENTRIES))
+    return max(1, -(-documents * bands // _PARTITION_ENTRIES))
 
 
 def band_entries(
@@ -80,7 +80,7 @@ def band_entries(
     """
     with folder.holding(shard.file) as path:
         keys = SignatureFile(path).keys
-    entries = np.empty(keys.size, _ENTRY)
+    entries = np.empty(keys.size, BAND_ENTRY)
     entries["key"] = keys.reshape(-1)
     documents = np.arange(len(keys), dtype=np.uint64) + np.uint64(shard.number << _ROW_BITS)
     entries["document"] = np.repeat(documents, keys.shape[1])
@@ -111,7 +111,9 @@ def find_pairs(
     Returns:
         The file of pairs, first before second, in order.
     """
-    entries = np.concatenate([np.empty(0, _ENTRY), *(np.frombuffer(b, _ENTRY) for b in blocks)])
+    entries = np.concatenate(
+        [np.empty(0, BAND_ENTRY), *(np.frombuffer(b, BAND_ENTRY) for b in blocks)]
+    )
     entries = entries[np.lexsort((entries["document"], entries["key"]))]
     files = _Signatures(shards, folder)
     same = np.flatnonzero(entries["key"][1:] == entries["key"][:-1])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from retro_db.config import Config
@@ -14,7 +15,36 @@ from retro_db.hashing import fraction_of
 _PIECES = 8
 _RECORDS = 200
 # English in any tokenizer of a language model: fewer characters mean more tokens than there are.
-_CHARACTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4.0
+
+
+def expected_chunks(tokens: float, documents: int, chunk_tokens: int) -> int:
+    """Chunks that documents are cut into, if all that is known of their lengths is the mean.
+
+    A document of t tokens has ceil(t / m) chunks. Where lengths are distributed exponentially with mean
+    T, their expectation is 1 / (1 - exp(-m / T)): T / m + 1/2 where documents are long, as the last
+    chunk is half full on average, and 1 where they are short.
+
+    Args:
+        tokens: Of all documents, without padding.
+        documents: D.
+        chunk_tokens: m.
+
+    Returns:
+        Chunks of all documents, about.
+    """
+    if not tokens or not documents:
+        return 0
+    return round(documents / -math.expm1(-chunk_tokens * documents / tokens))
+
+
+@dataclass(frozen=True)
+class SampledDocument:
+    """A document that was read for an estimate, without its text, and how long that is."""
+
+    source: str
+    document: Document
+    characters: int
 
 
 @dataclass(frozen=True)
@@ -25,11 +55,13 @@ class CorpusEstimate:
         documents: Documents.
         characters: Of their text.
         rejects: The first bad record of every piece in which none of the records read was good.
+        sample: The documents that were read.
     """
 
     documents: int
     characters: int
     rejects: list[Reject]
+    sample: list[SampledDocument] = field(default_factory=list)
 
     def thinned(self, documents: int) -> CorpusEstimate:
         """The same of a sample of so many documents."""
@@ -41,9 +73,8 @@ class CorpusEstimate:
         )
 
     def chunks(self, chunk_tokens: int) -> int:
-        """Chunks of so many tokens: a document's last one is half full on average."""
-        whole = self.characters / _CHARACTERS_PER_TOKEN / chunk_tokens
-        return round(whole + self.documents / 2)
+        """Chunks of so many tokens, about."""
+        return expected_chunks(self.characters / CHARACTERS_PER_TOKEN, self.documents, chunk_tokens)
 
 
 def estimate_corpus(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
@@ -61,10 +92,12 @@ def estimate_corpus(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
     pieces.sort(key=lambda pair: fraction_of("estimate", config.seed, pair[1].file.name))
     documents, characters, size = 0.0, 0.0, 0
     rejects: list[Reject] = []
+    sample: list[SampledDocument] = []
     for shard, piece in pieces[:_PIECES]:
         one = Shard(0, shard.source, shard.format, [piece])
         records = list(islice(read_shard(one, sources[shard.source]), _RECORDS))
         good = [record for record in records if isinstance(record, Document)]
+        sample += [_without_text(shard.source, document) for document in good]
         rejects += [record for record in records if isinstance(record, Reject)][: not good]
         read = sum(record.size for record in good)
         share = shard.fraction
@@ -75,4 +108,8 @@ def estimate_corpus(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
         characters += read * share
         size += piece.bytes
     whole = sum(shard.bytes for shard in shards) / max(size, 1)
-    return CorpusEstimate(round(documents * whole), round(characters * whole), rejects)
+    return CorpusEstimate(round(documents * whole), round(characters * whole), rejects, sample)
+
+
+def _without_text(source: str, document: Document) -> SampledDocument:
+    return SampledDocument(source, replace(document, text=None, tokens=None), document.size)

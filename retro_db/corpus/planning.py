@@ -98,7 +98,7 @@ def plan_shards(config: Config, fields: Sequence[str] | None = None) -> list[Sha
                 f"{field}: {source.name} is tokens already; name the tokenizer that made "
                 "them in tokenizer.path"
             )
-        packs = _pack(select_files(files, kind), kind, int(config.chunk.shard_size))
+        packs = pack_files(select_files(files, kind), kind, int(config.chunk.shard_size))
         for pieces in packs:
             shards.append(Shard(len(shards), source.name, kind, pieces, source.fraction))
     return shards
@@ -116,7 +116,7 @@ def plan_evaluation(settings: LeakageConfig, shard_size: int) -> list[Shard]:
     """
     files = Listing().files(settings.paths, "leakage.paths")
     kind = settings.format or infer_format(files, "leakage")
-    packs = _pack(select_files(files, kind), kind, shard_size)
+    packs = pack_files(select_files(files, kind), kind, shard_size)
     return [Shard(number, "leakage", kind, pieces) for number, pieces in enumerate(packs)]
 
 
@@ -198,8 +198,17 @@ def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int)
     return sampled
 
 
-def _pack(files: Sequence[InputFile], kind: str, shard_size: int) -> list[list[Piece]]:
-    """Pieces in order, gathered into groups of about `shard_size` bytes of text."""
+def pack_files(files: Sequence[InputFile], kind: str, shard_size: int) -> list[list[Piece]]:
+    """Pieces in order, gathered into groups of about `shard_size` bytes of text.
+
+    Args:
+        files: Of one source. Only one that is larger than a shard is opened.
+        kind: Their format.
+        shard_size: Bytes of text of a group.
+
+    Returns:
+        The pieces of each shard.
+    """
     packs: list[list[Piece]] = []
     room = 0.0
     for file in files:

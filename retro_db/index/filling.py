@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import bisect
 import itertools
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from retro_db.config import IndexConfig
 from retro_db.index.structure import (
     faiss,
     inverted_file,
@@ -136,6 +139,16 @@ def range_bounds(lists: int) -> np.ndarray:
     return lists * np.arange(count + 1) // count
 
 
+def pack_entries(entries: Sequence[int]) -> str:
+    """Numbers as text that JSON takes at little cost: zlib of little-endian int64, in base 85."""
+    return base64.b85encode(zlib.compress(np.array(entries, "<i8").tobytes())).decode("ascii")
+
+
+def unpack_entries(packed: str) -> np.ndarray:
+    """What `pack_entries` packed: int64 [n]."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(packed)), "<i8")
+
+
 def list_ranges(entries: np.ndarray, lists: int, partitions: int) -> list[tuple[int, int]]:
     """Cuts the lists into ranges of about equally many entries.
 
@@ -183,6 +196,25 @@ def plan_partitions(
         if np.add.reduceat(entries, starts).max() <= limit or len(ranges) < count:
             return ranges
         count += 1
+
+
+def cut_lists(
+    config: IndexConfig, entries: np.ndarray, lists: int, entry_bytes: int
+) -> list[tuple[int, int]]:
+    """Ranges of lists: as many as configured, or planned from the memory.
+
+    Args:
+        config: Of the index.
+        entries: int64 [ranges], in each of the `range_bounds`.
+        lists: Inverted lists in all.
+        entry_bytes: Of one code with its id.
+
+    Returns:
+        First list and one after the last of each range, in order.
+    """
+    if config.partitions == "auto":
+        return plan_partitions(entries, lists, entry_bytes, int(config.memory))
+    return list_ranges(entries, lists, config.partitions)
 
 
 def partition_path(number: int) -> str:

@@ -12,6 +12,9 @@ from retro_db.errors import IndexKeyError
 FLAT_BELOW = 1_000
 # Above this the memory budget decides, and autofaiss proposes.
 PROPOSAL_ABOVE = 4_000_000
+# Of an index that no proposal fits into the memory: InstructRetro's (arXiv 2310.07713, appendix B) for
+# 19 billion chunks.
+_LARGEST_LISTS, _LARGEST_CODE = 1 << 22, 64
 POINTS_PER_LIST = 30
 MAX_POINTS_PER_LIST = 256
 # In training the sample is held as it is, transformed, and in what k-means needs.
@@ -93,7 +96,9 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
     A flat list below 1,000 chunks. Up to some millions 4 sqrt(N) lists, at most N / 30 so that they
     can be trained, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan, whose
     candidates are re-ranked exactly: trained in seconds, and a quarter of the lists gives recall
-    0.98 and more. Above, autofaiss's proposal for the memory.
+    0.98 and more. Above, autofaiss's proposal for the memory. Where even its smallest codes exceed
+    that, the index is searched one group of partitions after another anyway: then codes of 64
+    bytes, in as many lists as the memory can train.
 
     Args:
         chunks: N, entries of the index.
@@ -102,16 +107,12 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
 
     Returns:
         A Faiss factory key that so many chunks can train.
-
-    Raises:
-        IndexKeyError: Nothing fits the memory.
     """
     if chunks < FLAT_BELOW:
         return "IVF1,Flat"
     if chunks > PROPOSAL_ABOVE:
         return _proposed_key(chunks, dimension, memory)
-    # Twice what is needed: a sample is not of the very size asked for.
-    trained = memory // (2 * POINT_COPIES * 4 * dimension * POINTS_PER_LIST)
+    trained = _trainable_lists(dimension, memory)
     lists = max(1, min(round(4 * math.sqrt(chunks)), chunks // POINTS_PER_LIST, trained))
     return f"IVF{lists},PQ{_halves(dimension)}x4fs"
 
@@ -177,12 +178,20 @@ def _proposed_key(chunks: int, dimension: int, memory: int) -> str:
         f"{memory // 1_000_000}MB",
         should_be_memory_mappable=True,
     )
-    if not proposals:
-        raise IndexKeyError(
-            f"index.memory: no index of {chunks:,} chunks fits {memory / 1e9:.0f} GB; raise it, or "
-            "give index.key"
-        )
-    return _corrected(proposals[0], dimension)
+    return _corrected(proposals[0], dimension) if proposals else _streamed_key(dimension, memory)
+
+
+def _streamed_key(dimension: int, memory: int) -> str:
+    """The key of an index that is searched one group of partitions after another."""
+    lists = 1 << int(math.log2(max(1, min(_LARGEST_LISTS, _trainable_lists(dimension, memory)))))
+    blocks = min(_LARGEST_CODE, dimension)
+    width = min(2 * blocks, dimension // blocks * blocks)
+    return f"OPQ{blocks}_{width},IVF{lists}_HNSW32,PQ{blocks}np"
+
+
+def _trainable_lists(dimension: int, memory: int) -> int:
+    """Lists that the memory can train: twice it, as a sample is not of the very size asked for."""
+    return memory // (2 * POINT_COPIES * 4 * dimension * POINTS_PER_LIST)
 
 
 def _corrected(proposal: str, dimension: int) -> str:

@@ -1,0 +1,129 @@
+"""The manifest of a database that is not built yet: every file with its place and size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from retro_db.config import Config
+from retro_db.index.refining import fine_size
+from retro_db.index.training import HNSW_EF_SEARCH
+from retro_db.manifest import (
+    ChunkInfo,
+    Counts,
+    EncoderInfo,
+    IndexInfo,
+    Manifest,
+    NeighborsInfo,
+    QueryCorpus,
+    RecallPoint,
+    SourceCounts,
+    Tables,
+    TokenizerInfo,
+    query_path,
+)
+from retro_db.plan.facts import Corpus, Facts
+from retro_db.store.folder import FileEntry
+from retro_db.tokenizer import token_type_for
+
+_UNKNOWN = "0" * 64
+# Settings that tuning measures, about.
+_MEASURED = 16
+Files = dict[str, list[FileEntry]]
+
+
+def planned_manifest(
+    config: Config,
+    facts: Facts,
+    files: Sequence[Files],
+    index_files: list[FileEntry],
+    index: IndexInfo,
+) -> Manifest:
+    """What a build would write last, but for what only a build can know: hashes, and what tuning finds.
+
+    Args:
+        config: Of the build.
+        facts: Of the build.
+        files: Of the corpus and of each query corpus, by table.
+        index_files: The template and the partitions.
+        index: What the manifest says of the index.
+    """
+    kept = [{name: held for name, held in one.items() if _is_kept(name, config)} for one in files]
+    tables = [Tables(**{"embeddings": [], **one}) for one in kept]
+    corpus, portable = facts.corpus, config.portable()
+    chunks = _rows(files[0]["chunks"])
+    queried = zip(facts.queries, files[1:], tables[1:], strict=True)
+    encoder = config.encoder
+    return Manifest(
+        counts=Counts(corpus.documents, chunks, corpus.tokens, 0, 0, _rows(index_files), 0),
+        sources=[
+            _source(name, corpus, chunks) for name in (source.name for source in config.corpus)
+        ],
+        chunk=ChunkInfo(
+            config.chunk.tokens, token_type_for(facts.vocab_size).name, 0, facts.vocab_size
+        ),
+        tokenizer=TokenizerInfo(_UNKNOWN),
+        encoder=EncoderInfo(
+            portable["encoder"]["model"],
+            _UNKNOWN,
+            facts.dimension,
+            encoder.pooling,
+            encoder.max_length,
+            encoder.dtype,
+            encoder.device,
+        ),
+        index=index,
+        neighbors=NeighborsInfo(config.neighbors.k),
+        config=portable,
+        tables=tables[0],
+        index_files=index_files,
+        tokenizer_files=[
+            FileEntry(f"tokenizer/{name}", size, _UNKNOWN)
+            for name, size in facts.tokenizer_files.items()
+        ],
+        queries=[
+            QueryCorpus(_source(query.name, query, _rows(held["chunks"])), 0, 0, _below(query, own))
+            for query, held, own in queried
+        ],
+    )
+
+
+def index_info(
+    config: Config, key: str, lists: int, partitions: int, points: int, dimension: int
+) -> IndexInfo:
+    """What the manifest says of an index that is not tuned: as many points as tuning measures, about."""
+    graph = HNSW_EF_SEARCH if "_HNSW" in key else None
+    point = RecallPoint(lists, 0.98, 0.97, config.neighbors.rerank, graph)
+    fine = 0 if config.embeddings.keep else fine_size(config.index.refine, dimension)
+    return IndexInfo(
+        key,
+        lists,
+        partitions,
+        lists,
+        point.rerank,
+        points,
+        _UNKNOWN,
+        1000,
+        [point] * _MEASURED,
+        graph,
+        fine,
+    )
+
+
+def _is_kept(table: str, config: Config) -> bool:
+    return table != "embeddings" or config.embeddings.keep
+
+
+def _below(query: Corpus, tables: Tables) -> Tables:
+    place = query_path(query.name)
+    below = {name: [file.below(place) for file in files] for name, files in vars(tables).items()}
+    return Tables(**below)
+
+
+def _source(name: str, corpus: Corpus, chunks: int) -> SourceCounts:
+    return SourceCounts(
+        name, 1.0, corpus.documents, corpus.documents, chunks, corpus.tokens, dropped=0, rejected=0
+    )
+
+
+def _rows(files: Sequence[FileEntry]) -> int:
+    return sum(file.rows or 0 for file in files)
