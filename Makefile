@@ -56,6 +56,7 @@ lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/hadolint Dockerfile
 
 # The JSON Schemas of the manifest and the configuration follow their classes.
 schemas: setup

@@ -285,7 +285,8 @@ def _prepared(
         # Every shard begins a part of its own.
         parts = len(shards) + estimate.chunks(config.chunk.tokens) // config.chunk.part_rows
         if only is None:
-            check_ahead(config, folder, parts, estimate, model, smoke is not None, console)
+            sampled, local = smoke is not None, engine.is_local
+            check_ahead(config, folder, parts, estimate, model, sampled, local, console)
         else:
             allow_files(parts)
         place = os.path.abspath(os.path.expanduser(config.encoder.model))

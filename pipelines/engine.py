@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -23,7 +24,14 @@ from retro_db.errors import (
 from retro_db.store.folder import Folder
 from retro_db.threads import available_cores
 
-from .quiet import PipelineOptions, StandardOptions, beam
+from .briefs import BRIEFS, Brief, ReadBrief
+from .quiet import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+    beam,
+)
 from .shards import FAILURES, Job, Placement, RunShards, Task, read_failures
 
 log = logging.getLogger(__name__)
@@ -69,6 +77,11 @@ class Engine:
         """Threads of one worker: workers times threads is the number of cores."""
         return max(1, available_cores() // self.workers)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the tasks run on this machine."""
+        return self.options().view_as(StandardOptions).runner == "FnApiRunner"
+
     def options(self, processes: bool = False) -> PipelineOptions:
         """Beam's options.
 
@@ -109,7 +122,7 @@ class Engine:
         folder = job.folder
         folder.remove(FAILURES)
         log_path = log_place(folder)
-        options = self.options(placement.processes and self.workers > 1)
+        pipeline = self.pipeline(job, tasks, placement)
         # Beam's workers print the traces of what they raise; those go to the log.
         trace = io.StringIO()
         try:
@@ -117,13 +130,9 @@ class Engine:
                 redirect_stderr(trace),
                 _descriptor_to(Path(log_path)) as standard_error,
                 _watching_workers(standard_error, log_path),
-                beam.Pipeline(options=options) as pipeline,
+                pipeline,
             ):
-                _ = (
-                    pipeline
-                    | f"{job.stage} tasks" >> beam.Create(list(tasks))
-                    | f"{job.stage}" >> RunShards(job, placement)
-                )
+                pass  # leaving runs it
         except ExecutionError as error:
             raise _traced(error, log_path) from error
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
@@ -135,6 +144,37 @@ class Engine:
             # What a retry mended is no failure.
             if not isinstance(failure, ExecutionError):
                 raise failure
+        folder.remove(BRIEFS)
+
+    def pipeline(self, job: Job, tasks: Sequence[Task], placement: Placement) -> beam.Pipeline:
+        """The pipeline of one stage, not run yet; what its workers are told is written.
+
+        Args:
+            job: What to do.
+            tasks: With what.
+            placement: Where.
+        """
+        pipeline = beam.Pipeline(options=self._stage_options(job.stage, placement))
+        _ = (
+            pipeline
+            | f"{job.stage} tasks" >> ReadBrief(Brief.write(job.folder, "tasks", tasks))
+            | job.stage >> RunShards(job.stage, Brief.write(job.folder, "job", [job]), placement)
+        )
+        return pipeline
+
+    def _stage_options(self, stage: str, placement: Placement) -> PipelineOptions:
+        options = self.options(placement.processes and self.workers > 1)
+        if options.view_as(StandardOptions).runner != "DataflowRunner":
+            return options
+        # Names of jobs at work differ, and a dead driver's may still be.
+        cloud = options.view_as(GoogleCloudOptions)
+        cloud.job_name = f"{cloud.job_name or 'retro-db'}-{stage}-{uuid.uuid4().hex[:8]}"
+        if placement.alone:
+            # Else every core has a process with an index of its own in memory.
+            debug = options.view_as(DebugOptions)
+            debug.add_experiment("no_use_multiple_sdk_containers")
+            debug.number_of_worker_harness_threads = 1
+        return options
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.tables import TableFile
 
-from .shards import Task, fingerprint
+from .shards import Placement, Task, fingerprint
 from .stage import Build, run_stage, sole
 from .tune import tune_stages
 
@@ -343,7 +343,8 @@ def _train(
     }
     task = Task("trained", fingerprint(VERSION, decides), parts)
     total = min(entries, points)
-    return sole(run_stage(build, job, [task], TrainedIndex, "chunks", total))
+    placement = Placement.in_memory(memory)
+    return sole(run_stage(build, job, [task], TrainedIndex, "chunks", total, placement))
 
 
 def encode_stage(
@@ -394,7 +395,8 @@ def assemble_stage(
         for lists in ranges
     ]
     total = sum(part.file.rows or 0 for part in codes)
-    return run_stage(build, job, tasks, AssembledPartition, "chunks", total)
+    placement = Placement.in_memory(int(build.config.index.memory))
+    return run_stage(build, job, tasks, AssembledPartition, "chunks", total, placement)
 
 
 def _partitions(

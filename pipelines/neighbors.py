@@ -18,7 +18,7 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.tables import ColumnReader
 
 from .index import BuiltIndex
-from .shards import Task, fingerprint
+from .shards import Placement, Task, fingerprint
 from .stage import Build, run_stage
 from .tune import search_groups
 
@@ -169,7 +169,8 @@ def neighbors_stage(
         for part in parts
     ]
     total = sum(part.rows for part in parts)
-    return run_stage(build, job, tasks, NeighborsPart, "chunks", total)
+    placement = Placement.in_memory(memory)
+    return run_stage(build, job, tasks, NeighborsPart, "chunks", total, placement)
 
 
 if __name__ == "__main__":

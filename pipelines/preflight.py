@@ -36,6 +36,7 @@ def check_ahead(
     estimate: CorpusEstimate,
     model: EncoderModel,
     smoke: bool,
+    local: bool,
     console: Console,
 ) -> None:
     """Says what the build will need, and refuses what cannot end well.
@@ -47,6 +48,7 @@ def check_ahead(
         estimate: Of the corpus.
         model: The encoder, which has been found and read.
         smoke: Whether the index key is reduced to the sample.
+        local: Whether this machine is the one that works.
         console: What people see.
 
     Raises:
@@ -68,7 +70,7 @@ def check_ahead(
         key = choose_key(max(chunks, 1), model.dimension, int(config.index.memory))
     wanted = [
         check_disk(folder, chunks * _chunk_bytes(config, key, model.dimension), held_bytes(folder)),
-        _check_memory(config, key, chunks, model.dimension),
+        _check_memory(key, chunks, model.dimension, local),
         allow_files(parts),
     ]
     console.say(f"check      {', '.join(wanted)}")
@@ -165,10 +167,12 @@ def check_disk(folder: Folder, needed: int, held: int) -> str:
     return f"disk about {_size(needed)} of {_size(free)} free"
 
 
-def _check_memory(config: Config, key: str, chunks: int, dimension: int) -> str:
+def _check_memory(key: str, chunks: int, dimension: int, local: bool) -> str:
     """Training is what takes most; a key that cannot do with `index.memory` is refused elsewhere."""
     points = min(chunks, needed_points(parse_key(key, dimension)))
     needed = points * POINT_COPIES * 4 * dimension
+    if not local:
+        return f"memory at least {_size(needed)} to train"
     free = _available_memory()
     if needed > _DOUBT * free:
         raise ExecutionError(

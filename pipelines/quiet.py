@@ -5,9 +5,23 @@ import logging
 logging.disable(logging.WARNING)
 try:
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.options.pipeline_options import (
+        DebugOptions,
+        GoogleCloudOptions,
+        PipelineOptions,
+        StandardOptions,
+        WorkerOptions,
+    )
     from apache_beam.utils.shared import Shared
 finally:
     logging.disable(logging.NOTSET)
 
-__all__ = ["PipelineOptions", "Shared", "StandardOptions", "beam"]
+__all__ = [
+    "DebugOptions",
+    "GoogleCloudOptions",
+    "PipelineOptions",
+    "Shared",
+    "StandardOptions",
+    "WorkerOptions",
+    "beam",
+]

@@ -28,6 +28,7 @@ from retro_db.serialize import digest
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.tokenizer import Tokenizer
 
+from .briefs import Brief, ReadBrief
 from .quiet import beam
 from .shards import Deal, Placement, Task, fingerprint
 from .stage import Build, run_stage, sole
@@ -129,7 +130,7 @@ class GatherBands(beam.PTransform):
         """Gives every task, whose item is a partition's number, the entries of that partition."""
         blocks = (
             tasks.pipeline
-            | "Shards" >> beam.Create(self.shards)
+            | "Shards" >> ReadBrief(Brief.write(self.folder, "shards", self.shards))
             | "Spread" >> Deal(_shard_name)
             | "Read bands"
             >> beam.FlatMap(band_entries, self.folder, self.partitions).with_output_types(
@@ -139,7 +140,11 @@ class GatherBands(beam.PTransform):
         keyed = tasks | "By partition" >> beam.Map(_by_partition).with_output_types(
             tuple[int, Task]
         )
-        return {"tasks": keyed, "blocks": blocks} | beam.CoGroupByKey() | beam.FlatMap(_gathered)
+        return (
+            {"tasks": keyed, "blocks": blocks}
+            | "Gather" >> beam.CoGroupByKey()
+            | "Hand over" >> beam.FlatMap(_gathered)
+        )
 
 
 def _shard_name(shard: SignedShard) -> str:

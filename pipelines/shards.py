@@ -28,12 +28,15 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.ownership import end_with_driver
 from retro_db.store.records import Record, StageRecords
 
+from .briefs import Brief
 from .quiet import Shared, beam
 
 Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 FAILURES = "state/failures"
 _REPORT_SECONDS = 0.5
+# The system, the runner's own processes, and the libraries of ours.
+_MACHINE_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -92,15 +95,29 @@ class Placement:
         spread: How they reach the workers; one that shuffles may fill in what they work on.
         hints: Beam's resource hints, by name: what a worker must have.
         processes: Whether local workers are processes rather than threads of one, as GPUs want.
+        alone: Whether a task wants a worker's memory for itself.
     """
 
     spread: beam.PTransform = field(default_factory=Deal)
     hints: Mapping[str, str] = field(default_factory=dict)
     processes: bool = False
+    alone: bool = False
+
+    @classmethod
+    def in_memory(cls, budget: int) -> Placement:
+        """On workers with the memory that a task may take, one task at a time.
+
+        Args:
+            budget: Bytes, `index.memory`; what a machine needs besides is added.
+        """
+        return cls(hints={"min_ram": f"{budget + _MACHINE_BYTES}B"}, alone=True)
 
 
 class Job(Protocol):
-    """What a stage does to one item; picklable, with the pure function of the library inside."""
+    """What a stage does to one item; picklable, with the pure function of the library inside.
+
+    `stage` names it in lower case letters, in records and in pipelines alike.
+    """
 
     stage: str
     folder: Folder
@@ -130,16 +147,18 @@ class RunShards(beam.PTransform):
     """Runs a job over tasks, each of which commits its own output.
 
     Args:
-        job: What to do.
+        stage: Of the job.
+        job: A brief that holds the job alone.
         placement: Where.
     """
 
-    job: Job
+    stage: str
+    job: Brief
     placement: Placement = field(default_factory=Placement)
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
         """Spreads the descriptors over the workers."""
-        run = beam.ParDo(CommitShard(self.job)).with_output_types(str)
+        run = beam.ParDo(CommitShard(self.stage, self.job)).with_output_types(str)
         hints = self.placement.hints
         return (
             tasks
@@ -151,48 +170,50 @@ class RunShards(beam.PTransform):
 class CommitShard(beam.DoFn):
     """Runs one task and writes its completion record last."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, stage: str, job: Brief) -> None:
+        self._stage = stage
+        self._brief = job
         self._shared = Shared()
         self._opened: _Opened | None = None
 
     def setup(self) -> None:
         """Opens what the tasks share, once per process."""
-        end_with_driver(self._job.folder.fence)
-        with _failing(self._job, "open"):
-            self._opened = self._shared.acquire(lambda: _Opened(self._job.open()))
+        end_with_driver(self._brief.folder.fence)
+        with _failing(self._brief.folder, self._stage, "open"):
+            self._opened = self._shared.acquire(lambda: _opened(self._brief))
 
     def process(self, task: Task) -> list[str]:
         """Returns the task's name; nothing where it failed in a way that trying again will not mend."""
         if self._opened is None:
             return []
-        with _failing(self._job, task.name):
-            self._commit(task, self._opened.value)
+        with _failing(self._brief.folder, self._stage, task.name):
+            _commit(task, self._opened.job, self._opened.shared)
             return [task.name]
         return []
 
-    def _commit(self, task: Task, shared: Any) -> None:
-        progress = _Progress(self._job, task.name)
-        progress.tell(Work())
-        meter = Meter(progress)
-        start = time.monotonic()
-        result = self._job.run(shared, task.item, meter)
-        record = Record(
-            name=task.name,
-            depends=task.depends,
-            files=self._job.files(result),
-            result=to_json(result),
-            seconds=round(time.monotonic() - start, 3),
-            work=meter.work,
-            stamp=task.reads.stamp if task.reads else "",
-            host=socket.gethostname(),
-        )
-        progress.tell(meter.work)
-        StageRecords(self._job.folder, self._job.stage).commit(record)
+
+def _commit(task: Task, job: Job, shared: Any) -> None:
+    progress = _Progress(job, task.name)
+    progress.tell(Work())
+    meter = Meter(progress)
+    start = time.monotonic()
+    result = job.run(shared, task.item, meter)
+    record = Record(
+        name=task.name,
+        depends=task.depends,
+        files=job.files(result),
+        result=to_json(result),
+        seconds=round(time.monotonic() - start, 3),
+        work=meter.work,
+        stamp=task.reads.stamp if task.reads else "",
+        host=socket.gethostname(),
+    )
+    progress.tell(meter.work)
+    StageRecords(job.folder, job.stage).commit(record)
 
 
 @contextmanager
-def _failing(job: Job, name: str) -> Iterator[None]:
+def _failing(folder: Folder, stage: str, name: str) -> Iterator[None]:
     """Keeps what goes wrong for the driver: not every runner hands it over.
 
     Raises:
@@ -201,13 +222,13 @@ def _failing(job: Job, name: str) -> Iterator[None]:
     try:
         yield
     except ExecutionError as error:
-        _record_failure(job, name, error)
+        _record_failure(folder, stage, name, error)
         raise
     except RetroDBError as error:
-        _record_failure(job, name, error)
+        _record_failure(folder, stage, name, error)
     except (OSError, MemoryError) as error:
         failure = of_environment(error)
-        _record_failure(job, name, failure)
+        _record_failure(folder, stage, name, failure)
         raise failure from error
 
 
@@ -215,7 +236,13 @@ def _failing(job: Job, name: str) -> Iterator[None]:
 class _Opened:
     """Lets any value be shared: Shared keeps weak references, which some types do not allow."""
 
-    value: Any
+    job: Job
+    shared: Any
+
+
+def _opened(brief: Brief) -> _Opened:
+    [job] = brief.read()
+    return _Opened(job, job.open())
 
 
 class _Progress:
@@ -266,15 +293,15 @@ def read_progress(folder: Folder, stage: str) -> Work:
     return sum((from_json(Work, json.loads(file.read_bytes())) for file in found), Work())
 
 
-def _record_failure(job: Job, name: str, error: RetroDBError) -> None:
+def _record_failure(folder: Folder, stage: str, name: str, error: RetroDBError) -> None:
     """Keeps an error's class and message for the driver: not every runner hands them over."""
-    log.error("%s %s: %s", job.stage, name, error)
+    log.error("%s %s: %s", stage, name, error)
     failure = {"class": type(error).__name__, "message": redacted(str(error))}
     try:
-        job.folder.write(f"{FAILURES}/{job.stage}-{name}.json", json.dumps(failure).encode())
+        folder.write(f"{FAILURES}/{stage}-{name}.json", json.dumps(failure).encode())
     except (OSError, OwnershipLostError):
         # A full disk does not take this either; the runner still has the error itself.
-        log.exception("%s %s: the failure could not be recorded", job.stage, name)
+        log.exception("%s %s: the failure could not be recorded", stage, name)
 
 
 def read_failures(folder: Folder) -> Sequence[RetroDBError]:

@@ -32,7 +32,7 @@ from retro_db.neighbors import Finder
 from retro_db.parts import Part, contents_of, key_column, load_documents, load_keys
 from retro_db.store.folder import FileEntry, Folder, describe
 
-from .shards import Task, fingerprint
+from .shards import Placement, Task, fingerprint
 from .stage import Build, run_stage, sole
 
 VERSION = 1
@@ -223,7 +223,8 @@ def tune_stages(
         "index.recall_target": job.target,
     }
     tuned = Task("tuned", fingerprint(VERSION, decides), (parts, exact))
-    return sole(run_stage(build, job, [tuned], Tuned, "queries", size))
+    placement = Placement.in_memory(job.memory)
+    return sole(run_stage(build, job, [tuned], Tuned, "queries", size, placement))
 
 
 def _save(folder: Folder, path: str, one: np.ndarray, other: np.ndarray) -> FileEntry:

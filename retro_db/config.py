@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import fsspec
 import pydantic
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
@@ -284,7 +285,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML configuration.
 
     Args:
-        path: The YAML file.
+        path: The YAML file: a path or an fsspec URL.
         overrides: `a.b=value` each, the value in YAML; list items by number, `corpus.0.name=x`.
 
     Returns:
@@ -294,12 +295,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: The file cannot be read, a key is unknown or a value wrong.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        with fsspec.open(str(path), "rb") as file:
+            data = yaml.safe_load(file.read().decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid YAML: {reason}") from error
+    except (OSError, ImportError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold keys and values, such as 'output: db/'")
     return parse_config(data, str(path), overrides)

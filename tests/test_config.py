@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jsonschema
 import pytest
+import yaml
 
 from retro_db.config import load_config, parse_config
 from retro_db.errors import ConfigError
@@ -109,3 +111,12 @@ def test_the_portable_form_names_no_place() -> None:
 def test_settings_may_be_given_as_what_they_are_by_default() -> None:
     config = parse_config(MINIMAL, "config.yaml")
     assert parse_config(config.model_dump(mode="json"), "config.yaml") == config
+
+
+def test_a_configuration_may_lie_at_a_url() -> None:
+    with fsspec.open("memory://configs/build.yaml", "w") as file:
+        yaml.safe_dump(MINIMAL, file)
+    assert load_config("memory://configs/build.yaml").output == MINIMAL["output"]
+    for missing in ("memory://configs/none.yaml", "nothing://build.yaml"):
+        with pytest.raises(ConfigError, match=r"cannot be read \(.+\); check the path"):
+            load_config(missing)

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from retro_db.config import load_config
 from retro_db.encoder.models import describe_model
 from retro_db.store.folder import Folder
+from retro_db_pipelines.briefs import Brief
 from retro_db_pipelines.cli import run, stage_command
 from retro_db_pipelines.demo import encoder_folder
 from retro_db_pipelines.embed import EmbedJob, gpu_of_worker
@@ -94,7 +95,7 @@ def test_padding_is_little_and_the_report_tells_where_time_went(wiki: Project) -
 
 def test_what_is_counted_is_shown(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.build() == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("embed")]
+    [*_, line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("embed")]
     shown = (
         r"embed +[\d,]+ chunks, [\d,]+ tokens, padding \d+\.\d%, device \d+%, tokenize \d+%, write"
     )
@@ -128,7 +129,8 @@ def test_what_a_worker_needs_reaches_the_runner(project: Project) -> None:
         "max_active_bundles_per_worker": "2",
     }
     pipeline = Pipeline()
-    _ = pipeline | Create([]) | RunShards(job, Placement(hints=needs))
+    brief = Brief.write(folder, "job", [job])
+    _ = pipeline | Create([]) | RunShards(job.stage, brief, Placement(hints=needs))
     components = pipeline.to_runner_api().components
     hints = {
         urn.rsplit(":", 2)[-2]: value.decode()

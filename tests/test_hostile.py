@@ -921,10 +921,15 @@ def complaints(tree: ast.AST) -> list[str]:
     return found
 
 
+# Unpickles what the driver of the same build wrote, if its hash is the one that came with the pipeline:
+# test_a_brief_that_others_changed_is_not_unpickled.
+HASHED = {ROOT / "pipelines" / "briefs.py": ["pickle", "pickle.load"]}
+
+
 @pytest.mark.parametrize("folder", ["retro_db", "pipelines", "schemas"])
 def test_no_data_runs_code(folder: str) -> None:
     for path in sorted((ROOT / folder).rglob("*.py")):
-        assert complaints(ast.parse(path.read_text("utf-8"))) == [], path
+        assert complaints(ast.parse(path.read_text("utf-8"))) == HASHED.get(path, []), path
 
 
 def test_complaints_are_made() -> None:
