@@ -81,7 +81,8 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as output:
         settings = load_config(config, [f"output={output}"])
         shards = plan_shards(settings)
-        build = Build(settings, Folder(output), Engine(workers), Console(), shards)
+        folder = Folder(output)
+        build = Build(settings, folder, folder, Engine(workers), Console(), shards)
         vocabulary = tokenizer_stage(build)
         start = time.perf_counter()
         chunked, _ = chunk_stage(build, vocabulary, [None] * len(shards))

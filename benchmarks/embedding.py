@@ -23,6 +23,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -174,7 +175,8 @@ class Chunked:
         self.config = parse_config(settings, "benchmark")
         self.model = encoder_folder()
         shards = plan_shards(self.config)
-        self.build = Build(self.config, Folder(settings["output"]), Engine(1), Console(), shards)
+        output = Folder(self.config.output)
+        self.build = Build(self.config, output, output, Engine(), Console(), shards)
         with contextlib.redirect_stdout(io.StringIO()):
             self.vocabulary = tokenizer_stage(self.build)
             _, self.parts = chunk_stage(self.build, self.vocabulary, [None] * len(shards))
@@ -193,15 +195,11 @@ class Chunked:
 def run_stage(corpus: Chunked, workers: int) -> tuple[float, float]:
     """The stage from its start to its last record; seconds, and the share of padding."""
     from retro_db.encoder.models import describe_model
-    from retro_db_pipelines.console import Console
     from retro_db_pipelines.embed import embed_stage
     from retro_db_pipelines.engine import Engine
-    from retro_db_pipelines.stage import Build
 
     corpus.build.folder.remove("state/records/embed.jsonl")
-    build = Build(
-        corpus.config, corpus.build.folder, Engine(workers), Console(), corpus.build.shards
-    )
+    build = replace(corpus.build, engine=Engine(workers))
     model = describe_model(corpus.config.encoder)
     with contextlib.redirect_stdout(io.StringIO()):
         start = time.perf_counter()

@@ -11,11 +11,11 @@ _BAD_USAGE = 2
 def main() -> None:
     """Runs the command line, which needs more than the library does."""
     try:
-        from .cli import end_process, run
+        from . import cli
     except ModuleNotFoundError as error:
         print(f"{_EXTRA} (missing: {error.name})", file=sys.stderr)  # noqa: T201 - rich may be missing
         sys.exit(_BAD_USAGE)
-    end_process(run(sys.argv[1:]))
+    cli.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -523,6 +523,6 @@ def _planned(shards: list[Shard], whole: int) -> str:
 
 
 if __name__ == "__main__":
-    from .cli import end_process, run
+    from .cli import main
 
-    end_process(run(["build", *sys.argv[1:]]))
+    main(["build", *sys.argv[1:]])

@@ -16,7 +16,7 @@ from retro_db.errors import CorpusError
 from retro_db.parts import Part
 from retro_db.serialize import to_json
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.threads import use_tokenizer_threads
+from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokenizer import Tokenizer
 
 from .screen import read_settings
@@ -35,12 +35,12 @@ class ChunkJob:
     config: Config
     folder: Folder
     home: Folder
-    threads: int
+    cores: Share
     stage: str = field(default="chunk", init=False)
 
     def open(self) -> Tokenizer:
         """The language model's tokenizer."""
-        use_tokenizer_threads(self.threads)
+        use_tokenizer_threads(self.cores.threads)
         return Tokenizer.of_database(self.home)
 
     def run(
@@ -78,7 +78,7 @@ def chunk_stage(
         CorpusError: A source exceeds its `max_bad`, or nothing is left.
     """
     config = build.config
-    job = ChunkJob(config, build.folder, build.home, build.engine.threads)
+    job = ChunkJob(config, build.folder, build.home, build.engine.share(len(build.shards)))
     keys = ("chunk.tokens", "chunk.part_rows", "split.validation", "seed", "leakage.names")
     decides = config.settings(*keys) | {
         "tokenizer": [tokenizer.sha256, tokenizer.pad_id, tokenizer.end_id]
@@ -136,6 +136,6 @@ def _check_rejects(build: Build, chunked: list[ChunkedShard]) -> None:
 
 if __name__ == "__main__":
     # The classes above must be pickled under their module's name, so the command imports them anew.
-    from .cli import end_process, run, stage_command
+    from .cli import main, stage_command
 
-    end_process(run(sys.argv[1:], stage_command("chunk")))
+    main(sys.argv[1:], stage_command("chunk"))

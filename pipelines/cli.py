@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -12,9 +13,10 @@ import click
 
 from retro_db.errors import ExecutionError, RetroDBError, of_environment
 
+from . import pool
 from .console import Console
+from .signals import Stopped, stopping
 
-INTERRUPTED = 130
 _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
 _SET = click.option(
     "--set", "overrides", multiple=True, metavar="a.b=value", help="Change one setting."
@@ -22,9 +24,8 @@ _SET = click.option(
 _WORKERS = click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Shards worked on side by side on this machine; the cores are divided among them.",
+    help="Shards worked on side by side on a machine, which its cores are divided among: here as many "
+    "processes, 1 if left out. With another runner, what it does: a shard on each core if left out.",
 )
 _BEAM_OPTIONS = click.argument(
     "beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]"
@@ -254,16 +255,6 @@ def stage_command(stage: str) -> click.Command:
     return command
 
 
-def end_process(code: int) -> NoReturn:
-    """Ends the process with an exit code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == INTERRUPTED:
-        # Threads of native libraries may still run, and would abort an orderly exit.
-        os._exit(code)
-    sys.exit(code)
-
-
 def run(arguments: Sequence[str], command: click.Command = cli) -> int:
     """Runs one command.
 
@@ -274,7 +265,8 @@ def run(arguments: Sequence[str], command: click.Command = cli) -> int:
     # Libraries warn while they are imported; a build gives them a log file later.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
-        command.main(list(arguments), prog_name=command.name, standalone_mode=False)
+        with stopping():
+            command.main(list(arguments), prog_name=command.name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return 2
@@ -283,9 +275,11 @@ def run(arguments: Sequence[str], command: click.Command = cli) -> int:
     except RetroDBError as error:
         console.fail(str(error))
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        console.fail("interrupted; run the same command again to continue")
-        return INTERRUPTED
+    except click.Abort as error:  # what click makes of an interrupt
+        if not isinstance(error.__cause__, Stopped):
+            raise
+        console.fail(str(error.__cause__))
+        return error.__cause__.exit_code
     except SystemExit as error:
         return int(error.code or 0)
     except (OSError, MemoryError) as error:
@@ -296,3 +290,21 @@ def run(arguments: Sequence[str], command: click.Command = cli) -> int:
         console.fail(f"{type(error).__name__}: {error}; mend the cause and run the command again")
         return ExecutionError.exit_code
     return 0
+
+
+def main(arguments: Sequence[str], command: click.Command = cli) -> NoReturn:
+    """Runs one command, and ends the process with its exit code."""
+    ended: list[int] = []
+    # What is registered first runs last.
+    atexit.register(_leave, ended)
+    ended.append(run(arguments, command))
+    pool.stop()
+    sys.exit(ended[0])
+
+
+def _leave(ended: list[int]) -> None:
+    """After a failure, threads of native libraries may still run, and would abort an orderly exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(ended):
+        os._exit(ended[0])

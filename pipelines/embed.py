@@ -17,7 +17,7 @@ from retro_db.parts import Part
 from retro_db.serialize import to_json
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.threads import use_tokenizer_threads
+from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokenizer import Tokenizer
 
 from .shards import Placement, Task, fingerprint
@@ -43,13 +43,13 @@ class EmbedJob:
     model: EncoderModel
     folder: Folder
     home: Folder
-    threads: int
+    cores: Share
     parameters: dict[str, str | int]
     stage: str = field(default="embed", init=False)
 
     def open(self) -> tuple[Encoder, Tokenizer]:
         """The model, and what turns ids back into text."""
-        encoder = _open_encoder(self.place, self.model, self.threads)
+        encoder = _open_encoder(self.place, self.model, self.cores)
         return encoder, Tokenizer.of_database(self.home)
 
     def run(self, shared: tuple[Encoder, Tokenizer], part: Part, meter: Meter) -> EmbeddedPart:
@@ -82,7 +82,7 @@ class ProbeJob:
 
     def open(self) -> Encoder:
         """The model."""
-        return _open_encoder(self.place, self.model, threads=1)
+        return _open_encoder(self.place, self.model, Share(tasks=1))
 
     def run(self, shared: Encoder, item: None, meter: Meter) -> Budget:
         """Finds the budget, or tries the one that was given."""
@@ -112,8 +112,7 @@ def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
         return model
     job = ProbeJob(build.config.encoder.model, model, build.folder)
     task = Task("gpu", fingerprint(VERSION, {"encoder": to_json(model)}), None)
-    placement = replace(_placement(build, model), processes=False)
-    budget = sole(run_stage(build, job, [task], Budget, "GPUs", 1, placement))
+    budget = sole(run_stage(build, job, [task], Budget, "GPUs", 1, _placement(build)))
     return replace(model, batch_tokens=budget.batch_tokens)
 
 
@@ -131,14 +130,15 @@ def embed_stage(
         "chunk_tokens": config.chunk.tokens,
     }
     place = config.encoder.model
-    job = EmbedJob(place, model, build.folder, build.home, build.engine.threads, parameters)
+    cores = build.engine.share(len(parts))
+    job = EmbedJob(place, model, build.folder, build.home, cores, parameters)
     decides = {"encoder": to_json(model), "tokenizer": tokenizer.sha256}
     tasks = [
         Task(part.name, fingerprint(VERSION, decides | {"chunk": part.chunks.sha256}), part)
         for part in parts
     ]
     total = sum(part.rows for part in parts)
-    placement = _placement(build, model)
+    placement = _placement(build)
     embedded = run_stage(build, job, tasks, EmbeddedPart, "chunks", total, placement)
     if build.dry_run and len(embedded) < len(parts):
         return parts, 0
@@ -146,8 +146,8 @@ def embed_stage(
     return held, sum(e.keyless for e in embedded)
 
 
-def _placement(build: Build, model: EncoderModel) -> Placement:
-    """What a worker must have to embed; on a GPU each is a process, with a device of its own."""
+def _placement(build: Build) -> Placement:
+    """What a worker must have to embed."""
     config = build.config.encoder
     hints = {
         "accelerator": config.accelerator,
@@ -155,14 +155,13 @@ def _placement(build: Build, model: EncoderModel) -> Placement:
         "max_active_bundles_per_worker": config.max_active_bundles
         and str(config.max_active_bundles),
     }
-    wanted = {name: value for name, value in hints.items() if value}
-    return Placement(hints=wanted, processes=model.device == CUDA)
+    return Placement(hints={name: value for name, value in hints.items() if value})
 
 
-def _open_encoder(place: str, model: EncoderModel, threads: int) -> Encoder:
-    use_tokenizer_threads(threads)
+def _open_encoder(place: str, model: EncoderModel, cores: Share) -> Encoder:
+    use_tokenizer_threads(cores.threads)
     gpu = gpu_of_worker(os.environ.get("WORKER_ID", ""), gpu_count()) if model.device == CUDA else 0
-    return Encoder(resolve_model(place), model, threads, gpu)
+    return Encoder(resolve_model(place), model, cores.threads, gpu)
 
 
 def gpu_of_worker(worker: str, count: int) -> int:
@@ -182,6 +181,6 @@ def gpu_of_worker(worker: str, count: int) -> int:
 
 if __name__ == "__main__":
     # The classes above must be pickled under their module's name, so the command imports them anew.
-    from .cli import end_process, run, stage_command
+    from .cli import main, stage_command
 
-    end_process(run(sys.argv[1:], stage_command("embed")))
+    main(sys.argv[1:], stage_command("embed"))

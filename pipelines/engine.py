@@ -6,8 +6,6 @@ import io
 import logging
 import os
 import re
-import signal
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -22,8 +20,9 @@ from retro_db.errors import (
     of_environment,
 )
 from retro_db.store.folder import Folder
-from retro_db.threads import available_cores
+from retro_db.threads import Share
 
+from . import pool
 from .briefs import BRIEFS, Brief, ReadBrief
 from .quiet import (
     DebugOptions,
@@ -40,12 +39,8 @@ LOG = "state/build.log"
 # Beam hands an error over as the text of its trace.
 _OURS = re.compile(r"(?:retro_db\.errors\.)(\w+): (.*?)(?: \[while running .*)?$")
 _NO_MEMORY = re.compile(r"bad_alloc|can't allocate memory|MemoryError")
-_WORKER_ENDED = (
-    "a worker process ended ({}), perhaps for want of memory; give fewer --workers, or run the same "
-    "command again"
-)
-_CLEANING_SECONDS = 10.0
 _LOCAL = ("DirectRunner", "FnApiRunner")
+_OF_LOCAL = ("--direct_running_mode", "--direct_num_workers")
 # Those of a Java job server. Without a time to keep them, they start a Python process for every task:
 # 156 instead of 12 in a small build on Spark.
 _KEEPING = ("SparkRunner", "FlinkRunner", "PortableRunner")
@@ -65,31 +60,44 @@ class Engine:
     """How stages are executed.
 
     Attributes:
-        workers: Tasks that run side by side on a local run; others take their engine's options.
+        workers: Tasks that run side by side on a machine. Where nothing is said, one on this machine, and
+            elsewhere one on every core, as most engines have it.
         beam_options: What stands behind `--` on the command line.
     """
 
-    workers: int = 1
+    workers: int | None = None
     beam_options: tuple[str, ...] = ()
 
     @property
-    def threads(self) -> int:
-        """Threads of one worker: workers times threads is the number of cores."""
-        return max(1, available_cores() // self.workers)
+    def runner(self) -> str:
+        """The name of Beam's runner."""
+        return self.options().view_as(StandardOptions).runner
 
     @property
     def is_local(self) -> bool:
         """Whether the tasks run on this machine."""
-        return self.options().view_as(StandardOptions).runner == "FnApiRunner"
+        return self.runner == "FnApiRunner"
 
-    def options(self, processes: bool = False) -> PipelineOptions:
-        """Beam's options.
+    def share(self, tasks: int, placement: Placement | None = None) -> Share:
+        """What each task of a stage has of its machine's cores.
 
         Args:
-            processes: Whether local workers are processes rather than threads of this one.
+            tasks: Of the stage.
+            placement: Of the stage.
+        """
+        if tasks == 1:
+            return Share(tasks=1)
+        if placement and placement.alone and self.runner in ("FnApiRunner", "DataflowRunner"):
+            return Share(tasks=1)
+        if self.is_local:
+            return Share(min(self.workers or 1, max(tasks, 1)))
+        return Share(self.workers)
+
+    def options(self) -> PipelineOptions:
+        """Beam's options.
 
         Raises:
-            InputError: The runner is unknown, or known to lose data.
+            InputError: The runner is unknown, or known to lose data, or an option is `--workers`'s.
         """
         given = PipelineOptions(list(self.beam_options), save_main_session=False)
         runner = given.view_as(StandardOptions).runner or "FnApiRunner"
@@ -97,10 +105,13 @@ class Engine:
             reason = "loses elements silently" if runner == "DaskRunner" else "is not known"
             raise InputError(f"--runner={runner} {reason}; use one of {', '.join(_RUNNERS)}")
         if runner in _LOCAL:
-            mode = "multi_processing" if processes else "multi_threading"
-            local = [f"--direct_running_mode={mode}", f"--direct_num_workers={self.workers}"]
-            # Beam's DirectRunner would first try to download Prism.
-            arguments = [*local, *self.beam_options, "--runner=FnApiRunner"]
+            for option in self.beam_options:
+                if option.startswith(_OF_LOCAL):
+                    raise InputError(f"{option}: leave it out; --workers N says how many work here")
+            # Beam's DirectRunner would first try to download Prism. Work is in another thread than the
+            # main one, which signals reach: Beam makes an error of what they raise within a task.
+            local = ["--direct_running_mode=multi_threading", "--runner=FnApiRunner"]
+            arguments = [*self.beam_options, *local]
         elif runner in _KEEPING:
             arguments = [_KEEP_WORKERS, *self.beam_options]
         else:
@@ -126,16 +137,10 @@ class Engine:
         # Beam's workers print the traces of what they raise; those go to the log.
         trace = io.StringIO()
         try:
-            with (
-                redirect_stderr(trace),
-                _descriptor_to(Path(log_path)) as standard_error,
-                _watching_workers(standard_error, log_path),
-                pipeline,
-            ):
+            with redirect_stderr(trace), _descriptor_to(Path(log_path)), pipeline:
                 pass  # leaving runs it
-        except ExecutionError as error:
-            raise _traced(error, log_path) from error
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
+            pool.stop()
             log.exception("stage %s failed: %s", job.stage, trace.getvalue())
             for failure in read_failures(folder):
                 raise _traced(failure, log_path) from error
@@ -154,91 +159,44 @@ class Engine:
             tasks: With what.
             placement: Where.
         """
+        brief = Brief.write(job.folder, "job", [job])
+        workers = self.workers or 1
+        processes = workers if self.is_local and workers > 1 and not placement.alone else 0
         pipeline = beam.Pipeline(options=self._stage_options(job.stage, placement))
         _ = (
             pipeline
             | f"{job.stage} tasks" >> ReadBrief(Brief.write(job.folder, "tasks", tasks))
-            | job.stage >> RunShards(job.stage, Brief.write(job.folder, "job", [job]), placement)
+            | job.stage >> RunShards(job.stage, brief, placement, processes)
         )
         return pipeline
 
     def _stage_options(self, stage: str, placement: Placement) -> PipelineOptions:
-        options = self.options(placement.processes and self.workers > 1)
+        options = self.options()
         if options.view_as(StandardOptions).runner != "DataflowRunner":
             return options
         # Names of jobs at work differ, and a dead driver's may still be.
         cloud = options.view_as(GoogleCloudOptions)
         cloud.job_name = f"{cloud.job_name or 'retro-db'}-{stage}-{uuid.uuid4().hex[:8]}"
+        # A process for every core, and a task for every process.
+        debug = options.view_as(DebugOptions)
+        debug.number_of_worker_harness_threads = debug.number_of_worker_harness_threads or 1
         if placement.alone:
-            # Else every core has a process with an index of its own in memory.
-            debug = options.view_as(DebugOptions)
             debug.add_experiment("no_use_multiple_sdk_containers")
-            debug.number_of_worker_harness_threads = 1
         return options
 
 
 @contextmanager
-def _descriptor_to(path: Path) -> Iterator[int]:
-    """Sends what worker processes and native libraries print as errors to the log file.
-
-    Yields:
-        A descriptor of what standard error was.
-    """
+def _descriptor_to(path: Path) -> Iterator[None]:
+    """Sends what worker processes and native libraries print as errors to the log file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = os.dup(2)
     try:
         with path.open("ab") as file:
             os.dup2(file.fileno(), 2)
-        yield before
+        yield
     finally:
         os.dup2(before, 2)
         os.close(before)
-
-
-@contextmanager
-def _watching_workers(standard_error: int, log_path: str) -> Iterator[None]:
-    """Ends the block when a local worker process dies: Beam would wait for it forever.
-
-    Args:
-        standard_error: Where the last line goes if even ending does not end.
-        log_path: What that line names.
-
-    Raises:
-        ExecutionError: One was killed, or ended by itself.
-    """
-    died: list[str] = []
-    before = threading.excepthook
-    # Beam's own cleaning up may wait for the dead as well.
-    impatient = threading.Timer(_CLEANING_SECONDS, _end_now, args=(died, standard_error, log_path))
-    impatient.daemon = True
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if arguments.thread is None or arguments.thread.name != "run_worker":
-            before(arguments)
-            return
-        died.append(str(arguments.exc_value))
-        if len(died) == 1:
-            impatient.start()
-            os.kill(os.getpid(), signal.SIGINT)
-
-    threading.excepthook = hook
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if not died:
-            raise
-        raise ExecutionError(_WORKER_ENDED.format(died[0])) from error
-    finally:
-        impatient.cancel()
-        threading.excepthook = before
-
-
-def _end_now(died: Sequence[str], standard_error: int, log_path: str) -> None:
-    """Ends the process as it is: every commit is whole, and the workers notice."""
-    message = f"{_WORKER_ENDED.format(died[0])} (traces: {log_path})"
-    log.error(message)
-    os.write(standard_error, f"error: {message}\n".encode())
-    os._exit(ExecutionError.exit_code)
 
 
 def _unforeseen(stage: str, error: Exception) -> RetroDBError:

@@ -21,7 +21,7 @@ import click
 from retro_db.config import load_config
 from retro_db.errors import ExecutionError, InputError
 
-from .cli import end_process, run
+from . import cli
 from .quiet import PipelineOptions, StandardOptions, WorkerOptions, beam
 
 # What Google's launcher says of the one pipeline that it starts: no other may have it.
@@ -110,4 +110,4 @@ def command(
 
 def main() -> None:
     """Launches, from the command line."""
-    end_process(run(sys.argv[1:], command))
+    cli.main(sys.argv[1:], command)

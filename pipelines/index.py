@@ -35,6 +35,7 @@ from retro_db.serialize import digest, to_json
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.tables import TableFile
+from retro_db.threads import Share
 
 from .shards import Placement, Task, fingerprint
 from .stage import Build, run_stage, sole
@@ -152,7 +153,7 @@ class EncodeJob:
     home: Folder
     fine: bool
     dimension: int
-    threads: int
+    cores: Share
     stage: str = field(default="encode", init=False)
 
     def open(self) -> tuple[faiss.Index, faiss.Index | None]:
@@ -170,7 +171,7 @@ class EncodeJob:
         template, quantizer = shared
         keys = load_keys(self.folder, part, self.dimension)
         path = contract("codes").name(part.shard, part.number)
-        file, entries = encode_part(keys, path, template, self.threads, self.folder, report)
+        file, entries = encode_part(keys, path, template, self.cores.threads, self.folder, report)
         fine = None
         if quantizer is not None:
             path = contract("fine").name(part.shard, part.number)
@@ -352,7 +353,8 @@ def encode_stage(
 ) -> list[EncodedPart]:
     """Encodes parts whose files lie in the folder of the build, each by itself."""
     fine = template.fine.sha256 if template.fine else None
-    job = EncodeJob(build.folder, build.home, fine is not None, dimension, build.engine.threads)
+    cores = build.engine.share(len(parts))
+    job = EncodeJob(build.folder, build.home, fine is not None, dimension, cores)
     tasks = [
         Task(
             part.name,
@@ -429,6 +431,6 @@ def say_index(build: Build, index: BuiltIndex) -> None:
 
 if __name__ == "__main__":
     # The classes above must be pickled under their module's name, so the command imports them anew.
-    from .cli import end_process, run, stage_command
+    from .cli import main, stage_command
 
-    end_process(run(sys.argv[1:], stage_command("index")))
+    main(sys.argv[1:], stage_command("index"))

@@ -16,6 +16,7 @@ from retro_db.serialize import digest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.tables import ColumnReader
+from retro_db.threads import Share
 
 from .index import BuiltIndex
 from .shards import Placement, Task, fingerprint
@@ -76,7 +77,7 @@ class NeighborsJob:
     config: NeighborsConfig
     namesakes: list[str] | None
     memory: int
-    threads: int
+    cores: Share
     stage: str = field(default="neighbors", init=False)
 
     def open(self) -> Finder:
@@ -107,7 +108,7 @@ class NeighborsJob:
                 contract("neighbors").name(part.shard, part.number),
                 shared,
                 self.config.k,
-                self.threads,
+                self.cores.threads,
                 self.folder,
                 report,
             )
@@ -145,9 +146,9 @@ def neighbors_stage(
     """
     config = build.config
     memory = int(config.index.memory)
-    job = NeighborsJob(
-        build.folder, searched, config.neighbors, namesakes, memory, build.engine.threads
-    )
+    placement = Placement.in_memory(memory)
+    cores = build.engine.share(len(parts), placement)
+    job = NeighborsJob(build.folder, searched, config.neighbors, namesakes, memory, cores)
     index, dimension = searched.index, int(searched.parameters["dimension"])
     keys = ("neighbors.k", "neighbors.max_nprobe", "neighbors.drop_duplicates")
     decides = config.settings(*keys) | {
@@ -169,12 +170,11 @@ def neighbors_stage(
         for part in parts
     ]
     total = sum(part.rows for part in parts)
-    placement = Placement.in_memory(memory)
     return run_stage(build, job, tasks, NeighborsPart, "chunks", total, placement)
 
 
 if __name__ == "__main__":
     # The classes above must be pickled under their module's name, so the command imports them anew.
-    from .cli import end_process, run, stage_command
+    from .cli import main, stage_command
 
-    end_process(run(sys.argv[1:], stage_command("neighbors")))
+    main(sys.argv[1:], stage_command("neighbors"))

@@ -159,7 +159,7 @@ def _gathered(group: tuple[int, dict[str, Iterable]]) -> Iterator[Task]:
     """The task of a partition with its blocks; none if it was done before."""
     partition, found = group
     for task in found["tasks"]:
-        yield replace(task, item=(partition, found["blocks"]))
+        yield replace(task, item=(partition, list(found["blocks"])))
 
 
 @dataclass
@@ -299,6 +299,6 @@ def _find_duplicates(
 
 if __name__ == "__main__":
     # The classes above must be pickled under their module's name, so the command imports them anew.
-    from .cli import end_process, run, stage_command
+    from .cli import main, stage_command
 
-    end_process(run(sys.argv[1:], stage_command("screen")))
+    main(sys.argv[1:], stage_command("screen"))

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -28,6 +29,7 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.ownership import end_with_driver
 from retro_db.store.records import Record, StageRecords
 
+from . import pool
 from .briefs import Brief
 from .quiet import Shared, beam
 
@@ -94,13 +96,11 @@ class Placement:
     Attributes:
         spread: How they reach the workers; one that shuffles may fill in what they work on.
         hints: Beam's resource hints, by name: what a worker must have.
-        processes: Whether local workers are processes rather than threads of one, as GPUs want.
-        alone: Whether a task wants a worker's memory for itself.
+        alone: Whether a task wants a machine for itself: all its cores, and its memory.
     """
 
     spread: beam.PTransform = field(default_factory=Deal)
     hints: Mapping[str, str] = field(default_factory=dict)
-    processes: bool = False
     alone: bool = False
 
     @classmethod
@@ -150,15 +150,21 @@ class RunShards(beam.PTransform):
         stage: Of the job.
         job: A brief that holds the job alone.
         placement: Where.
+        processes: Processes of this machine that share the tasks; none where the workers do them.
     """
 
     stage: str
     job: Brief
     placement: Placement = field(default_factory=Placement)
+    processes: int = 0
 
     def expand(self, tasks: beam.PCollection) -> beam.PCollection:
         """Spreads the descriptors over the workers."""
-        run = beam.ParDo(CommitShard(self.stage, self.job)).with_output_types(str)
+        if self.processes:
+            do: beam.DoFn = HandToProcesses(self.stage, self.job, self.processes)
+        else:
+            do = CommitShard(self.stage, self.job)
+        run = beam.ParDo(do).with_output_types(str)
         hints = self.placement.hints
         return (
             tasks
@@ -190,6 +196,38 @@ class CommitShard(beam.DoFn):
             _commit(task, self._opened.job, self._opened.shared)
             return [task.name]
         return []
+
+
+class HandToProcesses(beam.DoFn):
+    """Has the tasks of a bundle done by the processes of this machine, whichever is free."""
+
+    def __init__(self, stage: str, job: Brief, processes: int) -> None:
+        self._stage = stage
+        self._brief = job
+        self._processes = processes
+        self._handed: list[Future[None]] = []
+
+    def process(self, task: Task) -> Iterator[str]:
+        """Hands a task over."""
+        arguments = (self._stage, self._brief, task)
+        self._handed.append(pool.submit(self._processes, _commit_in_process, *arguments))
+        yield task.name
+
+    def finish_bundle(self) -> None:
+        """Waits for all of them."""
+        handed, self._handed = self._handed, []
+        pool.wait_for(handed)
+
+
+def _commit_in_process(stage: str, brief: Brief, task: Task) -> None:
+    """Does a task in a process that keeps what the tasks of the stage share, until the next stage."""
+    if _kept.brief != brief.sha256:
+        _kept.brief, _kept.opened = brief.sha256, None
+        with _failing(brief.folder, stage, "open"):
+            _kept.opened = _opened(brief)
+    if _kept.opened is not None:
+        with _failing(brief.folder, stage, task.name):
+            _commit(task, _kept.opened.job, _kept.opened.shared)
 
 
 def _commit(task: Task, job: Job, shared: Any) -> None:
@@ -243,6 +281,17 @@ class _Opened:
 def _opened(brief: Brief) -> _Opened:
     [job] = brief.read()
     return _Opened(job, job.open())
+
+
+@dataclass
+class _Kept:
+    """What a process shares among the tasks of a stage."""
+
+    brief: str = ""
+    opened: _Opened | None = None
+
+
+_kept = _Kept()
 
 
 class _Progress:

@@ -136,6 +136,6 @@ def tokenizer_stage(build: Build) -> TokenizerFiles:
 
 if __name__ == "__main__":
     # The classes above must be pickled under their module's name, so the command imports them anew.
-    from .cli import end_process, run, stage_command
+    from .cli import main, stage_command
 
-    end_process(run(sys.argv[1:], stage_command("tokenizer")))
+    main(sys.argv[1:], stage_command("tokenizer"))

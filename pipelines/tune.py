@@ -31,6 +31,7 @@ from retro_db.index.tuning import (
 from retro_db.neighbors import Finder
 from retro_db.parts import Part, contents_of, key_column, load_documents, load_keys
 from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.threads import Share
 
 from .shards import Placement, Task, fingerprint
 from .stage import Build, run_stage, sole
@@ -88,7 +89,7 @@ class TruthJob:
     folder: Folder
     home: Folder
     dimension: int
-    threads: int
+    cores: Share
     stage: str = field(default="truth", init=False)
 
     def open(self) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +101,7 @@ class TruthJob:
     ) -> TuningFile:
         """Writes distances and ids."""
         keys = load_keys(self.home, part, self.dimension)
-        found = exact_neighbors(*shared, keys, _EXACT, self.threads, report)
+        found = exact_neighbors(*shared, keys, _EXACT, self.cores.threads, report)
         return TuningFile(_save(self.folder, f"state/tuning/{part.name}.npz", *found))
 
     def files(self, result: TuningFile) -> list[FileEntry]:
@@ -122,7 +123,7 @@ class TuneJob:
     depths: tuple[int, ...]
     max_nprobe: int | None
     target: float
-    threads: int
+    cores: Share
     stage: str = field(default="tune", init=False)
 
     def open(self) -> Searcher:
@@ -146,7 +147,9 @@ class TuneJob:
         # What it starts from does not matter: tuning replaces it.
         finder = Finder(shared, keys, SearchSettings(1, self.depths[-1]), self.max_nprobe)
         blocks, everything = query_blocks(vectors, own), len(keys) <= QUERIES
-        tuned = tune(finder, blocks, best[1], everything, self.target, self.depths, self.threads)
+        tuned = tune(
+            finder, blocks, best[1], everything, self.target, self.depths, self.cores.threads
+        )
         report(len(blocks))
         return tuned
 
@@ -184,7 +187,7 @@ def tune_stages(
     Returns:
         How the index is to be searched.
     """
-    config, threads = build.config, build.engine.threads
+    config = build.config
     contents = [(part.first_id, *contents_of(part)) for part in parts]
     sample = SampleJob(build.folder, build.home, dimension, config.seed)
     mark = fingerprint(VERSION, {"seed": sample.seed, "embed": contents})
@@ -192,7 +195,7 @@ def tune_stages(
     task = Task("queries", mark, parts)
     queries = sole(run_stage(build, sample, [task], TuningFile, "chunks", size))
 
-    truth = TruthJob(build.folder, build.home, dimension, threads)
+    truth = TruthJob(build.folder, build.home, dimension, build.engine.share(len(parts)))
     tasks = [
         Task(part.name, fingerprint(VERSION, {"sample": queries.file.sha256, "embed": own}), part)
         for part, own in zip(parts, contents, strict=True)
@@ -211,7 +214,7 @@ def tune_stages(
         depths_for(config.neighbors.rerank, config.neighbors.k),
         config.neighbors.max_nprobe,
         config.index.recall_target,
-        threads,
+        Share(tasks=1),
     )
     decides = {
         "index.key": key,

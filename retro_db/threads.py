@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 # Spinning OpenMP threads on shared cores made training 60 times slower. Read when the library loads,
 # so this module is imported before Faiss and torch.
@@ -14,6 +15,22 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a task has of the cores of its machine, whichever machine that is.
+
+    Attributes:
+        tasks: So many work side by side there; None where every core has one.
+    """
+
+    tasks: int | None = None
+
+    @property
+    def threads(self) -> int:
+        """Threads of the task, on this machine."""
+        return max(1, available_cores() // self.tasks) if self.tasks else 1
 
 
 def use_tokenizer_threads(count: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -409,22 +408,6 @@ def test_a_lost_file_is_built_again(tmp_path: Path) -> None:
     (project.output / "chunks/part-0000000-0000.arrow").unlink()
     assert project.build() == 0
     assert project.files() == before
-
-
-def test_an_interrupted_build_ends_with_130_and_goes_on(tmp_path: Path) -> None:
-    project = make_project(tmp_path, python_sources(12))
-    command = [Path(sys.executable).with_name("retro-db"), "build", project.config]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    progress = project.output / "state" / "records" / "chunk.jsonl"
-    while not progress.exists():
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    _, message = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert "error: interrupted" in message
-    assert project.build() == 0
-    assert run(["verify", str(project.output)]) == 0
 
 
 @pytest.fixture

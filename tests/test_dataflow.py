@@ -28,6 +28,7 @@ from retro_db.index.searching import SearchSettings
 from retro_db.index.tuning import Tuned
 from retro_db.parts import Part
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.threads import Share
 from retro_db_pipelines import flex
 from retro_db_pipelines.briefs import BRIEFS, Brief
 from retro_db_pipelines.build import build
@@ -166,7 +167,7 @@ def test_each_stage_asks_for_what_it_needs(stages: dict[str, Submitted]) -> None
         assert all(hints == wanted for hints in asked.values())
         assert bool(asked) == (wanted is not None)
         assert ("no_use_multiple_sdk_containers" in submitted.experiments) == (stage in alone)
-        assert submitted.threads == (1 if stage in alone else None)
+        assert submitted.threads == 1
 
 
 def top_steps(proto: beam_runner_api_pb2.Pipeline) -> list[str]:
@@ -199,13 +200,13 @@ def test_a_pipeline_does_not_grow_with_the_corpus(project: Project) -> None:
     mark = fingerprint(1, {name: name for name in "abcdef"})
     each = [Task(part.name, mark, part) for part in parts]
     jobs: list[tuple[Any, list[Task], Placement]] = [
-        (EmbedJob("model", model, folder, folder, 1, {}), each, Placement()),
+        (EmbedJob("model", model, folder, folder, Share(), {}), each, Placement()),
         (ProbeJob("model", model, folder), [Task("gpu", mark, None)], Placement()),
         (TrainJob(folder, "K", None, 8, 1, 1, 0), [Task("t", mark, parts)], Placement()),
         (AssembleJob(folder, folder, codes), [Task("a", mark, ListRange(0, 0, 1))], Placement()),
         (
             NeighborsJob(
-                folder, Searched(folder, parts, index, {}, []), config.neighbors, None, 1, 1
+                folder, Searched(folder, parts, index, {}, []), config.neighbors, None, 1, Share()
             ),
             each,
             Placement.in_memory(10**9),

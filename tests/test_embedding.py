@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from retro_db.config import load_config
 from retro_db.encoder.models import describe_model
 from retro_db.store.folder import Folder
+from retro_db.threads import Share
 from retro_db_pipelines.briefs import Brief
 from retro_db_pipelines.cli import run, stage_command
 from retro_db_pipelines.demo import encoder_folder
@@ -41,6 +42,8 @@ from retro_db.meter import Meter
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
 from retro_db.store.tables import IpcFile, TableWriter
+from retro_db.threads import Share
+from retro_db.threads import Share
 from retro_db.tokenizer import Tokenizer
 
 folder, model, rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -123,7 +126,7 @@ def test_workers_of_a_machine_take_its_gpus_in_turn() -> None:
 def test_what_a_worker_needs_reaches_the_runner(project: Project) -> None:
     model = describe_model(load_config(project.config).encoder)
     folder = Folder(str(project.output))
-    job = EmbedJob("model", model, folder, folder, 1, {})
+    job = EmbedJob("model", model, folder, folder, Share(tasks=1), {})
     needs = {
         "accelerator": "type:nvidia-l4;count:1;install-nvidia-driver",
         "max_active_bundles_per_worker": "2",
@@ -160,7 +163,7 @@ def test_a_worker_killed_in_mid_shard_changes_nothing(project: Project, processe
         assert run([str(project.config)], stage_command(stage)) == 0
     command = [Path(sys.executable).with_name("retro-db"), "build", project.config]
     if processes:
-        command += ["--workers", "2", "--", "--direct_running_mode=multi_processing"]
+        command += ["--workers", "2"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         wait_for_the_middle_of_the_shard(project.output, process)
         for worker in children(process.pid) if processes else [process.pid]:

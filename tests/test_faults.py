@@ -31,10 +31,11 @@ COMMAND = Path(sys.executable).with_name("retro-db")
 # Stages with a shard for each file, or for each range of lists.
 STAGES = ("screen", "chunk", "embed", "encode", "assemble", "truth", "neighbors")
 APPENDING = ("chunk", "embed", "encode", "assemble", "truth", "neighbors")
+# Those that this machine does one task at a time of, in the driver: no death of a worker stops them.
+ALONE = ("assemble", "neighbors")
 COMPACTING = ("compact", "renumber", "truth", "neighbors")
 KILLS = int(os.environ.get("RETRO_DB_KILLS", "7"))
 UPDATES = max(2, KILLS // 5)
-PROCESSES = ["--", "--direct_running_mode=multi_processing"]
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +142,9 @@ def kill_in(
     command: tuple[str, ...] = (),
 ) -> bool:
     """Kills a run some moment after its first commit in a stage; False if it ended before."""
-    options = [] if victims == "driver" else PROCESSES
-    with Run(project, *options, command=command) as run:
+    if victims == "workers" and stage in ALONE:
+        victims = "all"
+    with Run(project, command=command) as run:
         while not has_begun_to_commit(place, stage):
             if run.process.poll() is not None:
                 return False
@@ -337,7 +339,7 @@ def test_a_model_that_fails_to_load(sound: Project, project: Project, tmp_path: 
 
 
 def test_a_worker_without_memory(sound: Project, project: Project) -> None:
-    with Run(project, *PROCESSES) as run:
+    with Run(project) as run:
         while not has_begun_to_commit(project.output, "embed"):
             assert run.process.poll() is None
             time.sleep(0.002)

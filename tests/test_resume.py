@@ -185,8 +185,7 @@ def test_a_second_build_is_refused_until_the_first_is_dead(tmp_path: Path, capsy
 
 def test_no_worker_outlives_its_driver(tmp_path: Path) -> None:
     project = make_project(tmp_path, python_sources(60), chunk={"shard_size": 40_000})
-    options = ["--workers", "2", "--", "--direct_running_mode=multi_processing"]
-    with building(project, *options) as driver:
+    with building(project, "--workers", "2") as driver:
         workers = children(driver.pid)
         assert len(workers) >= 2
         driver.kill()

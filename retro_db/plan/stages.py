@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,13 @@ from retro_db.manifest import Tables, query_path
 from retro_db.parts import Part, listed_parts
 from retro_db.plan.facts import Corpus, Facts
 from retro_db.plan.manifests import Files
-from retro_db.serialize import digest
+from retro_db.serialize import canonical, digest, to_json
 
 # Names that object stores return for one request.
 LISTED_AT_ONCE = 1000
 # A task's fingerprint has a hash for each of about so many things.
 _MARKS = {f"setting.number-{number}": digest(number)[:32] for number in range(10)}
-_PICKLED = 100
+_SAMPLED = 100
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class StagePlan:
     Attributes:
         stage: Its name.
         tasks: Elements of its Beam pipeline; each leaves one completion record.
-        descriptor_bytes: Of all tasks, pickled: what crosses the stage boundary.
+        descriptor_bytes: Of all tasks, as JSON: about what crosses the stage boundary.
         list_requests: That find its records, and the files that they tell of, 1,000 names a page: what
             resuming asks for before the records are compacted into one file.
     """
@@ -107,15 +106,15 @@ def _stage(name: str, tasks: int, items: int, *folders: int) -> StagePlan:
         items: Bytes of what its tasks are about.
         *folders: Files that it leaves in each folder.
     """
-    marks = len(pickle.dumps(("part-0000000-0000", _MARKS)))
+    marks = len(canonical(["part-0000000-0000", _MARKS]))
     requests = sum(-(-count // LISTED_AT_ONCE) for count in (tasks, *folders))
     return StagePlan(name, tasks, items + tasks * marks, requests)
 
 
 def _bytes_of(items: Sequence[Any]) -> int:
-    """Pickled, one by one; told from a hundred of them, evenly spaced."""
-    chosen = items[:: max(1, len(items) // _PICKLED)]
-    return len(items) * sum(len(pickle.dumps(item)) for item in chosen) // max(len(chosen), 1)
+    """As JSON, one by one; told from a hundred of them, evenly spaced."""
+    chosen = items[:: max(1, len(items) // _SAMPLED)]
+    return len(items) * sum(len(canonical(to_json(item))) for item in chosen) // max(len(chosen), 1)
 
 
 def _parts(files: Files) -> list[Part]:

@@ -1,0 +1,104 @@
+"""Ctrl-C and SIGTERM stop a build at once, leave no process, and nothing that must be mended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Project, children, is_running, make_project, python_sources
+
+from retro_db.verify import verify_database
+
+COMMAND = Path(sys.executable).with_name("retro-db")
+TOLD = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+# What a stage gets to put things in order, and some for a busy machine.
+AT_ONCE = 2.0 + 3.0
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A second or two of embedding, in some shards."""
+    folder = tmp_path_factory.mktemp("sound")
+    project = make_project(folder, python_sources(30), chunk={"shard_size": 20_000})
+    assert project.build() == 0
+    return project
+
+
+@contextlib.contextmanager
+def building(project: Project, *options: str, ignoring: bool = False) -> subprocess.Popen[str]:
+    """A build in a process group of its own, as a terminal or a service starts one."""
+    command = [str(COMMAND), "build", str(project.config), *options]
+    if ignoring:
+        command = ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(project: Project, stage: str, process: subprocess.Popen[str]) -> None:
+    """Until a shard of the stage is in hand."""
+    while not (project.output / "state" / "progress" / stage).exists():
+        assert process.poll() is None, "it ended before the stage began"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "stage"),
+    [
+        (signal.SIGINT, "1", "embed"),
+        (signal.SIGINT, "2", "chunk"),
+        (signal.SIGINT, "2", "tune"),
+        (signal.SIGTERM, "1", "tune"),
+        (signal.SIGTERM, "2", "embed"),
+    ],
+)
+def test_a_stopped_build_ends_at_once_and_goes_on(
+    sound: Project, tmp_path: Path, number: signal.Signals, workers: str, stage: str
+) -> None:
+    project = Project(tmp_path, sound.texts, sound.settings | {"output": str(tmp_path / "db")})
+    with building(project, "--workers", workers) as process:
+        wait_for(project, stage, process)
+        others = children(process.pid)
+        assert len(others) >= 2 or workers == "1"
+        start = time.monotonic()
+        # A terminal sends Ctrl-C to all of them, a service SIGTERM to one.
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, message = process.communicate(timeout=60)
+        assert time.monotonic() - start < AT_ONCE
+        assert process.returncode == 128 + number
+        assert message.strip() == f"error: {TOLD[number]}; run the same command again to continue"
+        end = time.monotonic() + 1
+        while any(is_running(other) for other in others):
+            assert time.monotonic() < end, "a process is left"
+            time.sleep(0.01)
+    assert not (project.output / "manifest.json").exists()
+    assert project.build() == 0
+    assert project.files() == sound.files()
+    assert verify_database(str(project.output)).problems == []
+
+
+def test_in_a_shells_background_only_sigterm_stops_it(sound: Project, tmp_path: Path) -> None:
+    project = Project(tmp_path, sound.texts, sound.settings | {"output": str(tmp_path / "db")})
+    with building(project, "--workers", "2", ignoring=True) as process:
+        wait_for(project, "embed", process)
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM
