@@ -22,6 +22,8 @@ import retro_db
 from retro_db.errors import InputError, NotADatabaseError
 from retro_db.retriever import Retriever
 from retro_db_pipelines.cli import run, stage_command
+from retro_db_pipelines.engine import Engine
+from retro_db_pipelines.shards import Placement
 
 
 def copy_of(project: Project, output: Path, **settings: Any) -> Project:
@@ -228,6 +230,36 @@ def test_a_folder_with_other_files(project: Project, capsys: Any) -> None:
 def test_a_runner_that_loses_data(project: Project, capsys: Any) -> None:
     assert project.build("--", "--runner=DaskRunner") == 2
     assert "loses elements" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["--direct_running_mode=multi_processing", "--direct_num_workers=4"]
+)
+def test_beams_own_workers_are_refused(project: Project, capsys: Any, option: str) -> None:
+    assert project.build("--", option) == 2
+    assert f"{option}: leave it out; --workers N" in capsys.readouterr().err
+
+
+def test_cores_are_shared_where_the_task_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    spark, dataflow = ("--runner=SparkRunner",), ("--runner=DataflowRunner",)
+    alone = Placement(alone=True)
+    shares = [
+        (Engine().share(9), 16),
+        (Engine(4).share(9), 4),
+        (Engine(4).share(2), 8),
+        (Engine(4).share(9, alone), 16),
+        (Engine(40).share(99), 1),
+        (Engine(None, spark).share(9), 1),
+        (Engine(8, spark).share(9), 2),
+        (Engine(None, spark).share(1), 16),
+        (Engine(None, spark).share(9, alone), 1),
+        (Engine(None, dataflow).share(9, alone), 16),
+        (Engine(None, dataflow).share(9), 1),
+    ]
+    # A machine that none of them was made on.
+    monkeypatch.setattr("retro_db.threads.available_cores", lambda: 16)
+    for share, threads in shares:
+        assert share.threads == threads
 
 
 def test_usage_errors_end_with_2(capsys: Any) -> None:
