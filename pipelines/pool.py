@@ -16,7 +16,7 @@ from multiprocessing.sharedctypes import Synchronized
 
 from retro_db.errors import ExecutionError
 
-# What tasks need, imported once for all processes before any thread is there.
+# What tasks need, imported once for all processes.
 _PRELOADED = ["retro_db_pipelines.build", "faiss", "torch", "transformers"]
 
 
@@ -82,7 +82,7 @@ def stop() -> None:
 
 
 def _start(processes: int) -> _Pool:
-    # Each is forked from a process without threads, which has imported everything.
+    # Each is forked from a process that has imported everything, and done nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     end, line = context.Pipe(duplex=False)
