@@ -15,7 +15,7 @@ from retro_db.errors import ExecutionError, RetroDBError, of_environment
 
 from . import pool
 from .console import Console
-from .signals import Stopped, stopping
+from .signals import SIGNALED, Stopped, stopping
 
 _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
 _SET = click.option(
@@ -298,6 +298,9 @@ def main(arguments: Sequence[str], command: click.Command = cli) -> NoReturn:
     # What is registered first runs last.
     atexit.register(_leave, ended)
     ended.append(run(arguments, command))
+    if ended[0] > SIGNALED:
+        # All is said; threads that lose their workers would add traces.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     pool.stop()
     sys.exit(ended[0])
 
