@@ -6,9 +6,7 @@ import resource
 import shutil
 from pathlib import Path
 
-from pydantic import ByteSize
-
-from retro_db.config import Config
+from retro_db.config import Config, in_units
 from retro_db.corpus.estimating import CorpusEstimate
 from retro_db.encoder.models import EncoderModel
 from retro_db.errors import CorpusError, ExecutionError, IndexKeyError
@@ -155,16 +153,16 @@ def check_disk(folder: Folder, needed: int, held: int) -> str:
         ExecutionError: Not even half of what is needed is free.
     """
     if not folder.is_local:
-        return f"disk about {_size(needed)}"
+        return f"disk about {in_units(needed)}"
     place = Path(folder.locate())
     existing = next(path for path in (place, *place.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed - held > _DOUBT * free:
         raise ExecutionError(
-            f"output: {folder.url} needs about {_size(needed)}, and {_size(free)} are free there; make "
+            f"output: {folder.url} needs about {in_units(needed)}, and {in_units(free)} are free there; make "
             "room, or name another disk"
         )
-    return f"disk about {_size(needed)} of {_size(free)} free"
+    return f"disk about {in_units(needed)} of {in_units(free)} free"
 
 
 def _check_memory(key: str, chunks: int, dimension: int, local: bool) -> str:
@@ -172,14 +170,14 @@ def _check_memory(key: str, chunks: int, dimension: int, local: bool) -> str:
     points = min(chunks, needed_points(parse_key(key, dimension)))
     needed = points * POINT_COPIES * 4 * dimension
     if not local:
-        return f"memory at least {_size(needed)} to train"
+        return f"memory at least {in_units(needed)} to train"
     free = _available_memory()
     if needed > _DOUBT * free:
         raise ExecutionError(
-            f"index.key: training {key} needs at least {_size(needed)} of memory, and {_size(free)} are "
-            "available; use a larger machine, or a key with fewer lists"
+            f"index.key: training {key} needs at least {in_units(needed)} of memory, and {in_units(free)} "
+            "are available; use a larger machine, or a key with fewer lists"
         )
-    return f"memory at least {_size(needed)} of {_size(free)} available to train"
+    return f"memory at least {in_units(needed)} of {in_units(free)} available to train"
 
 
 def _available_memory() -> int:
@@ -220,7 +218,3 @@ def _too_few(limit: str, parts: int, needed: int, allowed: int) -> ExecutionErro
         f"{limit}: {parts:,} parts of each table need {needed:,}, and {allowed:,} are allowed; raise it, or "
         "chunk.shard_size"
     )
-
-
-def _size(count: int) -> str:
-    return ByteSize(count).human_readable(decimal=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import ByteSize
 from rich.markup import escape
 from rich.table import Table
 
 import retro_db
+from retro_db.config import in_units
 from retro_db.database import Database
 from retro_db.manifest import Manifest, SourceCounts
 from retro_db.plan import IndexPlan, Plan
@@ -267,21 +267,21 @@ def show_plan(plan: Plan, as_json: bool, console: Console) -> None:
         f"chunks     {plan.chunks:,} of {plan.chunk_tokens} tokens, {plan.token_type}{queried}"
     )
     console.say(
-        f"shards     {plan.shards:,} over {_size(plan.input_bytes)} of input; {plan.parts:,} parts of "
+        f"shards     {plan.shards:,} over {in_units(plan.input_bytes)} of input; {plan.parts:,} parts of "
         f"at most {plan.largest_part:,} chunks"
     )
     console.rich.print(_planned_tables(plan))
-    temporary = ", ".join(f"{table.table} {_size(table.bytes)}" for table in plan.temporary)
+    temporary = ", ".join(f"{table.table} {in_units(table.bytes)}" for table in plan.temporary)
     console.say(
-        f"disk       {_size(plan.totals.peak_bytes)} until the build ends: the total, and below state/ or "
+        f"disk       {in_units(plan.totals.peak_bytes)} until the build ends: the total, and below state/ or "
         f"removed at the end {temporary}"
     )
     _say_planned_index(plan.index, console)
     console.rich.print(_planned_stages(plan))
     bands = plan.totals.shuffled_bytes
-    payload = f"{_size(bands)} of band keys, to find duplicates" if bands else "no payload"
+    payload = f"{in_units(bands)} of band keys, to find duplicates" if bands else "no payload"
     console.say(
-        f"shuffle    {_size(plan.totals.descriptor_bytes)} of descriptors over all stages, {payload}"
+        f"shuffle    {in_units(plan.totals.descriptor_bytes)} of descriptors over all stages, {payload}"
     )
     for hours in plan.hours:
         console.say(
@@ -299,10 +299,10 @@ def _planned_tables(plan: Plan) -> Table:
     for table in plan.tables:
         rows = f"{table.rows:,}" if table.rows else "-"
         each = f"{table.bytes_per_chunk:,.3f}"
-        shown.add_row(table.table, f"{table.files:,}", rows, _size(table.bytes), each)
+        shown.add_row(table.table, f"{table.files:,}", rows, in_units(table.bytes), each)
     totals = plan.totals
     each = f"{totals.bytes_per_chunk:,.3f}"
-    shown.add_row("total", f"{totals.files:,}", "-", _size(totals.bytes), each)
+    shown.add_row("total", f"{totals.files:,}", "-", in_units(totals.bytes), each)
     return shown
 
 
@@ -313,30 +313,25 @@ def _say_planned_index(index: IndexPlan, console: Console) -> None:
         f"{index.entry_bytes} bytes, {index.partitions:,} partitions"
     )
     console.say(
-        f"memory     training {_size(index.training_bytes)} for {index.training_points:,} points, of "
-        f"{_size(index.memory)} (index.memory)"
+        f"memory     training {in_units(index.training_bytes)} for {index.training_points:,} points, of "
+        f"{in_units(index.memory)} (index.memory)"
     )
     streamed = ""
     if index.search_groups > 1:
         streamed = (
             f", in {index.search_groups:,} groups of partitions one after another; all opened at once "
-            f"take {_size(index.loaded_bytes)}"
+            f"take {in_units(index.loaded_bytes)}"
         )
-    console.say(f"memory     search {_size(index.search_bytes)} a worker{streamed}")
+    console.say(f"memory     search {in_units(index.search_bytes)} a worker{streamed}")
 
 
 def _planned_stages(plan: Plan) -> Table:
     shown = Table("stage", "tasks", "descriptors", "list requests")
     for stage in plan.stages:
-        size = _size(stage.descriptor_bytes)
+        size = in_units(stage.descriptor_bytes)
         name = escape(printable(stage.stage))
         shown.add_row(name, f"{stage.tasks:,}", size, f"{stage.list_requests:,}")
     totals = plan.totals
-    size = _size(totals.descriptor_bytes)
+    size = in_units(totals.descriptor_bytes)
     shown.add_row("total", f"{totals.tasks:,}", size, f"{totals.list_requests:,}")
     return shown
-
-
-def _size(count: int) -> str:
-    """Bytes for people, in decimal units."""
-    return ByteSize(count).human_readable(decimal=True)

@@ -186,16 +186,11 @@ class CommitShard(beam.DoFn):
         """Opens what the tasks share, once per process."""
         end_with_driver(self._brief.folder.fence)
         with _failing(self._brief.folder, self._stage, "open"):
-            self._opened = self._shared.acquire(lambda: _opened(self._brief))
+            self._opened = self._shared.acquire(lambda: _open(self._brief))
 
     def process(self, task: Task) -> list[str]:
         """Returns the task's name; nothing where it failed in a way that trying again will not mend."""
-        if self._opened is None:
-            return []
-        with _failing(self._brief.folder, self._stage, task.name):
-            _commit(task, self._opened.job, self._opened.shared)
-            return [task.name]
-        return []
+        return [task.name] if _commit(self._stage, self._brief, task, self._opened) else []
 
 
 class HandToProcesses(beam.DoFn):
@@ -224,13 +219,21 @@ def _commit_in_process(stage: str, brief: Brief, task: Task) -> None:
     if _kept.brief != brief.sha256:
         _kept.brief, _kept.opened = brief.sha256, None
         with _failing(brief.folder, stage, "open"):
-            _kept.opened = _opened(brief)
-    if _kept.opened is not None:
+            _kept.opened = _open(brief)
+    _commit(stage, brief, task, _kept.opened)
+
+
+def _commit(stage: str, brief: Brief, task: Task, opened: _Opened | None) -> bool:
+    """Does a task, if what the tasks share could be opened; whether it is done."""
+    if opened is not None:
         with _failing(brief.folder, stage, task.name):
-            _commit(task, _kept.opened.job, _kept.opened.shared)
+            _run(task, opened.job, opened.shared)
+            return True
+    return False
 
 
-def _commit(task: Task, job: Job, shared: Any) -> None:
+def _run(task: Task, job: Job, shared: Any) -> None:
+    """Does it and writes its record."""
     progress = _Progress(job, task.name)
     progress.tell(Work())
     meter = Meter(progress)
@@ -278,7 +281,7 @@ class _Opened:
     shared: Any
 
 
-def _opened(brief: Brief) -> _Opened:
+def _open(brief: Brief) -> _Opened:
     [job] = brief.read()
     return _Opened(job, job.open())
 

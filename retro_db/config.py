@@ -281,6 +281,11 @@ class Config(_Section):
         return data
 
 
+def in_units(count: int) -> str:
+    """Bytes in decimal units, such as `64.0GB`."""
+    return ByteSize(count).human_readable(decimal=True)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML configuration.
 

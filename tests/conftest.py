@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from retro_db_pipelines.demo import encoder_folder
 # A job in a shell's background ignores Ctrl-C, and so would the builds that are interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+COMMAND = Path(sys.executable).with_name("retro-db")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 _HEADING = re.compile(r"^(?= = [^=].* = $)", re.MULTILINE)
 
@@ -115,6 +118,35 @@ def children(parent: int) -> list[int]:
         if int(fields[1]) == parent:
             found += [int(stat.parent.name), *children(int(stat.parent.name))]
     return found
+
+
+@contextlib.contextmanager
+def building(
+    project: Project, stage: str, *options: str, ignoring: bool = False
+) -> Iterator[subprocess.Popen[str]]:
+    """A build in a process group of its own that has begun a stage, as a terminal or a service starts one.
+
+    Args:
+        project: What to build.
+        stage: Which stage is waited for.
+        *options: Of the command.
+        ignoring: Whether it ignores Ctrl-C's signal, as what runs in a shell's background does.
+    """
+    command = [str(COMMAND), "build", str(project.config), *options]
+    if ignoring:
+        command = ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            while not (project.output / "state" / "progress" / stage).exists():
+                assert process.poll() is None, "it ended before the stage began"
+                time.sleep(0.01)
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def is_running(process: int) -> bool:

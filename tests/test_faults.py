@@ -10,12 +10,12 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import (
+    COMMAND,
     Project,
     children,
     is_running,
@@ -27,7 +27,6 @@ from conftest import (
 
 from retro_db_pipelines import cli
 
-COMMAND = Path(sys.executable).with_name("retro-db")
 # Stages with a shard for each file, or for each range of lists.
 STAGES = ("screen", "chunk", "embed", "encode", "assemble", "truth", "neighbors")
 APPENDING = ("chunk", "embed", "encode", "assemble", "truth", "neighbors")

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import s3fs
 import torch
-from conftest import Project, make_project, python_sources
+from conftest import COMMAND, Project, make_project, python_sources
 
 import retro_db
 from retro_db import RetroDataset
@@ -40,7 +40,6 @@ from retro_db.store.records import StageRecords
 from retro_db.verify import verify_database
 from retro_db_pipelines.cli import run
 
-COMMAND = Path(sys.executable).with_name("retro-db")
 BUCKET = "databases"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from conftest import (
     Project,
+    building,
     children,
     failing_disk_at,
     is_running,
@@ -149,29 +150,9 @@ def test_a_dry_run_of_nothing_and_of_everything(project: Project, capsys: Any) -
     assert not project.output.exists()
 
 
-COMMAND = [Path(sys.executable).with_name("retro-db"), "build"]
-
-
-@contextlib.contextmanager
-def building(project: Project, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A build in a process of its own that has begun to embed."""
-    command = [*COMMAND, str(project.config), *options]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
-        try:
-            while not (project.output / "state" / "progress" / "embed").exists():
-                assert process.poll() is None
-                time.sleep(0.01)
-            yield process
-        finally:
-            for one in [*children(process.pid), process.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
-
-
 def test_a_second_build_is_refused_until_the_first_is_dead(tmp_path: Path, capsys: Any) -> None:
     project = make_project(tmp_path, python_sources(30))
-    with building(project) as first:
+    with building(project, "embed") as first:
         assert project.build() == 2
         message = capsys.readouterr().err
         assert message.count("\n") == 1
@@ -185,7 +166,7 @@ def test_a_second_build_is_refused_until_the_first_is_dead(tmp_path: Path, capsy
 
 def test_no_worker_outlives_its_driver(tmp_path: Path) -> None:
     project = make_project(tmp_path, python_sources(60), chunk={"shard_size": 40_000})
-    with building(project, "--workers", "2") as driver:
+    with building(project, "embed", "--workers", "2") as driver:
         workers = children(driver.pid)
         assert len(workers) >= 2
         driver.kill()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import Project, children, is_running, make_project, python_sources
+from conftest import Project, building, children, is_running, make_project, python_sources
 
 from retro_db.verify import verify_database
 
-COMMAND = Path(sys.executable).with_name("retro-db")
 TOLD = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # What a stage gets to put things in order, and some for a busy machine.
 AT_ONCE = 2.0 + 3.0
@@ -28,30 +24,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = make_project(folder, python_sources(30), chunk={"shard_size": 20_000})
     assert project.build() == 0
     return project
-
-
-@contextlib.contextmanager
-def building(project: Project, *options: str, ignoring: bool = False) -> subprocess.Popen[str]:
-    """A build in a process group of its own, as a terminal or a service starts one."""
-    command = [str(COMMAND), "build", str(project.config), *options]
-    if ignoring:
-        command = ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(project: Project, stage: str, process: subprocess.Popen[str]) -> None:
-    """Until a shard of the stage is in hand."""
-    while not (project.output / "state" / "progress" / stage).exists():
-        assert process.poll() is None, "it ended before the stage began"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +40,7 @@ def test_a_stopped_build_ends_at_once_and_goes_on(
     sound: Project, tmp_path: Path, number: signal.Signals, workers: str, stage: str
 ) -> None:
     project = Project(tmp_path, sound.texts, sound.settings | {"output": str(tmp_path / "db")})
-    with building(project, "--workers", workers) as process:
-        wait_for(project, stage, process)
+    with building(project, stage, "--workers", workers) as process:
         others = children(process.pid)
         assert len(others) >= 2 or workers == "1"
         start = time.monotonic()
@@ -94,8 +65,7 @@ def test_a_stopped_build_ends_at_once_and_goes_on(
 
 def test_in_a_shells_background_only_sigterm_stops_it(sound: Project, tmp_path: Path) -> None:
     project = Project(tmp_path, sound.texts, sound.settings | {"output": str(tmp_path / "db")})
-    with building(project, "--workers", "2", ignoring=True) as process:
-        wait_for(project, "embed", process)
+    with building(project, "embed", "--workers", "2", ignoring=True) as process:
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None

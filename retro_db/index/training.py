@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import ByteSize
 
+from retro_db.config import in_units
 from retro_db.errors import CorpusError, IndexKeyError
 from retro_db.hashing import fractions_of
 from retro_db.index.keys import (
@@ -127,14 +127,10 @@ def training_points(key: IndexKey, dimension: int, entries: int, memory: int) ->
     least = min(entries, _surely(needed_points(key)))
     if memory // each < least:
         raise IndexKeyError(
-            f"index.memory: training {key.text} takes {_size(least * each)}, more than the "
-            f"{_size(memory)} allowed; raise it, or give an index.key with fewer lists"
+            f"index.memory: training {key.text} takes {in_units(least * each)}, more than the "
+            f"{in_units(memory)} allowed; raise it, or give an index.key with fewer lists"
         )
     return max(min(wanted, memory // each), least)
-
-
-def _size(count: int) -> str:
-    return ByteSize(count).human_readable(decimal=True)
 
 
 def create_index(key: IndexKey, dimension: int) -> faiss.Index:

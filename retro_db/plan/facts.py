@@ -21,6 +21,8 @@ from retro_db.errors import CorpusError
 from retro_db.store.contracts import contract
 from retro_db.tokenizer import Tokenizer
 
+# In place of what only a build can know.
+UNKNOWN_SHA256 = "0" * 64
 # RETRO's corpus with books at 4%: 1.74 trillion tokens in 1.77 billion documents (paper, table 8).
 TOKENS_PER_DOCUMENT = 1000
 # Of tokenizer.json with byte-pair merges, about.

@@ -21,11 +21,10 @@ from retro_db.manifest import (
     TokenizerInfo,
     query_path,
 )
-from retro_db.plan.facts import Corpus, Facts
+from retro_db.plan.facts import UNKNOWN_SHA256, Corpus, Facts
 from retro_db.store.folder import FileEntry
 from retro_db.tokenizer import token_type_for
 
-_UNKNOWN = "0" * 64
 # Settings that tuning measures, about.
 _MEASURED = 16
 Files = dict[str, list[FileEntry]]
@@ -61,10 +60,10 @@ def planned_manifest(
         chunk=ChunkInfo(
             config.chunk.tokens, token_type_for(facts.vocab_size).name, 0, facts.vocab_size
         ),
-        tokenizer=TokenizerInfo(_UNKNOWN),
+        tokenizer=TokenizerInfo(UNKNOWN_SHA256),
         encoder=EncoderInfo(
             portable["encoder"]["model"],
-            _UNKNOWN,
+            UNKNOWN_SHA256,
             facts.dimension,
             encoder.pooling,
             encoder.max_length,
@@ -77,7 +76,7 @@ def planned_manifest(
         tables=tables[0],
         index_files=index_files,
         tokenizer_files=[
-            FileEntry(f"tokenizer/{name}", size, _UNKNOWN)
+            FileEntry(f"tokenizer/{name}", size, UNKNOWN_SHA256)
             for name, size in facts.tokenizer_files.items()
         ],
         queries=[
@@ -101,7 +100,7 @@ def index_info(
         lists,
         point.rerank,
         points,
-        _UNKNOWN,
+        UNKNOWN_SHA256,
         1000,
         [point] * _MEASURED,
         graph,

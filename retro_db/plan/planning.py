@@ -173,7 +173,7 @@ def make_plan(config: Config, facts: Facts, chunks_per_second: float | None = No
     index, built = plan_index(config, facts.dimension, chunks)
     tables = _tables(planned_manifest(config, facts, files, built, index.described(config)))
     bands = _band_keys(config, facts)
-    temporary = _temporary(config, facts, layouts[0], files, index)
+    temporary = _temporary(config, facts, layouts[0], files, index, bands)
     stages = plan_stages(config, facts, files, index.partitions, count_partitions(bands, 1))
     return Plan(
         source=facts.source,
@@ -234,7 +234,12 @@ def _tables(manifest: Manifest) -> list[TablePlan]:
 
 
 def _temporary(
-    config: Config, facts: Facts, layout: Layout, files: Sequence[Files], index: IndexPlan
+    config: Config,
+    facts: Facts,
+    layout: Layout,
+    files: Sequence[Files],
+    index: IndexPlan,
+    bands: int,
 ) -> list[TablePlan]:
     """Codes; keys where they are not kept; grams and band keys where duplicates are looked for."""
     chunks = layout.chunks
@@ -244,9 +249,9 @@ def _temporary(
     if not config.embeddings.keep:
         keys = [file for one in files for file in one["embeddings"]]
         temporary.append(_table("embeddings", keys, chunks))
-    if keyed := _band_keys(config, facts):
+    if bands:
         size = round(facts.corpus.tokens * _WORDS_PER_TOKEN) * _BYTES_PER_GRAM
-        size += keyed * _BYTES_PER_GRAM
+        size += bands * _BYTES_PER_GRAM
         shards, documents = len(facts.corpus.shards), facts.corpus.documents
         temporary.append(TablePlan("signatures", shards, documents, size, round(size / chunks, 3)))
     return temporary

@@ -59,7 +59,7 @@ def plan_stages(
     read = _bytes_of(shards)
     trained = read if config.tokenizer.train else 0
     planned = [_stage("probe", 1, 0)] if facts.on_gpu else []
-    planned += [_stage("tokenizer", 1, trained), *_screening(config, shards, pairs)]
+    planned += [_stage("tokenizer", 1, trained), *_screening(config, len(shards), read, pairs)]
     folders = 2 if not config.embeddings.keep else 1
     planned += [
         _stage("chunk", len(shards), read, len(parts), len(parts)),
@@ -77,14 +77,14 @@ def plan_stages(
     return planned
 
 
-def _screening(config: Config, shards: list[Any], pairs: int) -> list[StagePlan]:
-    planned, read = [], _bytes_of(shards)
+def _screening(config: Config, shards: int, read: int, pairs: int) -> list[StagePlan]:
+    planned = []
     if config.leakage.paths:
         planned.append(_stage("evaluation", 1, 0, 1))
     if config.leakage.paths or config.dedup.jaccard is not None:
-        planned.append(_stage("screen", len(shards), read, len(shards)))
+        planned.append(_stage("screen", shards, read, shards))
     if config.dedup.jaccard is not None:
-        planned += [_stage("pairs", pairs, 0, pairs), _stage("resolve", 1, 0, len(shards))]
+        planned += [_stage("pairs", pairs, 0, pairs), _stage("resolve", 1, 0, shards)]
     return planned
 
 

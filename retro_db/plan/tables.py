@@ -17,7 +17,7 @@ from retro_db.index.refining import FINE_PATH, fine_size
 from retro_db.index.sizing import IndexSizes
 from retro_db.index.structure import faiss
 from retro_db.index.training import PATH as TEMPLATE_PATH
-from retro_db.plan.facts import Corpus, Facts, Layout, share_out
+from retro_db.plan.facts import UNKNOWN_SHA256, Corpus, Facts, Layout, share_out
 from retro_db.store.contracts import Contract, contract
 from retro_db.store.folder import FileEntry
 from retro_db.store.tables import TableWriter
@@ -25,7 +25,6 @@ from retro_db.tokenizer import token_type_for
 
 # Arrow pads to 8 bytes, so that of a multiple of 8 rows all take the same.
 _FEW_ROWS = 8
-_UNKNOWN = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def _entries(
 ) -> list[FileEntry]:
     columns = (column.tolist() for column in (layout.shards, layout.turns, bytes_, rows))
     return [
-        FileEntry(agreed.name(shard, turn), size, _UNKNOWN, count)
+        FileEntry(agreed.name(shard, turn), size, UNKNOWN_SHA256, count)
         for shard, turn, size, count in zip(*columns, strict=True)
     ]
 
@@ -177,14 +176,14 @@ def index_files(
         sizes: Of its files.
     """
     lists = np.array([end - first for first, end in ranges])
-    files = [FileEntry(TEMPLATE_PATH, sizes.template(int(lists.sum())), _UNKNOWN)]
+    files = [FileEntry(TEMPLATE_PATH, sizes.template(int(lists.sum())), UNKNOWN_SHA256)]
     if not config.embeddings.keep:
         quantizer = faiss.index_factory(dimension, config.index.refine)
         # Training adds the least value and the span of each dimension, in float32.
         size = len(faiss.serialize_index(quantizer)) + 8 * dimension
-        files.append(FileEntry(FINE_PATH, size, _UNKNOWN))
+        files.append(FileEntry(FINE_PATH, size, UNKNOWN_SHA256))
     held = share_out(entries, lists).tolist()
     return files + [
-        FileEntry(partition_path(number), sizes.partition(count, rows), _UNKNOWN, rows)
+        FileEntry(partition_path(number), sizes.partition(count, rows), UNKNOWN_SHA256, rows)
         for number, (count, rows) in enumerate(zip(lists.tolist(), held, strict=True))
     ]

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retro_db.errors import DamagedFileError, InputError
+from retro_db.store.forks import parents_alone
 
 _COPY = "retro-db-"
 _COMING = ".retro-db-tmp-"
@@ -38,17 +39,6 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kmgtp]?)(i?)b?", re.IGNORECASE)
 
 # Copies that this process keeps until it ends, each with the descriptor that locks it.
 _kept: dict[Path, int] = {}
-_fetching: set[int] = set()
-
-
-def _leave_locks() -> None:
-    """A forked child must not hold on to what its parent fetches beyond the parent's death."""
-    for descriptor in _fetching:
-        os.close(descriptor)
-    _fetching.clear()
-
-
-os.register_at_fork(after_in_child=_leave_locks)
 
 
 class _OtherBytesError(Exception):
@@ -274,11 +264,11 @@ def _locked(path: Path) -> Iterator[int]:
     """The only lock on a file that is made for it, waited for."""
     descriptor = _lock(path, fcntl.LOCK_EX, os.O_RDWR | os.O_CREAT)
     assert descriptor is not None  # noqa: S101 - it is made, and waited for
-    _fetching.add(descriptor)
+    parents_alone.add(descriptor)
     try:
         yield descriptor
     finally:
-        _fetching.discard(descriptor)
+        parents_alone.discard(descriptor)
         _let_go(descriptor)
 
 

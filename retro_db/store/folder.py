@@ -168,7 +168,7 @@ class Folder:
         except FileNotFoundError:
             held = None
         if held is None or not held.is_file():
-            raise DamagedFileError(f"{self.url}: {path} is missing; restore it or build again")
+            raise self._missing(path)
         return held
 
     @contextlib.contextmanager
@@ -184,9 +184,7 @@ class Folder:
                 raise FileNotFoundError
             stream = fs.open(self.locate(path), "rb", block_size=READ_AHEAD)
         except FileNotFoundError as error:
-            raise DamagedFileError(
-                f"{self.url}: {path} is missing; restore it or build again"
-            ) from error
+            raise self._missing(path) from error
         with stream:
             yield stream
 
@@ -259,6 +257,9 @@ class Folder:
         self._expect(held.stat().st_size, entry)
         return held
 
+    def _missing(self, path: str) -> DamagedFileError:
+        return DamagedFileError(f"{self.url}: {path} is missing; restore it or build again")
+
     def _expect(self, size: int, entry: FileEntry) -> None:
         if size != entry.bytes:
             raise DamagedFileError(
@@ -276,9 +277,7 @@ class Folder:
         fs.invalidate_cache()
         size = self.size(entry.path)
         if size is None:
-            raise DamagedFileError(
-                f"{self.url}: {entry.path} is missing; restore it or build again"
-            )
+            raise self._missing(entry.path)
         self._expect(size, entry)
         fs.get_file(self.locate(entry.path), str(target))
 

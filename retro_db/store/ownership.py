@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from retro_db.errors import ExecutionError, InputError, OwnershipLostError
 from retro_db.serialize import DecodeError, canonical, from_json, to_json
 from retro_db.store.folder import Folder
+from retro_db.store.forks import parents_alone
 
 LOCK = "state/lock"
 FENCE = "state/fence"
@@ -39,17 +40,6 @@ _LOOK_SECONDS = 1.0
 _TRIES, _TRY_SECONDS = 5, 0.05
 
 log = logging.getLogger(__name__)
-_locks: set[int] = set()
-
-
-def _leave_locks() -> None:
-    """A forked child must not hold its parent's locks beyond the parent's death."""
-    for descriptor in _locks:
-        os.close(descriptor)
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_leave_locks)
 
 
 @dataclass(frozen=True)
@@ -232,7 +222,7 @@ def _locked(folder: Folder) -> Iterator[LocalFence]:
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         _lock(descriptor, folder)
-        _locks.add(descriptor)
+        parents_alone.add(descriptor)
         owner = _myself()
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, canonical(to_json(owner)), 0)
@@ -240,7 +230,7 @@ def _locked(folder: Folder) -> Iterator[LocalFence]:
         _close_gate(Path(fence.path), owner)
         yield fence
     finally:
-        _locks.discard(descriptor)
+        parents_alone.discard(descriptor)
         os.close(descriptor)
 
 

@@ -66,6 +66,11 @@ class Held:
         """Whether embeddings were kept."""
         return bool(self.corpus.tables.embeddings)
 
+    def read_parquet(self, entry: FileEntry, *columns: str) -> pa.Table:
+        """Columns of a file, whatever they are; all where none is named."""
+        with self.corpus.folder.holding(entry) as path:
+            return pq.read_table(path, columns=list(columns) or None)
+
     def count(self, *name: str, more: int) -> None:
         """Adds to what was found."""
         with self._lock:
@@ -118,8 +123,7 @@ class HeldPart:
 
     def read_documents(self, *columns: str) -> pa.Table:
         """Columns of its documents; all where none is named."""
-        with self.held.corpus.folder.holding(self.part.documents) as path:
-            return pq.read_table(path, columns=list(columns) or None)
+        return self.held.read_parquet(self.part.documents, *columns)
 
     def load_documents(self, parts: list[Part]) -> Documents:
         """Its documents that have chunks, and what each must not find.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-import pyarrow.parquet as pq
-
 from retro_db.corpus.selection import CONTENT_REASONS
 from retro_db.database import Database
 from retro_db.manifest import FILE
@@ -38,8 +36,7 @@ def check_dropped(held: Held) -> Iterator[str]:
         for reason in CONTENT_REASONS:
             counted[source.name, reason] += source.dropped_by.get(reason, 0)
     for entry in held.corpus.tables.dropped:
-        with held.corpus.folder.holding(entry) as path:
-            table = pq.read_table(path, columns=["source", "reason"])
+        table = held.read_parquet(entry, "source", "reason")
         counted.subtract(zip(*(column.to_pylist() for column in table.columns), strict=True))
     for (name, reason), missing in counted.items():
         if missing:

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from retro_db.manifest import FILE
-from retro_db.store.folder import FileEntry
 from retro_db.verify.corpora import Held
 from retro_db.verify.files import History
 
@@ -20,7 +18,7 @@ def check_removed(held: Held) -> Iterator[str]:
     gone = np.zeros(counts.documents, bool)
     chunks = 0
     for entry in held.corpus.tables.removed:
-        table = _read(held, entry)
+        table = held.read_parquet(entry)
         rows = table["document"].to_numpy()
         if len(rows) and (rows.min() < 0 or rows.max() >= len(gone)):
             yield f"{entry.path}: a document is out of range"
@@ -67,7 +65,7 @@ def check_renumbered(held: Held, history: History) -> Iterator[str]:
     if not entries:
         return
     path = entries[0].path
-    whole = pa.concat_tables([_read(held, entry) for entry in entries])
+    whole = pa.concat_tables([held.read_parquet(entry) for entry in entries])
     old, new, count = (whole[name].to_numpy() for name in ("old_first", "new_first", "count"))
     if (count < 1).any():
         yield f"{path}: a run has no chunk"
@@ -76,8 +74,3 @@ def check_renumbered(held: Held, history: History) -> Iterator[str]:
     compacted = next(iter(history.manifests.values()))
     if (new != np.cumsum(count) - count).any() or count.sum() != compacted.counts.chunks:
         yield f"{path}: new ids do not tile the {compacted.counts.chunks} chunks of the compaction"
-
-
-def _read(held: Held, entry: FileEntry) -> pa.Table:
-    with held.corpus.folder.holding(entry) as path:
-        return pq.read_table(path)
