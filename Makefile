@@ -23,8 +23,9 @@ $(stamp): pyproject.toml constraints.txt
 demo: setup
 	$(bin)/python -m retro_db_pipelines.demo --folder $(DEMO) --documents $(DEMO_DOCUMENTS)
 
+# In two processes, of which the first to be done takes tests of the other.
 test: setup
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Engines beyond this process: real ones, on this machine. Java 17 runs Spark and Flink; the rest
 # comes from PyPI, Maven Central and the Go module proxy.
@@ -41,7 +42,8 @@ prism-test: engines
 	$(bin)/python -m pytest tests/engines/test_prism.py
 
 # What is too long for every change; benchmarks/RESULTS.md has what they last printed.
-soak: setup
+soak: engines
+	RETRO_DB_SPARK_TEXTS="valid.txt test.txt" $(bin)/python -m pytest tests/engines/test_spark.py
 	RETRO_DB_FUZZ_FILES=20000 $(bin)/python -m pytest tests/test_fuzz.py
 	RETRO_DB_KILLS=100 $(bin)/python -m pytest tests/test_faults.py -k killed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import os
@@ -67,6 +68,15 @@ class Engine:
 
     workers: int | None = None
     beam_options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what Beam would leave out with a warning that nobody sees.
+
+        Raises:
+            InputError: An option that no runner here reads. Job servers have options of their own.
+        """
+        if self.runner not in _KEEPING:
+            _refuse_unknown(self.beam_options)
 
     @property
     def runner(self) -> str:
@@ -183,6 +193,20 @@ class Engine:
         if placement.alone:
             debug.add_experiment("no_use_multiple_sdk_containers")
         return options
+
+
+def _refuse_unknown(options: Sequence[str]) -> None:
+    for option in options[:1]:
+        if not option.startswith("--"):
+            raise InputError(
+                f"{option}: behind -- stand options of Beam, such as --runner=SparkRunner"
+            )
+    parsed = PipelineOptions(list(options))
+    known = parsed.get_all_options()
+    for name in sorted(parsed.get_all_options(retain_unknown_options=True).keys() - known.keys()):
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean --{near[0]}?" if near else "retro-db's own options stand before --"
+        raise InputError(f"--{name} is no option of Beam's; {remedy}")
 
 
 @contextmanager

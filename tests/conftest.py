@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import orjson
 import pytest
 import yaml
+from filelock import FileLock
 
 import retro_db
 from retro_db.database import Database
@@ -189,45 +191,63 @@ def small_disk(place: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+def built_once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Project]
+) -> Project:
+    """A project that one of the processes that run the tests makes and builds for all of them."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    kept = shared / f"{name}.pickle"
+    with FileLock(f"{kept}.lock"):
+        if not kept.exists():
+            project = make(shared / name)
+            assert project.build() == 0
+            kept.write_bytes(pickle.dumps(project))
+    made: Project = pickle.loads(kept.read_bytes())  # noqa: S301 - our own bytes
+    return made
+
+
 @pytest.fixture(scope="session")
 def wiki(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """WikiText-2's validation and test articles, and two documents that try the tokenizer, built once.
+    """WikiText-2's validation and test articles, and two documents that try the tokenizer.
 
     Settings are the defaults, but for a validation split.
     """
+    return built_once(tmp_path_factory, "wiki", _wiki)
+
+
+def _wiki(folder: Path) -> Project:
     texts = wikitext("valid.txt") + wikitext("test.txt")
     texts.append("A literal <|endoftext|> is text, " + "and so is <|endoftext|>. " * 40)
     emoji = "".join(chr(code) for code in range(0x1F300, 0x1F600))
     texts.append(f"Emoji are four bytes, each of which may be a token: {emoji}")
-    project = make_project(
-        tmp_path_factory.mktemp("wiki"),
-        texts,
-        tokenizer={"train": {"vocab_size": 8000}},
-        split={"validation": 0.05},
-    )
-    assert project.build() == 0
-    return project
+    tokenizer = {"train": {"vocab_size": 8000}}
+    return make_project(folder, texts, tokenizer=tokenizer, split={"validation": 0.05})
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """About 400 chunks of Python's own source in several shards and parts, with a validation split."""
+    return built_once(tmp_path_factory, "small", _small)
+
+
+def _small(folder: Path) -> Project:
     texts = python_sources(40)
     project = make_project(
-        tmp_path_factory.mktemp("small"),
+        folder,
         texts,
         split={"validation": 0.2},
         chunk={"shard_size": 20_000, "part_rows": 100},
         index={"key": "IVF8,PQ48x4fs", "partitions": 3},
     )
-    folder = project.folder / "corpus"
-    folder.mkdir()
+    corpus = folder / "corpus"
+    corpus.mkdir()
     for number in range(4):
         lines = [
             orjson.dumps({"id": f"doc-{i}", "text": texts[i]})
             for i in range(number * 10, number * 10 + 10)
         ]
-        (folder / f"{number}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    project.settings["corpus"][0]["paths"] = [str(folder / "*.jsonl")]
-    assert project.build() == 0
+        (corpus / f"{number}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    project.settings["corpus"][0]["paths"] = [str(corpus / "*.jsonl")]
     return project

@@ -236,13 +236,14 @@ def test_uploads_that_were_never_completed_are_swept(store: Folder) -> None:
 def test_a_build_equals_the_local_one(
     local: Project, store: Folder, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a corpus on the store, and killed while it embeds."""
+    """From a corpus on the store, and killed while two workers embed."""
     monkeypatch.chdir(tmp_path)  # for the log
     corpus = store.url.removesuffix("db") + "corpus"
     put(local.folder / "corpus", corpus)
     remote = Project(tmp_path, local.texts, local.settings | {"output": store.url})
     remote.settings["corpus"] = [{"name": "test", "paths": [f"{corpus}/*.txt"]}]
-    with subprocess.Popen([str(COMMAND), "build", str(remote.config)]) as process:
+    command = [str(COMMAND), "build", str(remote.config)]
+    with subprocess.Popen([*command, "--workers", "2"]) as process:
         try:
             end = time.monotonic() + 120
             while len(store.list("state/records/embed")) < 2:

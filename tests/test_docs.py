@@ -1,0 +1,58 @@
+"""The pages name every flag, and what they tell people to type is understood."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from retro_db_pipelines.cli import cli, stage_command
+from retro_db_pipelines.engine import Engine
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RUNNING = ROOT / "docs" / "running.md"
+_BLOCK = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """What a page tells people to type, but for descriptions of what may be typed."""
+    for block in _BLOCK.findall(page.read_text("utf-8")):
+        for line in re.sub(r"\\\n *", "", block).splitlines():
+            if re.match(r" *(\S*/)?(retro-db|python3? -m retro_db_pipelines\.\w+) ", line) and not (
+                {"|", "[--json]", "...]"} & set(line.split()) or "[--" in line
+            ):
+                yield shlex.split(line, comments=True)
+
+
+@pytest.mark.parametrize("page", [README, RUNNING], ids=lambda page: page.name)
+def test_every_command_is_understood(page: Path) -> None:
+    assert list(commands(page))
+    for program, *arguments in commands(page):
+        command: click.Command = cli
+        if program.startswith("python"):
+            _, module, *arguments = arguments
+            command = stage_command(module.rsplit(".", 1)[1])
+        context = command.make_context(program, list(arguments))
+        if isinstance(command, click.Group):
+            name, command, arguments = command.resolve_command(context, arguments)
+            context = command.make_context(name, arguments, parent=context)
+        Engine(context.params.get("workers"), context.params.get("beam_options", ())).options()
+
+
+def test_every_flag_is_told() -> None:
+    text = README.read_text("utf-8")
+    for name, command in cli.commands.items():
+        for parameter in command.params:
+            for flag in [o for o in parameter.opts if isinstance(parameter, click.Option)]:
+                assert flag in text, f"retro-db {name} {flag}"
+
+
+def test_every_flag_of_a_build_is_told_once() -> None:
+    rows = re.findall(r"^\| `(--[\w-]+)[^|]*\| ", RUNNING.read_text("utf-8"), re.MULTILINE)
+    flags = [o for p in cli.commands["build"].params if isinstance(p, click.Option) for o in p.opts]
+    assert sorted(flag for flag in flags if rows.count(flag) == 1) == sorted(flags)
