@@ -43,7 +43,7 @@ from retro_db.index.training import PATH, PartKeys, sample_keys, train_index
 from retro_db.neighbors import Documents, Finder, neighbors_part
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
-from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+from retro_db.store.tables import ColumnReader, IpcFile, Table, TableWriter
 
 THREADS = 2
 PART_ROWS = 250_000
@@ -143,7 +143,7 @@ class Stages:
     @property
     def keys(self) -> ColumnReader:
         """The keys by id."""
-        return ColumnReader([part.embeddings for part in self.parts], "vector")
+        return Table([part.embeddings for part in self.parts]).column("vector")
 
 
 def quiet(count: int) -> None:

@@ -15,7 +15,7 @@ from retro_db.parts import Part, contents_of, key_column, load_documents, load_q
 from retro_db.serialize import digest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.tables import ColumnReader
+from retro_db.store.tables import Table
 from retro_db.threads import Share
 
 from .index import BuiltIndex
@@ -123,7 +123,7 @@ class NeighborsJob:
             return None
         entries = [part.chunks for part in parts]
         files = open_table(self.searched.home, entries, "chunks", self.searched.parameters)
-        return ChunkTokens(ColumnReader(files, "tokens"), ColumnReader(files, "length"))
+        return ChunkTokens(Table(files).column("tokens"), Table(files).column("length"))
 
 
 def neighbors_stage(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from retro_db.database import Database, open  # noqa: A004 - read as retro_db.open
 from retro_db.dataset import RetroDataset
 from retro_db.errors import RetroDBError
+from retro_db.sampler import RetroSampler
 
 if TYPE_CHECKING:
     from retro_db.retriever import Retriever
 
-__all__ = ["Database", "Retriever", "RetroDBError", "RetroDataset", "open"]
+__all__ = ["Database", "Retriever", "RetroDBError", "RetroDataset", "RetroSampler", "open"]
 __version__ = "0.1.0"
 
 

@@ -15,7 +15,7 @@ from retro_db.manifest import TRAIN
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.parquet import read_parquet
-from retro_db.store.tables import ColumnReader, TableFile, TableWriter
+from retro_db.store.tables import Table, TableFile, TableWriter
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def compact_part(
         nonlocal tokens
         for piece in _pieces(rows, old.chunks.batch_rows):
             read = {
-                n: ColumnReader([old.chunks], n)[piece] for n in ("tokens", "length", "document")
+                n: Table([old.chunks]).column(n)[piece] for n in ("tokens", "length", "document")
             }
             tokens += int(read["length"].sum(dtype=np.int64))
             report(len(piece))
@@ -143,7 +143,7 @@ def compact_part(
     def vectors() -> Iterator[dict[str, np.ndarray]]:
         nonlocal keyless
         for piece in _pieces(rows, old.embeddings.batch_rows):
-            keys = ColumnReader([old.embeddings], "vector")[piece]
+            keys = Table([old.embeddings]).column("vector")[piece]
             keyless += int((~keyed(keys)).sum())
             yield {"vector": keys}
 

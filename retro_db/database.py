@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from retro_db.store.contracts import contract
 from retro_db.store.copied import CopiedFile
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.parquet import read_parquet
-from retro_db.store.tables import ColumnReader, IpcFile, TableFile
+from retro_db.store.tables import ColumnReader, IpcFile, Rows, Table, TableFile
 
 
 def open(  # noqa: A001 - read as retro_db.open
@@ -81,7 +82,7 @@ class Corpus:
         self.manifest = manifest
         self.tables = tables
         self.found_in = found_in
-        self._files: dict[str, list[TableFile]] = {}
+        self._tables: dict[str, Table] = {}
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[Any, ...]]:
         return Corpus, (self.folder, self.manifest, self.tables, self.found_in)
@@ -122,16 +123,22 @@ class Corpus:
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        schema = contract("documents").schema()
-        tables, first = [], 0
-        pairs = zip(self.tables.documents, self.tables.chunks, strict=True)
-        for entry, chunks in pairs:
+        tables = list(self.document_parts())
+        return pa.concat_tables(tables) if tables else contract("documents").schema().empty_table()
+
+    def document_parts(self) -> Iterator[pa.Table]:
+        """The documents file by file, in order; together they are `documents`.
+
+        Raises:
+            DamagedFileError: A file is missing, or disagrees with the manifest.
+        """
+        first = 0
+        for entry, chunks in zip(self.tables.documents, self.tables.chunks, strict=True):
             table = read_documents(self.folder, entry, chunks.rows or 0)
-            shifted = pa.array(table["first_chunk"].to_numpy() + first)
             position = table.schema.get_field_index("first_chunk")
-            tables.append(table.set_column(position, schema.field(position), shifted))
+            shifted = pa.array(table["first_chunk"].to_numpy() + first)
+            yield table.set_column(position, table.schema.field(position), shifted)
             first += chunks.rows or 0
-        return pa.concat_tables(tables) if tables else schema.empty_table()
 
     @functools.cached_property
     def removed(self) -> np.ndarray:
@@ -193,11 +200,15 @@ class Corpus:
     @functools.cached_property
     def _removed_ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """First chunk of each removed document and the one after its last: int64 [R] each."""
-        if not len(self.removed):
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        table = self.documents.select(["first_chunk", "chunk_count"]).take(self.removed)
-        firsts = table["first_chunk"].to_numpy()
-        return firsts, firsts + table["chunk_count"].to_numpy()
+        firsts, counts, base = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+        for table in self.document_parts() if len(self.removed) else ():
+            inside = slice(*np.searchsorted(self.removed, [base, base + len(table)]))
+            gone = table.select(["first_chunk", "chunk_count"]).take(self.removed[inside] - base)
+            firsts.append(gone["first_chunk"].to_numpy())
+            counts.append(gone["chunk_count"].to_numpy())
+            base += len(table)
+        begins = np.concatenate(firsts)
+        return begins, begins + np.concatenate(counts)
 
     def _parquet(self, entry: FileEntry, schema: pa.Schema) -> pa.Table:
         where = f"{self.folder.url}: {entry.path}"
@@ -217,18 +228,19 @@ class Corpus:
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        return ColumnReader(self.files(table), column)
+        return self.table(table).column(column)
 
-    def files(self, table: str) -> list[TableFile]:
-        """The open files of an Arrow table, in order.
+    def table(self, name: str) -> Table:
+        """An Arrow table with its files open.
 
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        if table not in self._files:
-            entries = getattr(self.tables, table)
-            self._files[table] = open_table(self.folder, entries, table, self.parameters)
-        return self._files[table]
+        if name not in self._tables:
+            entries = getattr(self.tables, name)
+            files = open_table(self.folder, entries, name, self.parameters)
+            self._tables[name] = Table(files)
+        return self._tables[name]
 
     @property
     def parameters(self) -> dict[str, str | int]:
@@ -327,9 +339,10 @@ class Chunks:
     """Tokens by global chunk id."""
 
     def __init__(self, corpus: Corpus) -> None:
-        self._tokens = corpus.column("chunks", "tokens")
-        self._lengths = corpus.column("chunks", "length")
-        self._documents = corpus.column("chunks", "document")
+        self._table = corpus.table("chunks")
+        self._tokens = self._table.column("tokens")
+        self._lengths = self._table.column("length")
+        self._documents = self._table.column("document")
         self._chunk_starts = _starts(corpus.tables.chunks)
         self._document_starts = _starts(corpus.tables.documents)
         self._pad_id = corpus.manifest.chunk.pad_id
@@ -367,19 +380,25 @@ class Chunks:
         Raises:
             IndexError: An id is out of range.
         """
-        wanted = np.asarray(ids, dtype=np.int64)
-        following = np.minimum(wanted + 1, len(self) - 1)
-        continuations = self[following]
-        continuations[self.value_lengths(wanted)[..., 1] == 0] = self._pad_id
-        return np.concatenate([self[wanted], continuations], axis=-1)
+        return self.values_and_lengths(ids)[0]
+
+    def values_and_lengths(self, ids: np.ndarray | list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """What `values` and `value_lengths` give, in one pass."""
+        rows = self._table.rows(ids)
+        lengths = self._value_lengths(rows)
+        values = self._table.take_pairs("tokens", rows)
+        values[..., 1, :][lengths[..., 1] == 0] = self._pad_id
+        return values.reshape(*values.shape[:-2], 2 * values.shape[-1]), lengths
 
     def value_lengths(self, ids: np.ndarray | list[int]) -> np.ndarray:
         """Tokens before the padding of N and of F: int64 [n, 2], 0 where there is no F."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        following = np.minimum(wanted + 1, len(self) - 1)
-        goes_on = (following > wanted) & (self.documents(following) == self.documents(wanted))
-        rest = np.where(goes_on, self.lengths(following), 0)
-        return np.stack([self.lengths(wanted), rest], axis=-1).astype(np.int64)
+        return self._value_lengths(self._table.rows(ids))
+
+    def _value_lengths(self, rows: Rows) -> np.ndarray:
+        documents = self._table.take_pairs("document", rows)
+        lengths = self._table.take_pairs("length", rows).astype(np.int64)
+        lengths[..., 1] *= documents[..., 0] == documents[..., 1]
+        return lengths
 
 
 class Neighbors:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+import functools
+from collections.abc import Sequence
+from typing import Any, TypedDict, cast, get_args
 
 import numpy as np
 
 from retro_db.database import Corpus, Database, pack
 from retro_db.errors import InputError
-from retro_db.manifest import TRAIN
+from retro_db.manifest import TRAIN, VALIDATION
+from retro_db.sequences import Located, Packing, Run, Sequences
 
 
 class Example(TypedDict):
-    """One training sequence of l = seq_len / m chunks.
+    """One training sequence of l = seq_len / m chunks; of a batch, every array has a first axis [b].
 
     Attributes:
         tokens: int32 [seq_len].
@@ -35,133 +38,168 @@ class Example(TypedDict):
 class RetroDataset:
     """Random access to training sequences; fits `torch.utils.data.DataLoader` and Grain as it is.
 
-    A sequence is seq_len / m whole chunk rows of the training split, in id order; documents follow
-    one another and their padding stays where it is, masked. Removed documents are left out. Neighbors
-    that were removed or lie in a document of the sequence are passed over before the first k are
-    taken. The last sequence is padded.
+    A sequence is seq_len / m whole chunk rows, in id order. The padding of a document's last chunk stays
+    where it is, masked, and so are rows without a chunk at the end of a sequence. Removed documents are left
+    out. Neighbors that were removed or lie in a document of the sequence are passed over before the
+    first k are taken.
 
     Args:
         database: Opened with `retro_db.open`.
         seq_len: Tokens, a multiple of the chunk length.
         k: Neighbors of a chunk, at most as many as are stored.
+        packing: `packed`: documents follow one another, and each source begins a new sequence. `document`:
+            each document does.
+        split: `train`, or the `validation` documents that the build set apart.
         queries: Name of a query corpus whose sequences are wanted instead, all of them.
 
     Raises:
-        InputError: `seq_len`, `k` or `queries` does not fit the database.
+        InputError: A setting does not fit the database.
     """
 
     def __init__(
-        self, database: Database, seq_len: int = 2048, k: int = 2, queries: str | None = None
+        self,
+        database: Database,
+        seq_len: int = 2048,
+        k: int = 2,
+        packing: Packing = "packed",
+        split: str = TRAIN,
+        queries: str | None = None,
     ) -> None:
         m, stored = database.manifest.chunk.tokens, database.manifest.neighbors.k
         if seq_len < 1 or seq_len % m:
             raise InputError(f"seq_len: {seq_len} is not a multiple of the chunk length {m}")
         if not 1 <= k <= stored:
             raise InputError(f"k: {k} is not between 1 and the {stored} neighbors stored")
-        if queries is not None and queries not in database.queries:
-            known = ", ".join(database.queries) or "none"
-            raise InputError(f"queries: {queries} is not in the database; known: {known}")
+        _one_of("packing", packing, get_args(Packing))
+        _one_of("split", split, (TRAIN, VALIDATION))
+        if queries is not None:
+            _one_of("queries", queries, tuple(database.queries))
         self.database = database
-        self.queries = queries
         self.seq_len = seq_len
         self.k = k
+        self.packing = packing
+        self.split = split
+        self.queries = queries
         self._chunk_tokens = m
-        self._rows = seq_len // m
-        documents = self._corpus.documents
-        counts = documents["chunk_count"].to_numpy()
-        chosen = (documents["split"].to_numpy() == TRAIN) & (counts > 0)
-        chosen[self._corpus.removed] = False
-        self._firsts = documents["first_chunk"].to_numpy()[chosen]
-        self._counts = counts[chosen]
-        self._ends = np.cumsum(self._counts)
+        # Now, rather than in each forked worker.
+        _ = self._sequences
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_sequences"}
+
+    @functools.cached_property
+    def _sequences(self) -> Sequences:
+        split = self.split if self.queries is None else None
+        return Sequences(self._corpus, self.seq_len // self._chunk_tokens, split, self.packing)
 
     @property
     def _corpus(self) -> Corpus:
         """Whose chunks the sequences are."""
         return self.database if self.queries is None else self.database.queries[self.queries]
 
-    def __len__(self) -> int:
-        total = int(self._ends[-1]) if len(self._ends) else 0
-        return -(-total // self._rows)
+    @property
+    def runs(self) -> list[Run]:
+        """Which sequences are of which source."""
+        return self._sequences.runs
 
-    def __repr__(self) -> str:
+    @property
+    def identity(self) -> str:
+        """What decides which sequence is which: equal in every process that reads the same database."""
         return (
-            f"RetroDataset({self.database!r}, seq_len={self.seq_len}, k={self.k}, "
-            f"queries={self.queries!r}, manifest={self.database.manifest.sha256[:12]})"
+            f"seq_len={self.seq_len}, packing={self.packing}, split={self.split}, "
+            f"queries={self.queries}, manifest={self.database.manifest.sha256[:12]}"
         )
 
-    def __getitem__(self, index: int) -> Example:
-        """One sequence.
+    @property
+    def weights(self) -> dict[str, float]:
+        """The sampling weight of each source, as the build was told."""
+        manifest = self.database.manifest
+        sources = manifest.sources
+        if self.queries is not None:
+            sources = [query.source for query in manifest.queries]
+        return {source.name: source.weight for source in sources}
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __repr__(self) -> str:
+        return f"RetroDataset({self.database!r}, k={self.k}, {self.identity})"
+
+    def __getitem__(self, index: int | Sequence[int] | np.ndarray) -> Example:
+        """One sequence, or a batch of them.
 
         Raises:
-            IndexError: The index is out of range; negative ones count from the end.
+            IndexError: An index is out of range; negative ones count from the end.
         """
-        return self.__getitems__([index])[0]
+        numbers = np.asarray(index, dtype=np.int64)
+        if numbers.ndim:
+            return self._batch(numbers)
+        return _example(self._batch(numbers[None]), 0)
 
     def __getitems__(self, indices: list[int]) -> list[Example]:
-        """A whole batch, gathered at once."""
-        positions = np.array([self._normalize(index) for index in indices], dtype=np.int64)
-        rows = positions[:, None] * self._rows + np.arange(self._rows)
-        present = rows < self._ends[-1]
-        rows = np.minimum(rows, self._ends[-1] - 1)
-        document = np.searchsorted(self._ends, rows, side="right")
-        offset = rows - (self._ends - self._counts)[document]
-        ids = self._firsts[document] + offset
-        tokens, mask = self._tokens(ids, present)
-        segments = document - document[:, :1]
-        segment_ids = np.where(mask, np.repeat(segments, self._chunk_tokens, axis=1), -1)
-        neighbor_ids = self._neighbor_ids(ids, present, document)
+        """A whole batch, gathered at once, in examples."""
+        batch = self[indices]
+        return [_example(batch, row) for row in range(len(indices))]
+
+    def _batch(self, numbers: np.ndarray) -> Example:
+        beyond = (numbers < -len(self)) | (numbers >= len(self))
+        if beyond.any():
+            raise IndexError(f"sequence {numbers[beyond][0]} of {len(self)}")
+        located = self._sequences.locate(numbers % len(self))
+        tokens, mask = self._tokens(located)
+        segments = located.documents - located.documents[:, :1]
+        neighbor_ids = self._neighbor_ids(located)
         values, value_mask = self._values(neighbor_ids)
-        return [
-            Example(
-                tokens=tokens[i],
-                mask=mask[i],
-                segment_ids=segment_ids[i].astype(np.int32),
-                neighbors=values[i],
-                neighbor_mask=value_mask[i],
-                neighbor_ids=neighbor_ids[i],
-            )
-            for i in range(len(indices))
-        ]
+        return Example(
+            tokens=tokens,
+            mask=mask,
+            segment_ids=np.where(
+                mask, np.repeat(segments.astype(np.int32), self._chunk_tokens, axis=1), np.int32(-1)
+            ),
+            neighbors=values,
+            neighbor_mask=value_mask,
+            neighbor_ids=neighbor_ids,
+        )
 
-    def _normalize(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        return index % len(self)
-
-    def _tokens(self, ids: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens(self, located: Located) -> tuple[np.ndarray, np.ndarray]:
         """int32 [b, seq_len] and its mask."""
         chunks = self._corpus.chunks
-        flat = ids.reshape(-1)
-        tokens = chunks[flat].astype(np.int32)
-        lengths = np.where(present.reshape(-1), chunks.lengths(flat), 0)
-        mask = np.arange(self._chunk_tokens) < lengths[:, None]
+        tokens = chunks[located.ids].astype(np.int32)
+        lengths = np.where(located.present, chunks.lengths(located.ids), 0)
+        mask = np.arange(self._chunk_tokens) < lengths[..., None]
         tokens[~mask] = self.database.manifest.chunk.pad_id
-        return tokens.reshape(len(ids), -1), mask.reshape(len(ids), -1)
+        shape = (len(located.ids), self.seq_len)
+        return tokens.reshape(shape), mask.reshape(shape)
 
-    def _neighbor_ids(
-        self, ids: np.ndarray, present: np.ndarray, document: np.ndarray
-    ) -> np.ndarray:
+    def _neighbor_ids(self, located: Located) -> np.ndarray:
         """The first k stored neighbors that are in no document of the sequence: int64 [b, l, k]."""
-        stored = self._corpus.neighbors[ids.reshape(-1)].reshape(*ids.shape, -1)
-        if self.queries is not None:
-            return np.where(present[..., None], stored[..., : self.k], -1)
-        # No training document lies between two of a sequence: they cover one range of chunk ids.
-        first = self._firsts[document].min(axis=1)[:, None, None]
-        end = (self._firsts + self._counts)[document].max(axis=1)[:, None, None]
-        usable = (stored >= 0) & ~((stored >= first) & (stored < end)) & present[..., None]
+        stored = self._corpus.neighbors[located.ids]
+        usable = (stored >= 0) & located.present[..., None]
+        if self.queries is None and self.split == TRAIN:
+            # Between two documents of a sequence no other can be a neighbor: they cover one range.
+            first = located.firsts[:, :1, None]
+            end = located.ends[:, -1:, None]
+            usable &= (stored < first) | (stored >= end)
         return pack(stored, usable, -1, self.k)
 
     def _values(self, neighbor_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[N, F] of neighbors, int32 [b, l, k, 2 m], and its mask."""
         chunks, m = self.database.chunks, self._chunk_tokens
-        flat = neighbor_ids.reshape(-1)
-        there = flat >= 0
-        found = flat[there]
-        values = np.full((len(flat), 2 * m), self.database.manifest.chunk.pad_id, np.int32)
-        values[there] = chunks.values(found)
-        lengths = np.zeros((len(flat), 2), np.int64)
-        lengths[there] = chunks.value_lengths(found)
-        mask = (np.arange(m) < lengths[..., None]).reshape(len(flat), 2 * m)
-        shape = (*neighbor_ids.shape, 2 * m)
-        return values.reshape(shape), mask.reshape(shape)
+        there = neighbor_ids >= 0
+        found = neighbor_ids[there]
+        values = np.full((*there.shape, 2 * m), self.database.manifest.chunk.pad_id, np.int32)
+        lengths = np.zeros((*there.shape, 2), np.int64)
+        values[there], lengths[there] = chunks.values_and_lengths(found)
+        mask = (np.arange(m) < lengths[..., None]).reshape(values.shape)
+        return values, mask
+
+
+def _one_of(name: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        raise InputError(f"{name}: {given} is unknown; known: {', '.join(known) or 'none'}")
+
+
+def _example(batch: Example, row: int) -> Example:
+    """One sequence of a batch."""
+    arrays = cast("dict[str, np.ndarray]", batch)
+    return cast("Example", {name: values[row] for name, values in arrays.items()})

@@ -14,7 +14,7 @@ from retro_db.index.training import PartKeys
 from retro_db.manifest import TRAIN, Tables
 from retro_db.neighbors import Documents
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.tables import ColumnReader
+from retro_db.store.tables import ColumnReader, Table
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,8 @@ def key_column(folder: Folder, parts: Sequence[Part], dimension: int) -> ColumnR
         DamagedFileError: A file is missing, or of another size than was written.
     """
     entries = [part.keys_file for part in parts]
-    return ColumnReader(
-        open_table(folder, entries, "embeddings", {"dimension": dimension}), "vector"
-    )
+    files = open_table(folder, entries, "embeddings", {"dimension": dimension})
+    return Table(files).column("vector")
 
 
 def listed_parts(tables: Tables) -> list[Part]:

@@ -27,7 +27,7 @@ from retro_db.serialize import to_json
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.records import Record, StageRecords
-from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+from retro_db.store.tables import IpcFile, Table, TableWriter
 from retro_db_pipelines.chunk import parts_of
 from retro_db_pipelines.console import Console
 from retro_db_pipelines.engine import Engine
@@ -89,7 +89,7 @@ def find_ids(folder: Path) -> dict[str, Any]:
     vectors = np.arange(24, dtype=np.float16).reshape(3, 8)
     with TableWriter(path, schema, table.batch_rows) as writer:
         writer.append({"vector": vectors})
-    reader = ColumnReader([IpcFile(path, schema, 3, table.batch_rows)] * SHARDS, "vector")
+    reader = Table([IpcFile(path, schema, 3, table.batch_rows)] * SHARDS).column("vector")
     assert len(reader) == 3 * SHARDS
     ids = np.random.default_rng(2).integers(0, len(reader), 10_000)
     assert (reader[ids] == vectors[ids % 3]).all()

@@ -41,3 +41,10 @@ def test_index(tmp_path: Path) -> None:
 def test_recall(tmp_path: Path, small: Project) -> None:
     told = printed_by("recall.py", str(small.output), folder=tmp_path)
     assert "recall@10 against exact search over other documents: " in told
+
+
+def test_reading(tmp_path: Path) -> None:
+    told = printed_by("reading.py", "--chunks=20000", "--rounds=2", folder=tmp_path)
+    assert "[N, F] beside np.memmap: " in told
+    assert "sequences of 2,048 tokens with k=2 a second: " in told
+    assert "memory of a reader, ten times the database beside one: " in told

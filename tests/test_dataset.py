@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,40 @@ def test_examples_against_the_tables_one_by_one(small: Project) -> None:
         assert (example["neighbors"][~example["neighbor_mask"]] == pad).all()
 
 
+def test_each_document_by_itself(small: Project) -> None:
+    database = small.open()
+    documents = [d for d in database.documents.to_pylist() if d["split"] == "train"]
+    dataset = RetroDataset(database, seq_len=256, k=3, packing="document")
+    parts = [(d, first) for d in documents for first in range(0, d["chunk_count"], 4)]
+    assert len(dataset) == len(parts)
+    for example, (document, first) in zip(dataset, parts, strict=True):
+        own = np.arange(first, min(first + 4, document["chunk_count"])) + document["first_chunk"]
+        lengths = np.concatenate([database.chunks.lengths(own), np.zeros(4 - len(own), int)])
+        mask = (np.arange(64) < lengths[:, None]).reshape(-1)
+        assert (example["mask"] == mask).all()
+        assert (example["segment_ids"] == np.where(mask, 0, -1)).all()
+        text = example["tokens"][: len(own) * 64]
+        assert (text.reshape(-1, 64) == database.chunks[own]).all()
+        assert (example["neighbor_ids"][: len(own)] == database.neighbors[own][:, :3]).all()
+        assert (example["neighbor_ids"][len(own) :] == -1).all()
+
+
+@pytest.mark.parametrize("packing", ["packed", "document"])
+def test_the_validation_split_is_read_with_its_neighbors(small: Project, packing: Any) -> None:
+    database = small.open()
+    dataset = RetroDataset(database, seq_len=256, k=20, packing=packing, split="validation")
+    expected, found = [], []
+    for document in database.documents.to_pylist():
+        if document["split"] == "validation":
+            ids = np.arange(document["chunk_count"]) + document["first_chunk"]
+            expected += database.neighbors[ids].tolist()
+    for example in dataset:
+        present = example["mask"].reshape(4, 64)[:, 0]
+        found += example["neighbor_ids"][present].tolist()
+    assert found == expected
+    assert len(dataset.runs) == 1
+
+
 def test_neighbor_masks_are_the_lengths_of_chunk_and_continuation(small: Project) -> None:
     database = small.open()
     documents = database.documents.to_pylist()
@@ -80,9 +115,11 @@ def test_neighbor_masks_are_the_lengths_of_chunk_and_continuation(small: Project
 def test_a_batch_is_its_examples(small: Project) -> None:
     dataset = RetroDataset(small.open(), seq_len=256, k=2)
     indices = [3, 0, len(dataset) - 1, 3, -1]
-    for index, example in zip(indices, dataset.__getitems__(indices), strict=True):
-        for name, value in dataset[index].items():
+    batch = dataset[indices]
+    for row, example in enumerate(dataset.__getitems__(indices)):
+        for name, value in dataset[indices[row]].items():
             assert np.array_equal(value, example[name])
+            assert np.array_equal(value, batch[name][row])  # type: ignore[literal-required]
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
@@ -113,5 +150,11 @@ def test_wrong_settings_are_refused(small: Project) -> None:
         RetroDataset(database, seq_len=100)
     with pytest.raises(InputError, match="k: 21"):
         RetroDataset(database, k=21)
+    with pytest.raises(InputError, match="packing: tight is unknown; known: packed, document"):
+        RetroDataset(database, packing="tight")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="split: test is unknown; known: train, validation"):
+        RetroDataset(database, split="test")
+    with pytest.raises(InputError, match="queries: a is unknown; known: none"):
+        RetroDataset(database, queries="a")
     with pytest.raises(IndexError):
         RetroDataset(database)[10_000]

@@ -47,7 +47,7 @@ from retro_db.index.training import (
 from retro_db.neighbors import Finder
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
-from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+from retro_db.store.tables import IpcFile, Table, TableWriter
 
 D = 32
 
@@ -219,7 +219,7 @@ def test_many_lists_and_candidates_are_searched_in_pieces(
     folder = Folder(str(tmp_path / "db"))
     text = "IVF16,Flat"
     fill(folder, train_index(parse_key(text, D), keys.astype(np.float32)), parts, 2)
-    column = ColumnReader([part.embeddings for part in parts], "vector")
+    column = Table([part.embeddings for part in parts]).column("vector")
     blocks = [QueryBlock(keys[start : start + 50].astype(np.float32)) for start in (0, 50, 1000)]
     paths = [folder.local(partition_path(number)) for number in range(2)]
     finder = Finder(Searcher(folder.local(PATH), paths, text), column, SearchSettings(16, 100))
@@ -251,7 +251,7 @@ def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
 def test_exact_distances_order_and_padding(tmp_path: Path) -> None:
     keys = make_keys(500)
     parts = make_parts(tmp_path, keys, 3)
-    column = ColumnReader([part.embeddings for part in parts], "vector")
+    column = Table([part.embeddings for part in parts]).column("vector")
     queries = keys[:4].astype(np.float32)
     # 250 to 289 repeat 0 to 39, so that query 0 is as near to 0 as to 250.
     candidates = np.array([[250, 0, 7, -1], [-1, -1, -1, -1], [2, 252, 1, 3], [499, 5, 6, 3]])
@@ -345,7 +345,7 @@ def test_a_short_row_is_searched_up_to_the_limit(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "db"))
     text = "IVF16,Flat"
     fill(folder, train_index(parse_key(text, D), keys.astype(np.float32)), parts, 2)
-    column = ColumnReader([part.embeddings for part in parts], "vector")
+    column = Table([part.embeddings for part in parts]).column("vector")
     queries, indexed = keys[:20].astype(np.float32), 1000 - len(range(1003, 2000, 17))
     found = {}
     for limit in (1, 4, None):

@@ -33,7 +33,7 @@ from retro_db.serialize import DecodeError, digest, from_json
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.records import Record, StageRecords
-from retro_db.store.tables import ColumnReader, IpcFile, TableWriter
+from retro_db.store.tables import IpcFile, Table, TableWriter
 from retro_db_pipelines.cli import run
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
@@ -80,12 +80,19 @@ def test_tables_give_back_their_rows(
         expected.append(write(path, rows, pieces, batch_rows))
         files.append(IpcFile(path, SCHEMA, rows, batch_rows))
     whole = np.concatenate(expected)
-    column = ColumnReader(files, "pair")
+    table = Table(files)
+    column = table.column("pair")
     assert len(column) == len(whole)
     assert np.array_equal(column[:], whole)
     if len(whole):
         ids = data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=60))
         assert np.array_equal(column[ids], whole[ids].reshape(-1, 2))
+        # A file's last row has zeros behind it.
+        behind = [np.append(part[1:], np.zeros_like(part[:1]), axis=0) for part in expected]
+        pairs = np.stack([whole, np.concatenate(behind)], axis=1)
+        assert np.array_equal(
+            table.take_pairs("pair", table.rows(ids)), pairs[ids].reshape(-1, 2, 2)
+        )
         start = data.draw(st.integers(0, sizes[-1]))
         stop = data.draw(st.integers(start, sizes[-1]))
         assert np.array_equal(files[-1].read("pair", start, stop), expected[-1][start:stop])

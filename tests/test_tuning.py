@@ -28,7 +28,7 @@ from retro_db.index.tuning import (
 )
 from retro_db.neighbors import Documents, Finder
 from retro_db.store.folder import Folder
-from retro_db.store.tables import ColumnReader
+from retro_db.store.tables import Table
 
 CHUNKS, DOCUMENT = 3000, 10
 
@@ -52,7 +52,7 @@ class Trial:
         fill(folder, template, self.parts, partitions)
         paths = [folder.local(partition_path(number)) for number in range(partitions)]
         searcher = Searcher(folder.local(PATH), paths, key)
-        column = ColumnReader([part.embeddings for part in self.parts], "vector")
+        column = Table([part.embeddings for part in self.parts]).column("vector")
         self.finder = Finder(searcher, column, SearchSettings(1, 50), max_nprobe)
         documents = [self._documents(part.first_id, part.embeddings.rows) for part in self.parts]
         found = []

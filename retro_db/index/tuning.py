@@ -15,7 +15,7 @@ from retro_db.index.structure import faiss, keyed, widen
 from retro_db.index.training import HNSW_EF_SEARCH, PartKeys
 from retro_db.manifest import RecallPoint
 from retro_db.neighbors import Documents, Finder
-from retro_db.store.tables import ColumnReader, TableFile
+from retro_db.store.tables import Table, TableFile
 from retro_db.threads import use_faiss_threads
 
 RECALL_AT = 10
@@ -79,7 +79,7 @@ def read_queries(
     Returns:
         Keys float32 [q, d], and int64 [q, 2] the ids, first and end, of each one's own document.
     """
-    keys = ColumnReader([embeddings], "vector")[rows]
+    keys = Table([embeddings]).column("vector")[rows]
     there = keyed(keys)
     held = np.searchsorted(documents.starts, rows[there], side="right") - 1
     own = np.array([documents.exclude[document][0] for document in held], np.int64)

@@ -66,12 +66,21 @@ class CopiedFile(TableFile):
             DamagedFileError: The file is missing, is not what is listed, or cannot be decoded.
             InputError: The cache has no room for it.
         """
+        return self.mapped().view(column, batch)
+
+    def mapped(self) -> IpcFile:
+        """The map of a copy that is in the cache, as of a moment ago.
+
+        Raises:
+            DamagedFileError: The file is missing, is not what is listed, or cannot be decoded.
+            InputError: The cache has no room for it.
+        """
         mapped, now = self._mapped, time.monotonic()
         if mapped is None or now - self._looked > _LOOK_SECONDS:
             self._looked = now
             if mapped is None or not mapped.use():
                 mapped = self._map()
-        return mapped.file.view(column, batch)
+        return mapped.file
 
     def _map(self) -> _Mapped:
         where = f"{self._folder.url}: {self._entry.path}"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +23,10 @@ from retro_db.store.ipc_header import batch_offsets, is_compressed
 # All that Arrow and NumPy raise where a file is not what it says: sizes that no memory holds, too.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error)
 _SHOWN = 300
+# Arrow pads every buffer of a file to a multiple of it.
+_ALIGNMENT = 8
+# Beyond every address of a process, and what NumPy can count.
+_MEMORY, _LARGEST = 1 << 48, 1 << 62
 
 
 class TableWriter:
@@ -119,6 +127,14 @@ class TableFile(abc.ABC):
                 number of rows.
         """
 
+    @abc.abstractmethod
+    def mapped(self) -> IpcFile:
+        """The file in this process's memory, for as long as the caller keeps it.
+
+        Raises:
+            DamagedFileError: It is missing, is not what is listed, or cannot be decoded.
+        """
+
     def read(self, column: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows start to stop of a column, copied where they span batches.
 
@@ -146,6 +162,9 @@ class TableFile(abc.ABC):
 class IpcFile(TableFile):
     """One Arrow IPC file, memory-mapped; every column of a batch is a NumPy view.
 
+    Attributes:
+        address: Of its first byte in this process's memory.
+
     Args:
         path: Local file.
         schema: What the file must hold.
@@ -162,10 +181,10 @@ class IpcFile(TableFile):
     ) -> None:
         super().__init__(schema, rows, batch_rows)
         self._where = where or str(path)
-        self._batches: dict[int, dict[str, np.ndarray]] = {}
         with decoding(f"{self._where}: not a readable Arrow file"):
-            source = pa.memory_map(str(path))
-            self._file = memoryview(source.read_buffer())
+            source = pa.memory_map(str(path)).read_buffer()
+            self._file = memoryview(source)
+            self._bytes = np.frombuffer(source, np.uint8)
             self._reader = pa.ipc.open_file(source)
             self._offsets = batch_offsets(self._file)
             found = self._reader.schema
@@ -176,15 +195,27 @@ class IpcFile(TableFile):
             raise DamagedFileError(
                 f"{self._where}: {len(self._offsets)} batches instead of {expected}; run verify"
             )
+        self._columns = {field.name: _Column.of(field.type) for field in schema}
+        self.address: int = self._bytes.ctypes.data
+
+    def mapped(self) -> IpcFile:
+        """Itself."""
+        return self
 
     def view(self, column: str, batch: int) -> np.ndarray:
         """As every table file's: from the memory map."""
-        if batch not in self._batches:
-            self._batches[batch] = self._decode(batch)
-        return self._batches[batch][column]
+        kind = self._columns[column]
+        start = self.starts(batch)[column]
+        rows = min(self.batch_rows, self.rows - batch * self.batch_rows)
+        data = self._bytes[start : start + rows * kind.bytes].view(kind.type)
+        return data.reshape(rows, *kind.shape)
 
-    def _decode(self, batch: int) -> dict[str, np.ndarray]:
-        """Views of a batch's columns, none of which reaches beyond the file."""
+    def starts(self, batch: int) -> dict[str, int]:
+        """Where in the file the columns of a batch begin, none of which reaches beyond it.
+
+        Raises:
+            DamagedFileError: The batch cannot be decoded.
+        """
         expected = min(self.batch_rows, self.rows - batch * self.batch_rows)
         with decoding(f"{self._where}: batch {batch}"):
             if is_compressed(self._file, self._offsets[batch]):
@@ -193,7 +224,40 @@ class IpcFile(TableFile):
             data.validate()
             if data.num_rows != expected:
                 raise ValueError(f"has {data.num_rows} rows instead of {expected}")
-            return {name: _to_numpy(data.column(name)) for name in self.schema.names}
+            starts = {}
+            for name, kind in self._columns.items():
+                start = _to_numpy(data.column(name)).ctypes.data - self.address
+                if not 0 <= start <= len(self._file) - expected * kind.bytes:
+                    raise ValueError(f"{name} does not lie in the file")
+                if start % kind.unit:
+                    raise ValueError(f"{name} does not begin at a multiple of {_ALIGNMENT} bytes")
+                starts[name] = start
+        return starts
+
+
+@dataclass(frozen=True)
+class _Column:
+    """How the rows of a column lie in a file.
+
+    Attributes:
+        type: Of a row's values.
+        shape: Of a row.
+        bytes: Of a row.
+        unit: What both a row's place in the file and its length are multiples of, in bytes.
+    """
+
+    type: np.dtype[Any]
+    shape: tuple[int, ...]
+    bytes: int
+    unit: int
+
+    @classmethod
+    @functools.cache
+    def of(cls, kind: pa.DataType) -> _Column:
+        """That of a column of an Arrow type."""
+        empty = _to_numpy(pa.array([], kind))
+        size = empty.dtype.itemsize * math.prod(empty.shape[1:])
+        return cls(empty.dtype, empty.shape[1:], size, math.gcd(size, _ALIGNMENT))
 
 
 @contextlib.contextmanager
@@ -223,23 +287,186 @@ def _to_numpy(array: pa.Array) -> np.ndarray:
     return array.to_numpy(zero_copy_only=True)
 
 
-class ColumnReader:
-    """One column over all files of a table, addressed by global row.
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table, wherever their files are.
+
+    Attributes:
+        shape: Of the ids that were asked for.
+        batches: Number of each row's batch among those of all files, int64 [n].
+        places: Of the rows in their batches, int64 [n].
+        last: bool [n], whether a row is the last one of its file.
+        origins: Address of each row's file, int64 [n].
+        maps: The files, which stay in memory as long as this.
+    """
+
+    shape: tuple[int, ...]
+    batches: np.ndarray
+    places: np.ndarray
+    last: np.ndarray
+    origins: np.ndarray
+    maps: list[IpcFile]
+
+
+class Table:
+    """All files of an Arrow table, addressed by global row.
+
+    Rows are gathered from all files at once, by their addresses in this process's memory: one file after
+    the other, a batch out of thousands of files would take a hundred times as long.
 
     Args:
-        files: In the manifest's order.
+        files: In the manifest's order, all with as many rows in a batch.
+    """
+
+    def __init__(self, files: Sequence[TableFile]) -> None:
+        self.files = files
+        rows = np.array([file.rows for file in files], np.int64)
+        self._batch_rows = files[0].batch_rows if files else 1
+        self._first_rows = np.cumsum([0, *rows], dtype=np.int64)
+        self._first_batches = np.cumsum([0, *-(-rows // self._batch_rows)], dtype=np.int64)
+        self._columns = {f.name: _Column.of(f.type) for f in files[0].schema} if files else {}
+        # Where the columns of the batches that were decoded begin in their files: int64 [batches].
+        batches = int(self._first_batches[-1])
+        self._starts = {name: np.zeros(batches, np.int64) for name in self._columns}
+        self._decoded = np.zeros(batches, bool)
+
+    def __len__(self) -> int:
+        return int(self._first_rows[-1])
+
+    def column(self, name: str) -> ColumnReader:
+        """One of its columns."""
+        return ColumnReader(self, name)
+
+    def rows(self, ids: np.ndarray | list[int] | int) -> Rows:
+        """Finds rows by global id.
+
+        Args:
+            ids: Integers [n], of another shape, or a single one.
+
+        Raises:
+            IndexError: An id is no integer, negative or too large; -1 marks a missing neighbor, not a row.
+            DamagedFileError: A file is missing, is not what is listed, or cannot be decoded.
+        """
+        given = np.asarray(ids)
+        if given.size and given.dtype.kind not in "iu":
+            raise IndexError(f"row ids must be integers, not {given.dtype}")
+        wanted = given.astype(np.int64).reshape(-1)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(
+                f"row ids must be in [0, {len(self)}), got {wanted.min()} to {wanted.max()}"
+            )
+        files = np.searchsorted(self._first_rows, wanted, side="right") - 1
+        batches, places = np.divmod(wanted - self._first_rows[files], self._batch_rows)
+        batches += self._first_batches[files]
+        addresses = np.zeros(len(self.files), np.int64)
+        addresses[files] = 1
+        maps = {
+            number: self.files[number].mapped() for number in np.flatnonzero(addresses).tolist()
+        }
+        for number, mapped in maps.items():
+            addresses[number] = mapped.address
+        if not self._decoded.all():
+            self._decode(batches, files, maps)
+        last = wanted + 1 == self._first_rows[files + 1]
+        return Rows(given.shape, batches, places, last, addresses[files], [*maps.values()])
+
+    def _decode(self, batches: np.ndarray, files: np.ndarray, maps: dict[int, IpcFile]) -> None:
+        """Finds out where the columns of batches begin that nobody has read yet."""
+        new = ~self._decoded[batches]
+        found, first = np.unique(batches[new], return_index=True)
+        for batch, file in zip(found.tolist(), files[new][first].tolist(), strict=True):
+            starts = maps[file].starts(batch - int(self._first_batches[file]))
+            for name, start in starts.items():
+                self._starts[name][batch] = start
+            self._decoded[batch] = True
+
+    def take(self, column: str, rows: Rows) -> np.ndarray:
+        """Rows of a column: a new array of the ids' shape, then the column's."""
+        kind = self._columns[column]
+        found = self._gather(column, 1, rows.origins, rows.batches, rows.places)
+        return found.view(kind.type).reshape(*rows.shape, *kind.shape)
+
+    def take_pairs(self, column: str, rows: Rows) -> np.ndarray:
+        """Each row with the one after it in its file: the ids' shape, 2, the column's.
+
+        Zeros follow a file's last row.
+        """
+        kind = self._columns[column]
+        # What follows the last row of a batch does not lie behind it: there, the one before is read too.
+        ends = rows.places == self._batch_rows - 1
+        ends |= rows.last
+        places = rows.places - ends
+        if places.min(initial=0) < 0:
+            return self._take_both(column, rows)
+        found = self._gather(column, 2, rows.origins, rows.batches, places)
+        if ends.any():
+            halves = found.view(np.dtype((np.void, kind.bytes))).reshape(-1, 2)
+            halves[ends, 0] = halves[ends, 1]
+            halves[ends, 1] = np.void(kind.bytes)
+            ends &= ~rows.last
+            next_batches = rows.batches[ends] + 1
+            halves[ends, 1] = self._gather(column, 1, rows.origins[ends], next_batches, 0)
+        return found.view(kind.type).reshape(*rows.shape, 2, *kind.shape)
+
+    def _take_both(self, column: str, rows: Rows) -> np.ndarray:
+        """Pairs of which some are in batches of a single row."""
+        kind = self._columns[column]
+        halves = np.zeros((len(rows.places), 2), np.dtype((np.void, kind.bytes)))
+        halves[:, 0] = self._gather(column, 1, rows.origins, rows.batches, rows.places)
+        more = ~rows.last
+        turned, places = np.divmod(rows.places[more] + 1, self._batch_rows)
+        batches = rows.batches[more] + turned
+        halves[more, 1] = self._gather(column, 1, rows.origins[more], batches, places)
+        return halves.view(kind.type).reshape(*rows.shape, 2, *kind.shape)
+
+    def _gather(
+        self,
+        column: str,
+        width: int,
+        origins: np.ndarray,
+        batches: np.ndarray,
+        places: np.ndarray | int,
+    ) -> np.ndarray:
+        """So many rows from each one on, all of one batch, as void items [n]."""
+        kind = self._columns[column]
+        at = places * kind.bytes + origins
+        at += self._starts[column][batches]
+        at //= kind.unit
+        at -= 1
+        return _memory(width * kind.bytes, kind.unit)[at]
+
+
+@functools.cache
+def _memory(size: int, unit: int) -> np.ndarray:
+    """This process's memory as an array of void items of a size, of which item i begins at (i + 1) * unit.
+
+    NumPy gathers single items several times as fast as rows of an array. No item may be looked at whose bytes
+    are not known to be there.
+    """
+    count = min(_MEMORY // unit - size, _LARGEST // size)
+    described = {
+        "data": (unit, True),
+        "shape": (count,),
+        "strides": (unit,),
+        "typestr": f"|V{size}",
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=described | {"version": 3}))
+
+
+class ColumnReader:
+    """One column of a table, addressed by global row.
+
+    Args:
+        table: Which table.
         column: Name of the column.
     """
 
-    def __init__(self, files: Sequence[TableFile], column: str) -> None:
-        self.files = files
+    def __init__(self, table: Table, column: str) -> None:
+        self._table = table
         self._column = column
-        self._starts = np.concatenate(
-            [[0], np.cumsum([file.rows for file in files], dtype=np.int64)]
-        )
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._table)
 
     def __getitem__(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
         """Rows by global id, in the order asked for.
@@ -252,40 +479,8 @@ class ColumnReader:
 
         Raises:
             IndexError: An id is no integer, negative or too large; -1 marks a missing neighbor, not a row.
+            DamagedFileError: A file is missing, is not what is listed, or cannot be decoded.
         """
         if isinstance(ids, slice):
-            start, stop, step = ids.indices(len(self))
-            return self[np.arange(start, stop, step)]
-        given = np.asarray(ids)
-        if given.size and given.dtype.kind not in "iu":
-            raise IndexError(f"row ids must be integers, not {given.dtype}")
-        wanted = given.astype(np.int64)
-        if wanted.ndim != 1:
-            flat = self[wanted.reshape(-1)]
-            return flat.reshape(*wanted.shape, *flat.shape[1:])
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(
-                f"row ids must be in [0, {len(self)}), got {wanted.min()} to {wanted.max()}"
-            )
-        order = np.argsort(wanted, kind="stable")
-        ordered = wanted[order]
-        file_of = np.searchsorted(self._starts, ordered, side="right") - 1
-        out: np.ndarray | None = None
-        position = 0
-        while position < len(ordered):
-            file = self.files[file_of[position]]
-            base = self._starts[file_of[position]]
-            batch = int(ordered[position] - base) // file.batch_rows
-            first = base + batch * file.batch_rows
-            end = int(np.searchsorted(ordered, min(first + file.batch_rows, base + file.rows)))
-            view = file.view(self._column, batch)
-            if out is None:
-                out = np.empty((len(ordered), *view.shape[1:]), view.dtype)
-            out[order[position:end]] = view[ordered[position:end] - first]
-            position = end
-        return out if out is not None else self._empty()
-
-    def _empty(self) -> np.ndarray:
-        if not self.files:
-            return np.empty(0)
-        return self.files[0].read(self._column, 0, 0).copy()
+            ids = np.arange(*ids.indices(len(self)))
+        return self._table.take(self._column, self._table.rows(ids))

@@ -27,7 +27,7 @@ from retro_db.manifest import IndexInfo, Manifest
 from retro_db.meter import Meter
 from retro_db.neighbors import ChunkTokens, Documents, Finder
 from retro_db.store.folder import FileEntry
-from retro_db.store.tables import ColumnReader
+from retro_db.store.tables import ColumnReader, Table
 from retro_db.tokenizer import Tokenizer
 from retro_db.verify.corpora import Held, HeldPart
 from retro_db.verify.files import History
@@ -239,7 +239,7 @@ class Recomputation:
             return
         later = ((chunks, len(self._home.database)),) if chunks < len(self._home.database) else ()
         file = part.open("chunks", part.part.chunks)
-        tokens = self._tokens(ColumnReader([file], "tokens"), ColumnReader([file], "length"))
+        tokens = self._tokens(Table([file]).column("tokens"), Table([file]).column("length"))
         there, first = keyed(keys), 0
         queries = []
         for start, stop, exclude in window:
@@ -252,7 +252,7 @@ class Recomputation:
             return
         found = self._finder(written).find(queries, self._manifest.neighbors.k, self._pool)
         neighbors = part.open("neighbors", part.neighbors)
-        stored = ColumnReader([neighbors], "distances")[rows[there]]
+        stored = Table([neighbors]).column("distances")[rows[there]]
         fresh = np.concatenate([distances for _, distances in found])
         # Equally near ids may be exchanged.
         agree = np.isclose(stored, fresh, rtol=_DISTANCE_TOLERANCE, atol=0).all(axis=1)
