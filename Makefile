@@ -53,6 +53,7 @@ bench: setup
 	$(bin)/python benchmarks/embedding.py
 	$(bin)/python benchmarks/index.py --synthetic 100000
 	$(bin)/python benchmarks/index.py --memory
+	$(bin)/python benchmarks/reading.py
 
 lint: setup
 	$(bin)/ruff check .

@@ -198,6 +198,23 @@ def verify(database: str, recompute: float, encoder: str | None, as_json: bool) 
 
 @cli.command()
 @_DATABASE
+@click.option("--queries", metavar="NAME", help="A query corpus, in place of the validation split.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbors.")
+@click.option("--save", metavar="FILE", help="Parquet file for the figures of every chunk.")
+@_JSON
+def leakage(database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:
+    """Measure how much of an evaluation set's chunks stands in their neighbors, word for word.
+
+    r(C) is the longest run of tokens that a chunk has in common with one of its neighbors and its
+    continuation, over the chunk's length.
+    """
+    from .reading import show_leakage
+
+    show_leakage(database, queries, k, save, as_json, Console())
+
+
+@cli.command()
+@_DATABASE
 @click.option(
     "--documents",
     required=True,

@@ -13,6 +13,7 @@ from rich.table import Table
 import retro_db
 from retro_db.config import in_units
 from retro_db.database import Database
+from retro_db.leakage import BINS, SHARES, measure_leakage
 from retro_db.manifest import Manifest, SourceCounts
 from retro_db.plan import IndexPlan, Plan
 from retro_db.removal import Removal
@@ -22,6 +23,8 @@ from retro_db.tokenizer import Tokenizer
 from retro_db.verify import silent, verify_database
 
 from .console import Console, printable
+
+_BAR = 30  # characters of the longest
 
 
 def show_built(output: str, manifest: Manifest, console: Console) -> None:
@@ -254,6 +257,30 @@ def show_problems(
             + (f"{len(checked.problems):,} problems" if checked.problems else "sound")
         )
     return 1 if checked.problems else 0
+
+
+def show_leakage(
+    url: str, queries: str | None, k: int, save: str | None, as_json: bool, console: Console
+) -> None:
+    """How r(C) is distributed over an evaluation set."""
+    measured = measure_leakage(retro_db.open(url), queries, k, save)
+    if as_json:
+        console.show_json(to_json(measured))
+        return
+    of = f"the query corpus {queries}" if queries else "the validation split"
+    alone = f"; {measured.without_neighbors:,} have none" if measured.without_neighbors else ""
+    console.say(f"leakage    {measured.chunks:,} chunks of {of}, {k} neighbors of each{alone}")
+    console.say(f"           r(C) is {measured.mean:.3f} on average")
+    shares = Table("r(C)", "chunks", "share")
+    for share, count in zip(SHARES, measured.at_most, strict=True):
+        shares.add_row(f"at most {share:.1%}", f"{count:,}", f"{count / measured.chunks:.1%}")
+    console.rich.print(shares)
+    histogram = Table("r(C)", "chunks", "")
+    most = max(measured.histogram)
+    for number, count in enumerate(measured.histogram):
+        name = f"{(number - 1) / BINS:.1%} to {number / BINS:.1%}" if number else "0%"
+        histogram.add_row(name, f"{count:,}", "#" * -(-_BAR * count // most))
+    console.rich.print(histogram)
 
 
 def show_plan(plan: Plan, as_json: bool, console: Console) -> None:
