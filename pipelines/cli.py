@@ -166,15 +166,23 @@ def inspect(database: str, as_json: bool) -> None:
 
 @cli.command()
 @_DATABASE
-@click.argument("text")
+@click.argument("text", required=False)
+@click.option("--chunk", type=int, metavar="ID", help="A chunk, in place of a text.")
 @click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="Neighbors.")
 @click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
 @_JSON
-def query(database: str, text: str, k: int, encoder: str | None, as_json: bool) -> None:
-    """Show the chunks nearest to a text, with their continuations."""
-    from .reading import show_neighbors
+def query(
+    database: str, text: str | None, chunk: int | None, k: int, encoder: str | None, as_json: bool
+) -> None:
+    """Show the chunks nearest to a text, or those stored as a chunk's neighbors."""
+    from .passages import show_near_chunk, show_near_text
 
-    show_neighbors(database, text, k, encoder, as_json, Console())
+    if chunk is not None and text is None:
+        show_near_chunk(database, chunk, k, as_json, Console())
+    elif text is not None and chunk is None:
+        show_near_text(database, text, k, encoder, as_json, Console())
+    else:
+        raise click.UsageError("give a text or --chunk ID")
 
 
 @cli.command()

@@ -21,7 +21,8 @@ from retro_db.verify import verify_database
 from .build import build
 from .console import Console
 from .engine import Engine
-from .reading import describe_chunks, show_built, show_chunk
+from .passages import show_passage, with_neighbors
+from .reading import show_built
 
 _SHOWN = 3
 # Tests, third parties, and tables of characters.
@@ -64,14 +65,12 @@ def write_config(folder: Path, documents: int) -> Path:
 def show_examples(database: Database, console: Console) -> None:
     """Three chunks from the middle of the database, each with its nearest neighbors."""
     chosen = np.linspace(0, len(database), _SHOWN + 2).astype(np.int64)[1:-1]
-    for chunk in describe_chunks(database, chosen):
+    for chunk in chosen.tolist():
+        [asked], found = with_neighbors(database, chunk, 2)
         console.say()
-        show_chunk(console, "Example:", chunk)
-        ids = database.neighbors[chunk.id][:2]
-        distances = database.neighbors.distances(chunk.id)[:2]
-        found = describe_chunks(database, ids[ids >= 0], distances[ids >= 0])
+        show_passage(console, "Example:", asked)
         for rank, neighbor in enumerate(found, 1):
-            show_chunk(console, f"Neighbor {rank}:", neighbor)
+            show_passage(console, f"Neighbor {rank}:", neighbor)
 
 
 @click.command()

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 import retro_db
 from retro_db.config import in_units
-from retro_db.database import Database
 from retro_db.leakage import BINS, SHARES, measure_leakage
 from retro_db.manifest import Manifest, SourceCounts
 from retro_db.plan import IndexPlan, Plan
 from retro_db.removal import Removal
-from retro_db.retriever import Retriever
 from retro_db.serialize import to_json
-from retro_db.tokenizer import Tokenizer
 from retro_db.verify import silent, verify_database
 
 from .console import Console, printable
@@ -143,96 +138,6 @@ def _files_by_table(manifest: Manifest) -> dict[str, list[Any]]:
         "tokenizer": manifest.tokenizer_files,
         "queries": [file for query in manifest.queries for file in query.tables.files],
     }
-
-
-def show_neighbors(
-    url: str, text: str, k: int, encoder: str | None, as_json: bool, console: Console
-) -> None:
-    """The chunks nearest to a text."""
-    database = retro_db.open(url)
-    ids, distances = Retriever(database, encoder).search([text], k)
-    found = describe_chunks(database, ids[0][ids[0] >= 0], distances[0])
-    if as_json:
-        shown = {"text": text, "neighbors": [to_json(neighbor) for neighbor in found]}
-        console.show_json(shown)
-        return
-    for rank, neighbor in enumerate(found, 1):
-        show_chunk(console, f"{rank}.", neighbor)
-    if not found:
-        console.say("no neighbors: the text has no word that the encoder knows")
-
-
-@dataclass(frozen=True)
-class ShownChunk:
-    """One chunk as people read it.
-
-    Attributes:
-        id: Global chunk id.
-        distance: Squared L2 distance to what was asked for; None where nothing was.
-        source: Name of its corpus.
-        document: Id of its document.
-        text: Its own text.
-        continuation: The text of the next chunk of its document; empty after the last.
-    """
-
-    id: int
-    distance: float | None
-    source: str
-    document: str
-    text: str
-    continuation: str
-
-
-def describe_chunks(
-    database: Database, ids: np.ndarray, distances: np.ndarray | None = None
-) -> list[ShownChunk]:
-    """Chunks as text, with their continuations and where they are from.
-
-    Args:
-        database: Where they are.
-        ids: int64 [n].
-        distances: float32 [n], if they are neighbors of something.
-    """
-    tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
-    rows = database.chunks.documents(ids)
-    table = database.documents.take(rows)
-    values = database.chunks.values(ids)
-    own, following = _texts(database, tokenizer, ids, values)
-    return [
-        ShownChunk(
-            id=int(ids[row]),
-            distance=None if distances is None else round(float(distances[row]), 4),
-            source=table["source"][row].as_py(),
-            document=table["id"][row].as_py(),
-            text=own[row],
-            continuation=following[row],
-        )
-        for row in range(len(ids))
-    ]
-
-
-def _texts(
-    database: Database, tokenizer: Tokenizer, ids: np.ndarray, values: np.ndarray
-) -> tuple[list[str], list[str]]:
-    """Text of chunks and of their continuations, without padding."""
-    m, lengths = database.manifest.chunk.tokens, database.chunks.value_lengths(ids)
-    own = [row[:length] for row, length in zip(values[:, :m], lengths[:, 0], strict=True)]
-    after = [row[:length] for row, length in zip(values[:, m:], lengths[:, 1], strict=True)]
-    return tokenizer.decode(own), tokenizer.decode(after)
-
-
-def show_chunk(console: Console, mark: str, chunk: ShownChunk) -> None:
-    """One chunk, its origin and its continuation."""
-    distance = "" if chunk.distance is None else f", distance {chunk.distance:g}"
-    origin = escape(printable(f"{chunk.source}/{chunk.document}"))
-    console.rich.print(f"[bold]{mark}[/bold] chunk {chunk.id:,} of {origin}{distance}")
-    console.rich.print(f"   [cyan]{escape(_line(chunk.text))}[/cyan]")
-    if chunk.continuation:
-        console.rich.print(f"   [dim]... {escape(_line(chunk.continuation))}[/dim]")
-
-
-def _line(text: str) -> str:
-    return printable(" ".join(text.split()))
 
 
 def show_problems(
