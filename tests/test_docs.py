@@ -6,9 +6,11 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+from conftest import Project
 
 from retro_db_pipelines.cli import cli, stage_command
 from retro_db_pipelines.engine import Engine
@@ -16,6 +18,8 @@ from retro_db_pipelines.engine import Engine
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RUNNING = ROOT / "docs" / "running.md"
+PAGES = [README, RUNNING, RUNNING.with_name("format.md")]
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
@@ -42,6 +46,22 @@ def test_every_command_is_understood(page: Path) -> None:
             name, command, arguments = command.resolve_command(context, arguments)
             context = command.make_context(name, arguments, parent=context)
         Engine(context.params.get("workers"), context.params.get("beam_options", ())).options()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_python_runs(
+    page: Path, small: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, as someone types them who has run `make demo`."""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "db").symlink_to(small.output)
+    monkeypatch.chdir(tmp_path)
+    blocks = _PYTHON.findall(page.read_text("utf-8"))
+    assert blocks
+    names: dict[str, Any] = {}
+    for block in blocks:
+        # The bucket of the examples is nobody's.
+        exec(block.replace("s3://bucket/db", "demo/db"), names)  # noqa: S102 - our own pages
 
 
 def test_every_flag_is_told() -> None:
