@@ -273,6 +273,19 @@ class Database(Corpus):
             for query in self.manifest.queries
         }
 
+    def corpus(self, queries: str | None) -> Corpus:
+        """A query corpus by its name, or the database's own chunks where there is none.
+
+        Raises:
+            InputError: There is no such query corpus.
+        """
+        if queries is None:
+            return self
+        if queries not in self.queries:
+            known = ", ".join(self.queries) or "none"
+            raise InputError(f"queries: {queries} is not in the database; known: {known}")
+        return self.queries[queries]
+
     @functools.cached_property
     def fine_codes(self) -> ColumnReader:
         """Fine codes of the keys, uint8 [n, bytes], where embeddings were not kept."""

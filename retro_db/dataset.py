@@ -72,8 +72,7 @@ class RetroDataset:
             raise InputError(f"k: {k} is not between 1 and the {stored} neighbors stored")
         _one_of("packing", packing, get_args(Packing))
         _one_of("split", split, (TRAIN, VALIDATION))
-        if queries is not None:
-            _one_of("queries", queries, tuple(database.queries))
+        database.corpus(queries)  # is there
         self.database = database
         self.seq_len = seq_len
         self.k = k
@@ -95,7 +94,7 @@ class RetroDataset:
     @property
     def _corpus(self) -> Corpus:
         """Whose chunks the sequences are."""
-        return self.database if self.queries is None else self.database.queries[self.queries]
+        return self.database.corpus(self.queries)
 
     @property
     def runs(self) -> list[Run]:

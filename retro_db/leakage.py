@@ -172,11 +172,8 @@ def measure_leakage(
 
 def _evaluated(database: Database, queries: str | None) -> tuple[Corpus, np.ndarray]:
     """A corpus, and ids of those of its chunks that are measured."""
+    corpus = database.corpus(queries)
     if queries is not None:
-        if queries not in database.queries:
-            known = ", ".join(database.queries) or "none"
-            raise InputError(f"queries: {queries} is not in the database; known: {known}")
-        corpus = database.queries[queries]
         return corpus, np.arange(len(corpus))
     ids: list[np.ndarray] = [np.empty(0, np.int64)]
     for table in database.document_parts():

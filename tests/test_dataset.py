@@ -154,7 +154,7 @@ def test_wrong_settings_are_refused(small: Project) -> None:
         RetroDataset(database, packing="tight")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="split: test is unknown; known: train, validation"):
         RetroDataset(database, split="test")
-    with pytest.raises(InputError, match="queries: a is unknown; known: none"):
+    with pytest.raises(InputError, match="queries: a is not in the database; known: none"):
         RetroDataset(database, queries="a")
     with pytest.raises(IndexError):
         RetroDataset(database)[10_000]
