@@ -184,11 +184,11 @@ class Chunked:
 
     def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Tokens and lengths of every part."""
-        from retro_db.database import open_table
+        from retro_db.database import open_files
 
         kind = {"token_type": self.vocabulary.token_type, "chunk_tokens": 64}
         for part in self.parts:
-            [file] = open_table(self.build.folder, [part.chunks], "chunks", kind)
+            [file] = open_files(self.build.folder, [part.chunks], "chunks", kind)
             yield file.read("tokens", 0, file.rows), file.read("length", 0, file.rows)
 
 
@@ -211,7 +211,7 @@ def run_stage(corpus: Chunked, workers: int) -> tuple[float, float]:
 
 def prepared(corpus: Chunked) -> tuple[Encoder, list[Tokenized]]:
     """The windows that the stage makes of the corpus."""
-    from retro_db.database import open_table
+    from retro_db.database import open_files
     from retro_db.encoder.embedding import tokenized_windows
     from retro_db.encoder.models import describe_model
     from retro_db.tokenizer import Tokenizer
@@ -221,7 +221,7 @@ def prepared(corpus: Chunked) -> tuple[Encoder, list[Tokenized]]:
     kind = {"token_type": corpus.vocabulary.token_type, "chunk_tokens": 64}
     windows = []
     for part in corpus.parts:
-        [file] = open_table(corpus.build.folder, [part.chunks], "chunks", kind)
+        [file] = open_files(corpus.build.folder, [part.chunks], "chunks", kind)
         windows += tokenized_windows(file, encoder, tokenizer, Meter())
     return encoder, windows
 

@@ -21,7 +21,7 @@ from retro_db.compaction import (
     write_renumbering,
 )
 from retro_db.config import Config
-from retro_db.database import Database, open_table, read_documents
+from retro_db.database import Database, open_files, read_documents
 from retro_db.database import open as open_database
 from retro_db.errors import CorpusError, ExecutionError, InputError
 from retro_db.index.filling import partition_path
@@ -109,7 +109,7 @@ class _Source:
         first = sum(before.rows or 0 for before in tables.documents[:number])
         kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removed)
         chunks, embeddings = (
-            open_table(folder, [entry], name, database.parameters)[0]
+            open_files(folder, [entry], name, database.parameters)[0]
             for name, entry in entries.items()
         )
         return OldPart(documents, kept, chunks, embeddings)

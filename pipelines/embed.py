@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import dataclass, field, replace
 
-from retro_db.database import open_table
+from retro_db.database import open_files
 from retro_db.encoder.budget import find_budget, try_budget
 from retro_db.encoder.embedding import embed_part
 from retro_db.encoder.encoding import Encoder
@@ -55,7 +55,7 @@ class EmbedJob:
     def run(self, shared: tuple[Encoder, Tokenizer], part: Part, meter: Meter) -> EmbeddedPart:
         """Writes the embeddings file."""
         encoder, tokenizer = shared
-        [chunks] = open_table(self.folder, [part.chunks], "chunks", self.parameters)
+        [chunks] = open_files(self.folder, [part.chunks], "chunks", self.parameters)
         path = contract("embeddings").name(part.shard, part.number)
         return EmbeddedPart(*embed_part(chunks, path, encoder, tokenizer, self.folder, meter))
 

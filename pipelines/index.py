@@ -12,7 +12,7 @@ import numpy as np
 
 from retro_db.chunking import ChunkedShard
 from retro_db.config import IndexConfig
-from retro_db.database import open_table
+from retro_db.database import open_files
 from retro_db.errors import CorpusError
 from retro_db.index.filling import (
     assemble_partition,
@@ -209,7 +209,7 @@ class AssembleJob:
         """The template, and all codes."""
         template = read_index(self.home.local(TEMPLATE_PATH))
         parameters: dict[str, str | int] = {"code_size": int(inverted_file(template).code_size)}
-        return template, open_table(self.folder, self.codes, "codes", parameters)
+        return template, open_files(self.folder, self.codes, "codes", parameters)
 
     def run(
         self,

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 
 from retro_db.config import NeighborsConfig
 from retro_db.database import open as open_database
-from retro_db.database import open_table
+from retro_db.database import open_files, open_table
 from retro_db.index.searching import open_searcher
 from retro_db.neighbors import ChunkTokens, Finder, neighbors_part
 from retro_db.parts import Part, contents_of, key_column, load_documents, load_queries
 from retro_db.serialize import digest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.tables import Table
 from retro_db.threads import Share
 
 from .index import BuiltIndex
@@ -95,7 +94,7 @@ class NeighborsJob:
     def run(self, shared: Finder, part: Part, report: Callable[[int], None]) -> NeighborsPart:
         """Writes the neighbors file."""
         home, parameters = self.searched.home, self.searched.parameters
-        [embeddings] = open_table(home, [part.keys_file], "embeddings", parameters)
+        [embeddings] = open_files(home, [part.keys_file], "embeddings", parameters)
         if self.namesakes is None:
             documents = load_documents(home, part)
         else:
@@ -122,8 +121,8 @@ class NeighborsJob:
         if not self.config.drop_duplicates:
             return None
         entries = [part.chunks for part in parts]
-        files = open_table(self.searched.home, entries, "chunks", self.searched.parameters)
-        return ChunkTokens(Table(files).column("tokens"), Table(files).column("length"))
+        table = open_table(self.searched.home, entries, "chunks", self.searched.parameters)
+        return ChunkTokens(table.column("tokens"), table.column("length"))
 
 
 def neighbors_stage(

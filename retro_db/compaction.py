@@ -132,18 +132,19 @@ def compact_part(
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         nonlocal tokens
+        table = Table([old.chunks])
         for piece in _pieces(rows, old.chunks.batch_rows):
-            read = {
-                n: Table([old.chunks]).column(n)[piece] for n in ("tokens", "length", "document")
-            }
+            found = table.rows(piece)
+            read = {name: table.take(name, found) for name in ("tokens", "length", "document")}
             tokens += int(read["length"].sum(dtype=np.int64))
             report(len(piece))
             yield read | {"document": renamed[read["document"]]}
 
     def vectors() -> Iterator[dict[str, np.ndarray]]:
         nonlocal keyless
+        column = Table([old.embeddings]).column("vector")
         for piece in _pieces(rows, old.embeddings.batch_rows):
-            keys = Table([old.embeddings]).column("vector")[piece]
+            keys = column[piece]
             keyless += int((~keyed(keys)).sum())
             yield {"vector": keys}
 

@@ -178,8 +178,7 @@ class Corpus:
     def removed_chunks(self) -> np.ndarray:
         """Ids of the removed documents' chunks, int64 [n], ascending."""
         firsts, ends = self._removed_ranges
-        counts = ends - firsts
-        return np.repeat(ends - np.cumsum(counts), counts) + np.arange(counts.sum())
+        return ids_in(firsts, ends - firsts)
 
     def is_removed(self, ids: np.ndarray | list[int]) -> np.ndarray:
         """Whether chunks are of a removed document.
@@ -202,13 +201,18 @@ class Corpus:
         """First chunk of each removed document and the one after its last: int64 [R] each."""
         firsts, counts, base = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
         for table in self.document_parts() if len(self.removed) else ():
-            inside = slice(*np.searchsorted(self.removed, [base, base + len(table)]))
-            gone = table.select(["first_chunk", "chunk_count"]).take(self.removed[inside] - base)
+            rows = self.removed_among(base, len(table))
+            gone = table.select(["first_chunk", "chunk_count"]).take(rows)
             firsts.append(gone["first_chunk"].to_numpy())
             counts.append(gone["chunk_count"].to_numpy())
             base += len(table)
         begins = np.concatenate(firsts)
         return begins, begins + np.concatenate(counts)
+
+    def removed_among(self, first: int, count: int) -> np.ndarray:
+        """Which of so many documents from one on were removed, counted from that one: int64 [r]."""
+        inside = slice(*np.searchsorted(self.removed, [first, first + count]))
+        return self.removed[inside] - first
 
     def _parquet(self, entry: FileEntry, schema: pa.Schema) -> pa.Table:
         where = f"{self.folder.url}: {entry.path}"
@@ -238,8 +242,7 @@ class Corpus:
         """
         if name not in self._tables:
             entries = getattr(self.tables, name)
-            files = open_table(self.folder, entries, name, self.parameters)
-            self._tables[name] = Table(files)
+            self._tables[name] = open_table(self.folder, entries, name, self.parameters)
         return self._tables[name]
 
     @property
@@ -272,6 +275,16 @@ class Database(Corpus):
             query.source.name: Corpus(self.folder, self.manifest, query.tables, self)
             for query in self.manifest.queries
         }
+
+    def check_k(self, k: int) -> None:
+        """Checks a number of neighbors that is wanted for each chunk.
+
+        Raises:
+            InputError: So many are not stored.
+        """
+        stored = self.manifest.neighbors.k
+        if not 1 <= k <= stored:
+            raise InputError(f"k: {k} is not between 1 and the {stored} neighbors stored")
 
     def corpus(self, queries: str | None) -> Corpus:
         """A query corpus by its name, or the database's own chunks where there is none.
@@ -322,6 +335,14 @@ def read_documents(folder: Folder, entry: FileEntry, chunks: int) -> pa.Table:
 
 
 def open_table(
+    folder: Folder, entries: list[FileEntry], table: str, parameters: dict[str, str | int]
+) -> Table:
+    """An Arrow table, if it has any files or not; arguments and errors are those of `open_files`."""
+    files = open_files(folder, entries, table, parameters)
+    return Table(files, contract(table).schema(**parameters))
+
+
+def open_files(
     folder: Folder, entries: list[FileEntry], table: str, parameters: dict[str, str | int]
 ) -> list[TableFile]:
     """Opens the files of an Arrow table; on object stores, each when it is first read.
@@ -458,6 +479,17 @@ class Neighbors:
             return None
         gone = self._found_in.is_removed(stored)
         return gone if gone.any() else None
+
+
+def ids_in(firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Ids of ranges, one range after the other: int64 [sum of counts].
+
+    Args:
+        firsts: First id of each range, int64 [n].
+        counts: Of its ids, int64 [n].
+    """
+    ends = np.cumsum(counts)
+    return np.repeat(firsts - ends + counts, counts) + np.arange(counts.sum())
 
 
 def pack(values: np.ndarray, kept: np.ndarray, fill: float, count: int | None = None) -> np.ndarray:

@@ -65,14 +65,12 @@ class RetroDataset:
         split: str = TRAIN,
         queries: str | None = None,
     ) -> None:
-        m, stored = database.manifest.chunk.tokens, database.manifest.neighbors.k
+        m = database.manifest.chunk.tokens
         if seq_len < 1 or seq_len % m:
             raise InputError(f"seq_len: {seq_len} is not a multiple of the chunk length {m}")
-        if not 1 <= k <= stored:
-            raise InputError(f"k: {k} is not between 1 and the {stored} neighbors stored")
+        database.check_k(k)
         _one_of("packing", packing, get_args(Packing))
         _one_of("split", split, (TRAIN, VALIDATION))
-        database.corpus(queries)  # is there
         self.database = database
         self.seq_len = seq_len
         self.k = k
@@ -80,7 +78,7 @@ class RetroDataset:
         self.split = split
         self.queries = queries
         self._chunk_tokens = m
-        # Now, rather than in each forked worker.
+        # Now, rather than in each forked worker; and where a query corpus is unknown, the error.
         _ = self._sequences
 
     def __getstate__(self) -> dict[str, Any]:
@@ -195,7 +193,7 @@ class RetroDataset:
 
 def _one_of(name: str, given: str, known: Sequence[str]) -> None:
     if given not in known:
-        raise InputError(f"{name}: {given} is unknown; known: {', '.join(known) or 'none'}")
+        raise InputError(f"{name}: {given} is unknown; known: {', '.join(known)}")
 
 
 def _example(batch: Example, row: int) -> Example:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retro_db.database import Corpus, Database
+from retro_db.database import Corpus, Database, ids_in
 from retro_db.errors import InputError
 from retro_db.manifest import VALIDATION
 from retro_db.store.folder import Folder
@@ -40,12 +40,14 @@ class Overlaps:
         lengths: Of the chunks, in tokens, int64 [n].
         common: Length of the run, int64 [n]; 0 where there is none.
         neighbors: The first neighbor that has it, int64 [n]; -1 where there is none.
+        compared: With how many neighbors, int64 [n].
     """
 
     chunks: np.ndarray
     lengths: np.ndarray
     common: np.ndarray
     neighbors: np.ndarray
+    compared: np.ndarray
 
     @property
     def ratios(self) -> np.ndarray:
@@ -123,7 +125,7 @@ def overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Overlaps:
     best = common.argmax(axis=1)
     most = np.take_along_axis(common, best[:, None], axis=1)[:, 0]
     holder = np.take_along_axis(near, best[:, None], axis=1)[:, 0]
-    return Overlaps(ids, lengths, most, np.where(most > 0, holder, -1))
+    return Overlaps(ids, lengths, most, np.where(most > 0, holder, -1), there.sum(axis=1))
 
 
 def measure_leakage(
@@ -131,7 +133,6 @@ def measure_leakage(
     queries: str | None = None,
     k: int = 10,
     save: str | None = None,
-    done: Callable[[int], None] | None = None,
 ) -> Leakage:
     """Measures r(C) of every chunk of an evaluation set.
 
@@ -141,15 +142,12 @@ def measure_leakage(
         k: Neighbors of a chunk that are looked at; 10 in the paper.
         save: Path or URL of a Parquet file for each chunk's figures: chunk, length, common and neighbor,
             as in `Overlaps`.
-        done: Called with the number of chunks that are done, from time to time.
 
     Raises:
         InputError: There is no such corpus, no validation split, or fewer neighbors are stored.
         DamagedFileError: A file is missing, or disagrees with the manifest.
     """
-    stored = database.manifest.neighbors.k
-    if not 1 <= k <= stored:
-        raise InputError(f"k: {k} is not between 1 and the {stored} neighbors stored")
+    database.check_k(k)
     corpus, ids = _evaluated(database, queries)
     histogram = np.zeros(BINS + 1, np.int64)
     at_most = np.zeros(len(SHARES), np.int64)
@@ -161,11 +159,10 @@ def measure_leakage(
             # Of whole numbers, so that no bound is missed by a rounding.
             bins = -(-BINS * block.common // block.lengths)
             histogram += np.bincount(bins, minlength=BINS + 1)
-            at_most += [int((block.ratios <= share).sum()) for share in SHARES]
-            without += int((corpus.neighbors[block.chunks][:, 0] < 0).sum())
-            total += float(block.ratios.sum())
-            if done:
-                done(start + len(block.chunks))
+            ratios = block.ratios
+            at_most += [int((ratios <= share).sum()) for share in SHARES]
+            without += int((block.compared == 0).sum())
+            total += float(ratios.sum())
     mean = total / max(len(ids), 1)
     return Leakage(len(ids), without, histogram.tolist(), at_most.tolist(), mean)
 
@@ -180,8 +177,7 @@ def _evaluated(database: Database, queries: str | None) -> tuple[Corpus, np.ndar
         chosen = (table["split"].to_numpy() == VALIDATION) & (table["chunk_count"].to_numpy() > 0)
         firsts = table["first_chunk"].to_numpy()[chosen]
         counts = table["chunk_count"].to_numpy()[chosen]
-        ends = np.cumsum(counts)
-        ids.append(np.repeat(firsts - ends + counts, counts) + np.arange(counts.sum()))
+        ids.append(ids_in(firsts, counts))
     found = np.concatenate(ids)
     if not len(found):
         raise InputError(

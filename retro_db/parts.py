@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retro_db.database import open_table, read_documents
+from retro_db.database import open_files, open_table, read_documents
 from retro_db.index.training import PartKeys
 from retro_db.manifest import TRAIN, Tables
 from retro_db.neighbors import Documents
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.tables import ColumnReader, Table
+from retro_db.store.tables import ColumnReader
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def load_keys(folder: Folder, part: Part, dimension: int) -> PartKeys:
     Raises:
         DamagedFileError: A file is missing, or of another size than was written.
     """
-    [embeddings] = open_table(folder, [part.keys_file], "embeddings", {"dimension": dimension})
+    [embeddings] = open_files(folder, [part.keys_file], "embeddings", {"dimension": dimension})
     table = read_documents(folder, part.documents, part.rows)
     trained = np.repeat(
         table["split"].to_numpy() == TRAIN, table["chunk_count"].to_numpy().astype(np.int64)
@@ -167,8 +167,7 @@ def key_column(folder: Folder, parts: Sequence[Part], dimension: int) -> ColumnR
         DamagedFileError: A file is missing, or of another size than was written.
     """
     entries = [part.keys_file for part in parts]
-    files = open_table(folder, entries, "embeddings", {"dimension": dimension})
-    return Table(files).column("vector")
+    return open_table(folder, entries, "embeddings", {"dimension": dimension}).column("vector")
 
 
 def listed_parts(tables: Tables) -> list[Part]:

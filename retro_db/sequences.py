@@ -117,8 +117,7 @@ def _chosen(corpus: Corpus, split: str | None) -> Iterator[tuple[str, np.ndarray
         wanted = counts > 0
         if split is not None:
             wanted &= pc.equal(table["split"], split).to_numpy()
-        gone = corpus.removed
-        wanted[gone[slice(*np.searchsorted(gone, [base, base + len(table)]))] - base] = False
+        wanted[corpus.removed_among(base, len(table))] = False
         rows = np.flatnonzero(wanted)
         firsts = table["first_chunk"].to_numpy()
         for source, chosen in _of_one_source(table["source"], rows):

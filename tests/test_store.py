@@ -102,6 +102,16 @@ def test_tables_give_back_their_rows(
         column[[-1]]
 
 
+def test_a_table_without_files_has_no_rows() -> None:
+    table = Table([], SCHEMA)
+    assert len(table) == 0
+    assert table.column("pair")[:].shape == (0, 2)
+    assert table.column("row")[[]].shape == (0,)
+    assert table.take_pairs("pair", table.rows([])).shape == (0, 2, 2)
+    with pytest.raises(IndexError):
+        table.column("row")[[0]]
+
+
 def test_bytes_do_not_depend_on_how_rows_were_appended(tmp_path: Path) -> None:
     write(tmp_path / "a", 1000, [1000], 64)
     write(tmp_path / "b", 1000, [7, 130, 1], 64)

@@ -196,6 +196,8 @@ class IpcFile(TableFile):
                 f"{self._where}: {len(self._offsets)} batches instead of {expected}; run verify"
             )
         self._columns = {field.name: _Column.of(field.type) for field in schema}
+        # The batch that was viewed last: its columns are mostly viewed one after the other.
+        self._viewed: dict[int, dict[str, int]] = {}
         self.address: int = self._bytes.ctypes.data
 
     def mapped(self) -> IpcFile:
@@ -205,7 +207,10 @@ class IpcFile(TableFile):
     def view(self, column: str, batch: int) -> np.ndarray:
         """As every table file's: from the memory map."""
         kind = self._columns[column]
-        start = self.starts(batch)[column]
+        viewed = self._viewed  # which another thread may replace meanwhile
+        if batch not in viewed:
+            viewed = self._viewed = {batch: self.starts(batch)}
+        start = viewed[batch][column]
         rows = min(self.batch_rows, self.rows - batch * self.batch_rows)
         data = self._bytes[start : start + rows * kind.bytes].view(kind.type)
         return data.reshape(rows, *kind.shape)
@@ -316,15 +321,17 @@ class Table:
 
     Args:
         files: In the manifest's order, all with as many rows in a batch.
+        schema: Theirs; needed where there may be none.
     """
 
-    def __init__(self, files: Sequence[TableFile]) -> None:
+    def __init__(self, files: Sequence[TableFile], schema: pa.Schema | None = None) -> None:
         self.files = files
         rows = np.array([file.rows for file in files], np.int64)
         self._batch_rows = files[0].batch_rows if files else 1
         self._first_rows = np.cumsum([0, *rows], dtype=np.int64)
         self._first_batches = np.cumsum([0, *-(-rows // self._batch_rows)], dtype=np.int64)
-        self._columns = {f.name: _Column.of(f.type) for f in files[0].schema} if files else {}
+        fields = schema or files[0].schema
+        self._columns = {field.name: _Column.of(field.type) for field in fields}
         # Where the columns of the batches that were decoded begin in their files: int64 [batches].
         batches = int(self._first_batches[-1])
         self._starts = {name: np.zeros(batches, np.int64) for name in self._columns}

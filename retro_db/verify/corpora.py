@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retro_db.database import Corpus, Database, open_table
+from retro_db.database import Corpus, Database, open_files
 from retro_db.manifest import SourceCounts, query_path
 from retro_db.neighbors import Documents
 from retro_db.parts import Part, load_documents, load_queries
@@ -118,7 +118,7 @@ class HeldPart:
     def open(self, table: str, entry: FileEntry) -> TableFile:
         """One of its Arrow files."""
         corpus = self.held.corpus
-        [file] = open_table(corpus.folder, [entry], table, corpus.parameters)
+        [file] = open_files(corpus.folder, [entry], table, corpus.parameters)
         return file
 
     def read_documents(self, *columns: str) -> pa.Table:

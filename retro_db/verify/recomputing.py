@@ -27,7 +27,7 @@ from retro_db.manifest import IndexInfo, Manifest
 from retro_db.meter import Meter
 from retro_db.neighbors import ChunkTokens, Documents, Finder
 from retro_db.store.folder import FileEntry
-from retro_db.store.tables import ColumnReader, Table
+from retro_db.store.tables import Table
 from retro_db.tokenizer import Tokenizer
 from retro_db.verify.corpora import Held, HeldPart
 from retro_db.verify.files import History
@@ -137,9 +137,7 @@ class Recomputation:
                 database.embeddings,
                 _settings(written.index),
                 self._neighbors_config.get("max_nprobe"),
-                self._tokens(
-                    database.column("chunks", "tokens"), database.column("chunks", "length")
-                ),
+                self._tokens(database.table("chunks")),
             )
         return dataclasses.replace(self._finders[removed], settings=_settings(written.index))
 
@@ -147,11 +145,11 @@ class Recomputation:
     def _neighbors_config(self) -> dict[str, int | None]:
         return self._manifest.config.get("neighbors", {})
 
-    def _tokens(self, tokens: ColumnReader, lengths: ColumnReader) -> ChunkTokens | None:
+    def _tokens(self, chunks: Table) -> ChunkTokens | None:
         """What duplicates are known by, where they were passed over."""
         if not self._neighbors_config.get("drop_duplicates"):
             return None
-        return ChunkTokens(tokens, lengths)
+        return ChunkTokens(chunks.column("tokens"), chunks.column("length"))
 
     def check(self, chosen: Chosen) -> Iterator[str]:
         """Everything of some documents of one part."""
@@ -238,8 +236,7 @@ class Recomputation:
             self.notes[f"{path}: not searched again: the index was trained anew since"] = None
             return
         later = ((chunks, len(self._home.database)),) if chunks < len(self._home.database) else ()
-        file = part.open("chunks", part.part.chunks)
-        tokens = self._tokens(Table([file]).column("tokens"), Table([file]).column("length"))
+        tokens = self._tokens(Table([part.open("chunks", part.part.chunks)]))
         there, first = keyed(keys), 0
         queries = []
         for start, stop, exclude in window:
