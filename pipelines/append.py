@@ -35,7 +35,15 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.records import StageRecords
 from retro_db.tokenizer import Tokenizer
 
-from .build import FINISHED, VERSIONS, owned_folder, source_counts, sweep, total_counts
+from .build import (
+    FINISHED,
+    VERSIONS,
+    owned_folder,
+    source_counts,
+    sweep,
+    total_counts,
+    write_stages,
+)
 from .chunk import chunk_stage
 from .console import Console
 from .drift import Drift, drift_stage
@@ -136,6 +144,7 @@ def append(config: Config, engine: Engine, console: Console, refresh: bool) -> M
         build.folder.write(FINISHED, mark.encode())
         manifest = write_generation(home, old, _manifest(build, old, added, refresh))
         sweep(home, manifest, f"{place}/")
+        write_stages(build, manifest, added.index)
         return manifest
 
 
@@ -323,7 +332,7 @@ def _refreshed(build: Build, old: Manifest, searched: Searched) -> list[QueryCor
     queries = []
     for query, settings in zip(old.queries, old.config["queries"], strict=True):
         path = query_path(query.source.name)
-        one = replace(build, folder=build.folder.below(path), seconds={}, work={})
+        one = replace(build, folder=build.folder.below(path), stages={})
         build.console.say(f"queries    {query.source.name}")
         namesakes = searched.named if settings.get("id") else []
         found = neighbors_stage(one, listed_parts(query.tables), searched, namesakes)

@@ -40,8 +40,8 @@ from retro_db.manifest import (
     read_manifest,
     write_manifest,
 )
-from retro_db.meter import Work
 from retro_db.parts import Part
+from retro_db.report.stages import STAGES, StageReport
 from retro_db.retriever import LOCATIONS, Locations
 from retro_db.serialize import canonical, digest, to_json
 from retro_db.store.folder import Folder
@@ -70,23 +70,7 @@ log = logging.getLogger(__name__)
 FINISHED = "state/finished"
 # What taking a folder writes below state/.
 OWNERSHIP = {os.path.basename(name) for name in (LOCK, FENCE, LEASES, LOG)}
-REPORT = "report/stages.json"
 _FOLDERS = (*TABLES, "index", "tokenizer")
-
-
-@dataclass(frozen=True)
-class StageReport:
-    """What `report/stages.json` holds.
-
-    Attributes:
-        seconds: What every stage took, over all its tasks.
-        work: What every stage counted: units, further counts, and seconds by activity.
-        scale: Documents of the whole corpus for each document built; above 1 in a smoke build.
-    """
-
-    seconds: dict[str, float]
-    work: dict[str, Work]
-    scale: float
 
 
 def build(config: Config, engine: Engine, console: Console, smoke: int | None = None) -> Manifest:
@@ -132,8 +116,7 @@ def build(config: Config, engine: Engine, console: Console, smoke: int | None = 
         ]
         for one in queries:
             place = query_path(one.config.corpus[0].name)
-            started.seconds |= {f"{place}/{stage}": s for stage, s in one.seconds.items()}
-            started.work |= {f"{place}/{stage}": work for stage, work in one.work.items()}
+            started.stages |= {f"{place}/{stage}": work for stage, work in one.stages.items()}
         results = _Results(chunked, parts, keyless, vocabulary, model, built, found, queried)
         return _finish(started, results, mark)
 
@@ -309,10 +292,22 @@ def _finish(build: Build, results: _Results, mark: str) -> Manifest:
     manifest = write_manifest(folder, _manifest(build.config, results))
     sweep(folder, manifest)
     scale = 1.0 if build.smoke is None else build.smoke / manifest.counts.documents
-    report = StageReport(build.seconds, build.work, max(scale, 1.0))
-    folder.write(REPORT, json.dumps(to_json(report), indent=1).encode())
+    write_stages(build, manifest, results.index, max(scale, 1.0))
     mark_finished(folder, mark, manifest)
     return manifest
+
+
+def write_stages(build: Build, manifest: Manifest, index: BuiltIndex, scale: float = 1.0) -> None:
+    """Keeps what the stages took beside the database that they made.
+
+    Args:
+        build: What ran.
+        manifest: What it made.
+        index: How it is searched, and what that took.
+        scale: Documents of the whole corpus for each one that was built.
+    """
+    report = StageReport(manifest.generation, build.stages, scale, index.search.speeds)
+    build.home.write(STAGES, json.dumps(to_json(report), indent=1).encode())
 
 
 def _manifest(config: Config, results: _Results) -> Manifest:

@@ -223,6 +223,18 @@ def leakage(database: str, queries: str | None, k: int, save: str | None, as_jso
 
 @cli.command()
 @_DATABASE
+@click.option("--out", metavar="FILE", help="Path or URL; report/report.html in DB if left out.")
+def report(database: str, out: str | None) -> None:
+    """Write a page about a database: one HTML file that needs no network."""
+    import retro_db
+    from retro_db.report.page import write_report
+
+    console = Console()
+    console.say(f"report     {write_report(retro_db.open(database), out)}")
+
+
+@cli.command()
+@_DATABASE
 @click.option(
     "--documents",
     required=True,

@@ -42,7 +42,15 @@ from retro_db.serialize import digest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
 
-from .build import OWNERSHIP, check_output, finished, mark_finished, owned_folder, sweep
+from .build import (
+    OWNERSHIP,
+    check_output,
+    finished,
+    mark_finished,
+    owned_folder,
+    sweep,
+    write_stages,
+)
 from .console import Console
 from .engine import Engine
 from .index import BuiltIndex, TrainedIndex, say_index
@@ -215,7 +223,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         console.say(f"check      {', '.join(told)}")
         build = Build(_config(old, output), folder, folder, engine, console, [])
         source = _Source(database.folder.url, old.generation, old.sha256)
-        manifest = _run(build, source, renumbering)
+        manifest, index = _run(build, source, renumbering)
         source.reopen()
         if (now := open_database(url).manifest.generation) != old.generation:
             console.say(
@@ -223,6 +231,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
             )
         manifest = write_manifest(folder, manifest)
         sweep(folder, manifest)
+        write_stages(build, manifest, index)
         mark_finished(folder, mark, manifest)
         return manifest
 
@@ -254,7 +263,7 @@ def _config(old: Manifest, output: str) -> Config:
     return Config.model_validate(data)
 
 
-def _run(build: Build, source: _Source, renumbering: Renumbering) -> Manifest:
+def _run(build: Build, source: _Source, renumbering: Renumbering) -> tuple[Manifest, BuiltIndex]:
     database, home = source.database, build.home
     old = database.manifest
     build.console.say(
@@ -280,7 +289,7 @@ def _run(build: Build, source: _Source, renumbering: Renumbering) -> Manifest:
         _compact_queries(build, database, query, settings, searched)
         for query, settings in zip(old.queries, old.config["queries"], strict=True)
     ]
-    return _manifest(build, database, copied, index, found, queries, renumbered)
+    return _manifest(build, database, copied, index, found, queries, renumbered), index
 
 
 def _compact_stage(build: Build, source: _Source) -> list[CompactedPart]:
@@ -324,7 +333,7 @@ def _compact_queries(
 ) -> QueryCorpus:
     """Copies a query corpus, whose chunks find their neighbors anew."""
     place = query_path(query.source.name)
-    one = replace(build, folder=build.home.below(place), seconds={}, work={})
+    one = replace(build, folder=build.home.below(place), stages={})
     build.console.say(f"queries    {query.source.name}")
     tables = replace(
         query.tables,

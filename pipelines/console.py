@@ -26,19 +26,11 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 from retro_db.meter import Work
+from retro_db.printing import printable
 from retro_db.redaction import redacted
 
 _POLL_SECONDS, _POLL_SHARE = 0.25, 20
 _LOG_SECONDS = 15.0
-
-# Terminals obey the first two, and some the third; the others turn what is read around.
-_OBEYED = (*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_SHOWN = dict.fromkeys(_OBEYED, "\ufffd") | {ord("\t"): "\t", ord("\n"): " "}
-
-
-def printable(text: str) -> str:
-    """A text from anywhere as one line that a terminal only shows: U+FFFD stands for what it would obey."""
-    return text.translate(_SHOWN)
 
 
 class Console:

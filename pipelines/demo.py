@@ -16,12 +16,13 @@ from retro_db.config import load_config
 from retro_db.database import Database
 from retro_db.errors import RetroDBError
 from retro_db.hashing import fraction_of
+from retro_db.passages import Passages
 from retro_db.verify import verify_database
 
 from .build import build
 from .console import Console
 from .engine import Engine
-from .passages import show_passage, with_neighbors
+from .passages import show_passage
 from .reading import show_built
 
 _SHOWN = 3
@@ -65,8 +66,9 @@ def write_config(folder: Path, documents: int) -> Path:
 def show_examples(database: Database, console: Console) -> None:
     """Three chunks from the middle of the database, each with its nearest neighbors."""
     chosen = np.linspace(0, len(database), _SHOWN + 2).astype(np.int64)[1:-1]
+    passages = Passages(database)
     for chunk in chosen.tolist():
-        [asked], found = with_neighbors(database, chunk, 2)
+        asked, found = passages.with_neighbors(chunk, 2)
         console.say()
         show_passage(console, "Example:", asked)
         for rank, neighbor in enumerate(found, 1):

@@ -56,8 +56,7 @@ def plan_queries(build: Build) -> Iterator[Build]:
             folder=build.home.below(query_path(source.name)),
             shards=plan_shards(config, [f"queries.{position}"]),
             queries=position,
-            seconds={},
-            work={},
+            stages={},
             pending=[],
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -13,11 +12,12 @@ from retro_db.config import in_units
 from retro_db.leakage import BINS, SHARES, measure_leakage
 from retro_db.manifest import Manifest, SourceCounts
 from retro_db.plan import IndexPlan, Plan
+from retro_db.printing import printable
 from retro_db.removal import Removal
 from retro_db.serialize import to_json
 from retro_db.verify import silent, verify_database
 
-from .console import Console, printable
+from .console import Console
 
 _BAR = 30  # characters of the longest
 
@@ -67,9 +67,7 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
     """Counts, sizes and settings."""
     database = retro_db.open(url)
     manifest = database.manifest
-    missing = [
-        file.path for file in manifest.files if database.folder.size(file.path) != file.bytes
-    ]
+    missing = sorted(database.folder.missing(manifest.files))
     if as_json:
         described = to_json(manifest) | {"missing_or_resized": missing}
         console.show_json(described)
@@ -85,7 +83,7 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
     console.rich.print(sources)
     _say_reasons(manifest.sources, console)
     tables = Table("table", "files", "MB", "bytes a chunk")
-    for name, files in _files_by_table(manifest).items():
+    for name, files in manifest.files_by_table.items():
         size = sum(file.bytes for file in files)
         share = size / max(counts.chunks, 1)
         tables.add_row(name, f"{len(files):,}", f"{size / 1e6:,.2f}", f"{share:,.1f}")
@@ -122,22 +120,6 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
         f"{len(missing)} files missing or resized: {missing[0]}" if missing else "all files there"
     )
     console.say(f"health     {state}; retro-db verify checks their contents")
-
-
-def _files_by_table(manifest: Manifest) -> dict[str, list[Any]]:
-    tables = manifest.tables
-    return {
-        "documents": tables.documents,
-        "dropped": tables.dropped,
-        "removed": tables.removed,
-        "chunks": tables.chunks,
-        "embeddings": tables.embeddings,
-        "fine": tables.fine,
-        "neighbors": tables.neighbors,
-        "index": manifest.index_files,
-        "tokenizer": manifest.tokenizer_files,
-        "queries": [file for query in manifest.queries for file in query.tables.files],
-    }
 
 
 def show_problems(

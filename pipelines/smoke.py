@@ -9,11 +9,12 @@ from rich.table import Table
 from retro_db.config import Config
 from retro_db.errors import DatabaseError
 from retro_db.manifest import QUERIES
+from retro_db.report.stages import STAGES, StageReport
 from retro_db.serialize import from_json
 from retro_db.store.folder import Folder
 from retro_db.verify import verify_database
 
-from .build import REPORT, StageReport, build, check_output, smoke_output
+from .build import build, check_output, smoke_output
 from .console import Console
 from .engine import Engine
 from .reading import show_built
@@ -38,7 +39,7 @@ def run_smoke(config: Config, engine: Engine, console: Console, documents: int) 
     if checked.problems:
         raise DatabaseError(f"{output}: {checked.problems[0]}")
     console.say(f"verified   {checked.files:,} files: sound")
-    report = from_json(StageReport, json.loads(folder.read(REPORT)))
+    report = from_json(StageReport, json.loads(folder.read(STAGES)))
     console.rich.print(_extrapolated(report))
     console.say(
         f"The corpus is about {report.scale:,.1f} times the sample. The whole takes the work above, "
@@ -49,10 +50,10 @@ def run_smoke(config: Config, engine: Engine, console: Console, documents: int) 
 def _extrapolated(report: StageReport) -> Table:
     """Work of each stage, measured and for the whole corpus."""
     table = Table("stage", "sample, s", "whole, about")
-    for stage, seconds in report.seconds.items():
+    for stage, took in report.stages.items():
         bounded = stage in _BOUNDED or stage.startswith(f"{QUERIES}/")
-        whole = "-" if bounded else _duration(seconds * report.scale)
-        table.add_row(stage, f"{seconds:,.1f}", whole)
+        whole = "-" if bounded else _duration(took.seconds * report.scale)
+        table.add_row(stage, f"{took.seconds:,.1f}", whole)
     return table
 
 

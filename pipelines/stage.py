@@ -12,6 +12,7 @@ from retro_db.config import Config
 from retro_db.corpus.planning import Shard
 from retro_db.errors import ExecutionError, InputError
 from retro_db.meter import Work
+from retro_db.report.stages import StageWork
 from retro_db.serialize import from_json
 from retro_db.store.folder import Folder
 from retro_db.store.records import Record, StageRecords
@@ -64,8 +65,7 @@ class Build:
             then reduced to what the sample can train.
         only: The one module whose stages may run; None for all.
         queries: Of a query corpus, its place in the configuration; None for the corpus itself.
-        seconds: What every stage took, by name, over all tasks.
-        work: What every stage counted.
+        stages: What every stage took, by name.
         dry_run: Nothing is done or written; what would be is told.
         pending: In a dry run, the stages that have work left.
         adds: Whether what is built is added to the database as it is, which stays open meanwhile.
@@ -80,8 +80,7 @@ class Build:
     smoke: int | None = None
     only: str | None = None
     queries: int | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    work: dict[str, Work] = field(default_factory=dict)
+    stages: dict[str, StageWork] = field(default_factory=dict)
     dry_run: bool = False
     pending: list[str] = field(default_factory=list)
     adds: bool = False
@@ -177,8 +176,11 @@ def run_stage(
             )
     ordered = [kept[task.name] for task in tasks]
     records.replace(ordered)
-    build.seconds[job.stage] = sum(record.seconds for record in ordered)
-    build.work[job.stage] = sum((record.work for record in ordered), Work())
+    build.stages[job.stage] = StageWork(
+        sum(record.seconds for record in ordered),
+        unit,
+        sum((record.work for record in ordered), Work()),
+    )
     return [_result(result, job.stage, record) for record in ordered]
 
 

@@ -132,13 +132,45 @@ class Corpus:
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        first = 0
-        for entry, chunks in zip(self.tables.documents, self.tables.chunks, strict=True):
-            table = read_documents(self.folder, entry, chunks.rows or 0)
-            position = table.schema.get_field_index("first_chunk")
-            shifted = pa.array(table["first_chunk"].to_numpy() + first)
-            yield table.set_column(position, table.schema.field(position), shifted)
-            first += chunks.rows or 0
+        for number in range(len(self.tables.documents)):
+            yield self._document_part(number)
+
+    def documents_at(self, rows: np.ndarray) -> pa.Table:
+        """Rows of `documents`, of which only the files that hold them are read.
+
+        Args:
+            rows: int64 [n], such as `chunks.documents(ids)`.
+
+        Returns:
+            n rows, in that order.
+
+        Raises:
+            DamagedFileError: A file is missing, or disagrees with the manifest.
+        """
+        parts = np.searchsorted(self.first_documents, rows, side="right") - 1
+        pieces = [contract("documents").schema().empty_table()]
+        for part in np.unique(parts):
+            own = rows[parts == part] - self.first_documents[part]
+            pieces.append(self._document_part(int(part)).take(own))
+        return pa.concat_tables(pieces).take(np.argsort(np.argsort(parts, kind="stable")))
+
+    @functools.cached_property
+    def first_documents(self) -> np.ndarray:
+        """Row of `documents` that each file begins with, and the one behind the last: int64 [files + 1]."""
+        return _starts(self.tables.documents)
+
+    def _document_part(self, number: int) -> pa.Table:
+        """The documents of one file, their first chunks as global ids."""
+        entry, chunks = self.tables.documents[number], self.tables.chunks[number]
+        table = read_documents(self.folder, entry, chunks.rows or 0)
+        position = table.schema.get_field_index("first_chunk")
+        shifted = pa.array(table["first_chunk"].to_numpy() + self.first_chunks[number])
+        return table.set_column(position, table.schema.field(position), shifted)
+
+    @functools.cached_property
+    def first_chunks(self) -> np.ndarray:
+        """Id of the first chunk of each file, and the one behind the last: int64 [files + 1]."""
+        return _starts(self.tables.chunks)
 
     @functools.cached_property
     def removed(self) -> np.ndarray:
@@ -377,8 +409,8 @@ class Chunks:
         self._tokens = self._table.column("tokens")
         self._lengths = self._table.column("length")
         self._documents = self._table.column("document")
-        self._chunk_starts = _starts(corpus.tables.chunks)
-        self._document_starts = _starts(corpus.tables.documents)
+        self._chunk_starts = corpus.first_chunks
+        self._document_starts = corpus.first_documents
         self._pad_id = corpus.manifest.chunk.pad_id
 
     def __len__(self) -> int:

@@ -54,6 +54,12 @@ class Overlaps:
         """r(C): float64 [n]."""
         return self.common / self.lengths
 
+    @property
+    def bins(self) -> np.ndarray:
+        """Of r(C): 0 for none, b for more than (b - 1) / BINS up to b / BINS: int64 [n]."""
+        # Of whole numbers, so that no bound is missed by a rounding.
+        return -(-BINS * self.common // self.lengths)
+
 
 @dataclass
 class Leakage:
@@ -156,9 +162,7 @@ def measure_leakage(
         for start in range(0, len(ids), _BLOCK):
             block = overlaps(corpus, ids[start : start + _BLOCK], k)
             keep(block)
-            # Of whole numbers, so that no bound is missed by a rounding.
-            bins = -(-BINS * block.common // block.lengths)
-            histogram += np.bincount(bins, minlength=BINS + 1)
+            histogram += np.bincount(block.bins, minlength=BINS + 1)
             ratios = block.ratios
             at_most += [int((ratios <= share).sum()) for share in SHARES]
             without += int((block.compared == 0).sum())

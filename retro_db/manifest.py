@@ -265,6 +265,16 @@ class Manifest:
         return [*self.tables.files, *self.index_files, *self.tokenizer_files, *queried]
 
     @property
+    def files_by_table(self) -> dict[str, list[FileEntry]]:
+        """The same, by what they are part of; those of query corpora together."""
+        return {
+            **{table: getattr(self.tables, table) for table in TABLES},
+            "index": self.index_files,
+            "tokenizer": self.tokenizer_files,
+            QUERIES: [file for query in self.queries for file in query.tables.files],
+        }
+
+    @property
     def template_file(self) -> FileEntry:
         """The trained index."""
         return self.index_files[0]

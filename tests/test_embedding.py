@@ -88,7 +88,7 @@ def test_memory_does_not_follow_the_size_of_a_shard(tmp_path: Path) -> None:
 
 def test_padding_is_little_and_the_report_tells_where_time_went(wiki: Project) -> None:
     report = json.loads((wiki.output / "report" / "stages.json").read_bytes())
-    work = report["work"]["embed"]
+    work = report["stages"]["embed"]["work"]
     assert work["done"] == len(wiki.open())
     tokens, padding = work["counts"]["tokens"], work["counts"]["padding"]
     assert padding < 0.02 * (tokens + padding)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,6 +34,27 @@ _Z99 = 2.326
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast one way of searching was, re-ranking included, on the machine that tried it.
+
+    Attributes:
+        nprobe: Lists visited.
+        rerank: Candidates re-ranked.
+        ef_search: Breadth among centroids; None where no graph joins them.
+        recall: Recall@10 that was reached.
+        queries_per_second: With `threads` queries searched side by side.
+        threads: How many.
+    """
+
+    nprobe: int
+    rerank: int
+    ef_search: int | None
+    recall: float
+    queries_per_second: float
+    threads: int
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What tuning found.
 
@@ -41,12 +63,14 @@ class Tuned:
         queries: Sampled queries that it was measured with.
         curve: Every measured point; the last one is that of `settings`.
         remedy: What would meet the target, as a setting; None where it is met.
+        speeds: Of each way of searching that was tried; the last one is that of `settings`.
     """
 
     settings: SearchSettings
     queries: int
     curve: list[RecallPoint]
     remedy: str | None = None
+    speeds: list[Speed] = field(default_factory=list)
 
 
 def sample_rows(first_id: int, rows: int, chunks: int, seed: int) -> np.ndarray:
@@ -205,12 +229,14 @@ def tune(
     if not blocks:
         return Tuned(SearchSettings(searcher.lists, depths[-1]), 0, [])
     with ThreadPoolExecutor(threads) as pool:
-        tuner = _Tuner(finder, blocks, near, everything, target, pool)
+        # The first search opens the index: it must not count as slow.
+        searcher.search(blocks[:1], SearchSettings(1, depths[-1]), pool)
+        tuner = _Tuner(finder, blocks, near, everything, target, pool, threads)
         chosen = tuner.choose(depths)
         settings = tuner.narrowed(chosen) if chosen else tuner.best()
         remedy = None if chosen else tuner.remedy(depths)
         tuner.confirm(settings)
-    return Tuned(settings, len(blocks), tuner.curve, remedy)
+    return Tuned(settings, len(blocks), tuner.curve, remedy, tuner.speeds)
 
 
 class _Tuner:
@@ -224,14 +250,17 @@ class _Tuner:
         everything: bool,
         target: float,
         pool: Executor,
+        threads: int,
     ) -> None:
         self.curve: list[RecallPoint] = []
+        self.speeds: list[Speed] = []
         self._finder = finder
         self._searcher = finder.searcher
         self._blocks = blocks
         self._everything = everything
         self._target = target
         self._pool = pool
+        self._threads = threads
         self._limit = min(finder.max_nprobe or self._searcher.lists, self._searcher.lists)
         self._usual = min(max(1, round(self._searcher.lists * _USUAL_SHARE)), self._limit)
         # As the search computes them, so that equal distances are equal.
@@ -275,9 +304,12 @@ class _Tuner:
     def confirm(self, settings: SearchSettings) -> None:
         """Measures the settings once more, as neighbors are found with them."""
         finder = replace(self._finder, settings=settings)
+        start = time.perf_counter()
         found = finder.find(self._blocks, min(RECALL_AT, settings.rerank), self._pool)
+        seconds = time.perf_counter() - start
         distances = np.concatenate([distances for _, distances in found])
         self.curve.append(self._point(settings, self._hits(distances)))
+        self._keep_speed(seconds)
 
     def _ladder(self) -> list[int]:
         """Numbers of lists to try, ascending."""
@@ -293,15 +325,32 @@ class _Tuner:
         if self._searcher.has_graph and ef_search is None:
             ef_search = max(HNSW_EF_SEARCH, 2 * nprobe)
         settings = SearchSettings(nprobe, depths[-1], ef_search)
+        start = time.perf_counter()
         found = self._searcher.search(self._blocks, settings, self._pool)
         candidates = [ids[0] for _, ids in found]
         distances = np.stack(list(self._pool.map(self._exact, self._blocks, candidates)))
+        seconds = time.perf_counter() - start
         points = [
             self._point(replace(settings, rerank=depth), self._hits(distances[:, :depth]))
             for depth in depths
         ]
         self.curve += points
+        self._keep_speed(seconds)
         return points
+
+    def _keep_speed(self, seconds: float) -> None:
+        """Of the last point: that of the most candidates, which is what was searched."""
+        point, rate = self.curve[-1], len(self._blocks) / seconds
+        self.speeds.append(
+            Speed(
+                point.nprobe,
+                point.rerank,
+                point.ef_search,
+                point.recall,
+                round(rate, 1),
+                self._threads,
+            )
+        )
 
     def _exact(self, block: QueryBlock, ids: np.ndarray) -> np.ndarray:
         return Candidates(ids[None]).distances(block.vectors, self._finder.keys)[0]

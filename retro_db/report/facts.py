@@ -1,0 +1,226 @@
+"""What the report tells: counts of the manifest, and measures of a sample of chunks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_db.database import Database
+from retro_db.index.searching import list_lengths
+from retro_db.index.structure import keyed, widen
+from retro_db.leakage import Overlaps, overlaps
+from retro_db.manifest import Manifest
+from retro_db.passages import Passage, Passages
+from retro_db.report.stages import STAGES, StageReport
+from retro_db.serialize import DecodeError, from_json, parse_json
+from retro_db.store.entries import read_bounded
+from retro_db.store.folder import Folder
+
+SAMPLE = 20_000
+LEAKAGE_K = 10  # as in the paper, section 2.6
+_MAPPED = 2_000
+# Which chunks are shown to read: by how near their nearest neighbor is, from near to far.
+_SHOWN_QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
+_SHOWN_NEIGHBORS = 2
+# What is left once documents were dropped for a reason.
+_KEPT_BY = {
+    "fraction": "chosen by fraction",
+    "name": "not left out by name",
+    "leakage": "far from evaluation texts",
+    "duplicate": "no near-duplicates",
+    "removed": "left by compaction",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step from records to neighbors.
+
+    Attributes:
+        name: What is kept.
+        unit: documents or chunks.
+        kept: How many.
+        left_out: How many are not; of chunks with a key, in the steps after that one.
+        reasons: Why.
+    """
+
+    name: str
+    unit: str
+    kept: int
+    left_out: int
+    reasons: str = ""
+
+
+@dataclass(frozen=True)
+class ChunkMap:
+    """Keys of chunks on the plane of their two main directions.
+
+    Attributes:
+        points: float32 [n, 2].
+        sources: Names of the chunks' sources, n.
+        explained: Share of the variance that the plane shows.
+    """
+
+    points: np.ndarray
+    sources: list[str]
+    explained: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Chunks drawn evenly, those of removed documents left out.
+
+    Attributes:
+        ids: int64 [n], ascending; all chunks where the database has no more than `SAMPLE`.
+        lengths: Tokens, int64 [n].
+        splits: Names of the documents' splits, n.
+        nearest: Squared distance of the first neighbor, float32 [n]; infinity where there is none.
+        last: That of the last of the k, likewise.
+        overlaps: Longest common runs with the first `LEAKAGE_K` neighbors.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    splits: np.ndarray
+    nearest: np.ndarray
+    last: np.ndarray
+    overlaps: Overlaps
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that is shown.
+
+    Attributes:
+        manifest: Of the database.
+        missing: Files that are not there, or of another size.
+        flow: From records to neighbors.
+        sample: Measured chunks.
+        lists: Entries of every inverted list, int64 [lists].
+        chunk_map: None where embeddings were not kept, or too few chunks have a key.
+        passages: Chunks to read, each with its neighbors.
+        stages: What the build took; None where this is not known.
+    """
+
+    manifest: Manifest
+    missing: list[str]
+    flow: list[Step]
+    sample: Sample
+    lists: np.ndarray
+    chunk_map: ChunkMap | None
+    passages: list[tuple[Passage, list[Passage]]]
+    stages: StageReport | None
+
+
+def gather_facts(database: Database) -> Facts:
+    """Reads what the report tells.
+
+    Raises:
+        DamagedFileError: A file is missing, or disagrees with the manifest.
+    """
+    manifest, folder = database.manifest, database.folder
+    sample, sources = _sample(database)
+    lists = [list_lengths(folder.verified(entry)) for entry in manifest.partition_files]
+    return Facts(
+        manifest=manifest,
+        missing=sorted(folder.missing(manifest.files)),
+        flow=data_flow(manifest),
+        sample=sample,
+        lists=np.concatenate([np.empty(0, np.int64), *lists]),
+        chunk_map=_map(database, sample, sources),
+        passages=_passages(database, sample),
+        stages=_stages(folder),
+    )
+
+
+def data_flow(manifest: Manifest) -> list[Step]:
+    """What was kept and what was left out, from records to neighbors; query corpora not counted."""
+    sources, counts = manifest.sources, manifest.counts
+    kept = sum(source.read for source in sources)
+    steps = [Step("records read", "documents", kept, 0)]
+    rejected = sum(source.rejected for source in sources)
+    kept -= rejected
+    reasons = _added([source.rejected_by for source in sources])
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+    steps.append(Step("fit to be read", "documents", kept, rejected, why))
+    for reason, count in _added([source.dropped_by for source in sources]).items():
+        kept -= count
+        steps.append(Step(_KEPT_BY.get(reason, "kept"), "documents", kept, count, reason))
+    steps.append(Step("cut into chunks", "chunks", counts.chunks, 0))
+    keyed_chunks = counts.chunks - counts.keyless_chunks
+    held_out, short = keyed_chunks - counts.indexed_chunks, counts.short_rows
+    steps += [
+        Step("with a key", "chunks", keyed_chunks, counts.keyless_chunks, "no WordPiece"),
+        Step("with all neighbors", "chunks", keyed_chunks - short, short, "fewer were found"),
+        Step("in the index", "chunks", counts.indexed_chunks, held_out, "validation split"),
+    ]
+    if removed := counts.removed_chunks:
+        steps.append(
+            Step("not removed since", "chunks", counts.chunks - removed, removed, "removed")
+        )
+    return steps
+
+
+def _added(counted: list[dict[str, int]]) -> Counter[str]:
+    return sum(map(Counter, counted), Counter[str]())
+
+
+def _sample(database: Database) -> tuple[Sample, list[str]]:
+    """The sample, and the name of each chunk's source."""
+    size = len(database)
+    chance = np.random.default_rng(0)
+    drawn = np.unique(chance.integers(0, size, SAMPLE)) if size > SAMPLE else np.arange(size)
+    ids = drawn[~database.is_removed(drawn)]
+    documents = database.documents_at(database.chunks.documents(ids))
+    k = database.manifest.neighbors.k
+    distances = database.neighbors.distances(ids)
+    sample = Sample(
+        ids=ids,
+        lengths=database.chunks.lengths(ids).astype(np.int64),
+        splits=np.array(documents["split"].to_pylist(), dtype=object),
+        nearest=distances[:, 0],
+        last=distances[:, -1],
+        overlaps=overlaps(database, ids, min(LEAKAGE_K, k)),
+    )
+    return sample, documents["source"].to_pylist()
+
+
+def _map(database: Database, sample: Sample, sources: list[str]) -> ChunkMap | None:
+    """Up to `_MAPPED` chunks of the sample that have a key."""
+    if not database.manifest.tables.embeddings:
+        return None
+    size = len(sample.ids)
+    chosen = np.linspace(0, size, min(size, _MAPPED), endpoint=False).astype(np.int64)
+    keys = database.embeddings[sample.ids[chosen]]
+    there = keyed(keys)
+    names = [sources[row] for row in chosen[there]]
+    if len(names) < 3:
+        return None
+    vectors = widen(keys[there])
+    left, values, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+    explained = float((values[:2] ** 2).sum() / (values**2).sum())
+    return ChunkMap(left[:, :2] * values[:2], names, explained)
+
+
+def _passages(database: Database, sample: Sample) -> list[tuple[Passage, list[Passage]]]:
+    there = np.isfinite(sample.nearest)
+    ordered = sample.ids[there][np.argsort(sample.nearest[there], kind="stable")]
+    if not len(ordered):
+        return []
+    places = (np.array(_SHOWN_QUANTILES) * (len(ordered) - 1)).round().astype(np.int64)
+    passages = Passages(database)
+    return [
+        passages.with_neighbors(int(chunk), _SHOWN_NEIGHBORS)
+        for chunk in ordered[np.unique(places)]
+    ]
+
+
+def _stages(folder: Folder) -> StageReport | None:
+    """What the last build, append or compaction took; None of one by another release."""
+    try:
+        recorded = read_bounded(folder, STAGES)
+        return None if recorded is None else from_json(StageReport, parse_json(recorded))
+    except DecodeError:
+        return None

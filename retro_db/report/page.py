@@ -1,0 +1,144 @@
+"""The report as one HTML file that needs no network: what was built, for people to judge."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+
+import jinja2
+from markupsafe import Markup, escape
+
+from retro_db.config import in_units
+from retro_db.database import Database
+from retro_db.manifest import Manifest
+from retro_db.passages import Passage, marked
+from retro_db.printing import printable
+from retro_db.report.facts import Facts, gather_facts
+from retro_db.report.figures import Grid, draw
+from retro_db.store.folder import Folder
+
+REPORT = "report/report.html"
+
+
+def write_report(database: Database, path: str | None = None) -> str:
+    """Writes the report of a database.
+
+    Args:
+        database: Opened with `retro_db.open`.
+        path: Of the file, or its URL; `report/report.html` in the database where left out.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        DamagedFileError: A file is missing, or disagrees with the manifest.
+    """
+    text = render(database.folder.url, gather_facts(database)).encode("utf-8")
+    if path is None:
+        database.folder.write(REPORT, text)
+        return database.folder.locate(REPORT)
+    place, name = os.path.split(path)
+    Folder(place or ".").write(name, text)
+    return path
+
+
+def render(url: str, facts: Facts) -> str:
+    """The page.
+
+    Args:
+        url: Of the database, as it is called in the title.
+        facts: What is told.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"shown": printable, "mark": _mark}
+    template = environment.from_string(
+        resources.files("retro_db.report").joinpath("page.html").read_text("utf-8")
+    )
+    manifest = facts.manifest
+    return template.render(
+        name=os.path.basename(url.rstrip("/")) or url,
+        facts=facts,
+        manifest=manifest,
+        tiles=_tiles(manifest),
+        settings=_settings(manifest),
+        sources=_sources(manifest),
+        tables=_tables(manifest),
+        drawings=draw(facts),
+    )
+
+
+def _tiles(manifest: Manifest) -> list[tuple[str, str]]:
+    """What is read first: names and figures."""
+    counts = manifest.counts
+    recall = manifest.index.recall
+    return [
+        ("documents", f"{counts.documents:,}"),
+        ("chunks", f"{counts.chunks:,}"),
+        ("tokens", f"{counts.tokens:,}"),
+        ("on disk", in_units(sum(file.bytes for file in manifest.files))),
+        ("neighbors of a chunk", f"{manifest.neighbors.k}"),
+        ("recall@10", f"{recall[-1].recall:.3f}" if recall else "not measured"),
+    ]
+
+
+def _settings(manifest: Manifest) -> list[tuple[str, str]]:
+    index, encoder, chunk = manifest.index, manifest.encoder, manifest.chunk
+    return [
+        ("chunk", f"{chunk.tokens} tokens, {chunk.token_type}, vocabulary of {chunk.vocab_size:,}"),
+        (
+            "encoder",
+            f"{printable(encoder.model)}, {encoder.dimension} dimensions, {encoder.pooling}, "
+            f"{encoder.dtype} on {encoder.device}",
+        ),
+        (
+            "index",
+            f"{index.key}, {index.lists:,} lists in {index.partitions:,} "
+            f"{'file' if index.partitions == 1 else 'files'}, nprobe {index.nprobe}, "
+            f"{index.rerank} re-ranked",
+        ),
+        ("generation", f"{manifest.generation}, format {manifest.version}"),
+        ("manifest", f"sha256 {manifest.sha256}"),
+    ]
+
+
+def _sources(manifest: Manifest) -> Grid:
+    counted = [*manifest.sources, *(query.source for query in manifest.queries)]
+    rows = [
+        [
+            printable(source.name),
+            f"{source.weight:g}" if number < len(manifest.sources) else "queries",
+            *(
+                f"{count:,}"
+                for count in (
+                    source.read,
+                    source.rejected,
+                    source.dropped,
+                    source.documents,
+                    source.chunks,
+                    source.tokens,
+                )
+            ),
+        ]
+        for number, source in enumerate(counted)
+    ]
+    headers = ["source", "weight", "read", "rejected", "dropped", "documents", "chunks", "tokens"]
+    return Grid(headers, rows)
+
+
+def _tables(manifest: Manifest) -> Grid:
+    chunks = max(manifest.counts.chunks, 1)
+    rows = []
+    for table, files in manifest.files_by_table.items():
+        size = sum(file.bytes for file in files)
+        if files:
+            rows.append([table, f"{len(files):,}", in_units(size), f"{size / chunks:,.1f}"])
+    return Grid(["table", "files", "size", "bytes a chunk"], rows)
+
+
+def _mark(text: str, passage: Passage) -> Markup:
+    """A text on one line, with the words marked that are shared with what was asked for."""
+    pieces = marked(printable(" ".join(text.split())), set(passage.shared))
+    return Markup("").join(
+        Markup("<mark>{}</mark>").format(piece) if is_shared else escape(piece)
+        for piece, is_shared in pieces
+    )
