@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from conftest import Project
+import yaml
+from conftest import COMMAND, Project
 
+from retro_db.config import Config
 from retro_db_pipelines.cli import cli, stage_command
 from retro_db_pipelines.engine import Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RUNNING = ROOT / "docs" / "running.md"
-PAGES = [README, RUNNING, RUNNING.with_name("format.md")]
+TUTORIAL = RUNNING.with_name("tutorial.md")
+INDEX = RUNNING.with_name("choosing-an-index.md")
+LEAKAGE = RUNNING.with_name("leakage.md")
+PAGES = [README, RUNNING, RUNNING.with_name("format.md"), LEAKAGE]
+_RUN = re.compile(r"^```(sh|python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
@@ -33,7 +41,7 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield shlex.split(line, comments=True)
 
 
-@pytest.mark.parametrize("page", [README, RUNNING], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, RUNNING, LEAKAGE], ids=lambda page: page.name)
 def test_every_command_is_understood(page: Path) -> None:
     assert list(commands(page))
     for program, *arguments in commands(page):
@@ -62,6 +70,36 @@ def test_every_block_of_python_runs(
     for block in blocks:
         # The bucket of the examples is nobody's.
         exec(block.replace("s3://bucket/db", "demo/db"), names)  # noqa: S102 - our own pages
+
+
+@pytest.mark.parametrize("page", [TUTORIAL, INDEX], ids=lambda page: page.name)
+def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From top to bottom in an empty folder, as a stranger would."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(COMMAND.parent), prepend=os.pathsep)
+    names: dict[str, Any] = {"__name__": "tutorial"}
+    blocks = _RUN.findall(page.read_text("utf-8"))
+    assert blocks
+    for language, block in blocks:
+        if language == "sh":
+            done = subprocess.run(["bash", "-euc", block], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        else:
+            assert language == "python"
+            exec(block, names)  # noqa: S102 - our own pages
+    if page is TUTORIAL:
+        assert names["losses"][-1] < names["losses"][0]
+        assert names["state"]
+
+
+@pytest.mark.parametrize("page", [README, LEAKAGE], ids=lambda page: page.name)
+def test_settings_in_yaml_are_settings(page: Path) -> None:
+    required = {"output": "db", "corpus": [{"name": "a", "paths": ["a"]}]}
+    required |= {"tokenizer": {"path": "t"}, "encoder": {"model": "m"}}
+    blocks = [block for kind, block in _RUN.findall(page.read_text("utf-8")) if kind == "yaml"]
+    assert blocks
+    for block in blocks:
+        Config.model_validate(required | yaml.safe_load(block))
 
 
 def test_every_flag_is_told() -> None:

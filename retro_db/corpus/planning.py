@@ -134,8 +134,8 @@ def infer_format(files: Sequence[InputFile], where: str) -> str:
     if len(kinds) != 1 or None in kinds:
         strange = next((f.name for f in files if _suffix(f.name) not in FORMATS), files[0].name)
         raise CorpusError(
-            f"{where}.format: cannot be told from {strange}; set it to jsonl, parquet, text, arrow or "
-            "megatron"
+            f"{where}.format: cannot be told from {strange}; leave such files out by a glob, or set it "
+            "to jsonl, parquet, text, arrow or megatron"
         )
     return str(kinds.pop())
 
