@@ -8,12 +8,13 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -23,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Task as RichTask
+from rich.table import Table
 from rich.text import Text
 
 from retro_db.meter import Work
@@ -31,6 +33,7 @@ from retro_db.redaction import redacted
 
 _POLL_SECONDS, _POLL_SHARE = 0.25, 20
 _LOG_SECONDS = 15.0
+_LOG_WIDTH = 200
 
 
 class Console:
@@ -38,6 +41,8 @@ class Console:
 
     def __init__(self) -> None:
         self.rich = RichConsole(highlight=False, soft_wrap=True)
+        if not self.is_terminal:
+            self.rich.width = _LOG_WIDTH
 
     @property
     def is_terminal(self) -> bool:
@@ -47,6 +52,24 @@ class Console:
     def say(self, message: str = "") -> None:
         """One line."""
         self.rich.print(printable(redacted(message)), markup=False)
+
+    def show_table(
+        self, headers: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[int] = ()
+    ) -> None:
+        """A table; what does not fit a terminal goes on below in its cell.
+
+        Args:
+            headers: Of the columns. The first names the rows, the others hold numbers.
+            rows: Their cells.
+            texts: Columns that hold texts all the same.
+        """
+        table = Table()
+        for number, header in enumerate(headers):
+            is_text = number == 0 or number in texts
+            table.add_column(header, justify="left" if is_text else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(printable(redacted(cell))) for cell in row))
+        self.rich.print(table)
 
     def show_json(self, data: Any) -> None:
         """What a machine reads, colored on a terminal."""

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
-from rich.table import Table
-
 import retro_db
 from retro_db.config import in_units
 from retro_db.leakage import BINS, SHARES, measure_leakage
 from retro_db.manifest import Manifest, SourceCounts
 from retro_db.plan import IndexPlan, Plan
-from retro_db.printing import printable
 from retro_db.removal import Removal
 from retro_db.serialize import to_json
 from retro_db.verify import silent, verify_database
@@ -74,20 +70,9 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
         return
     counts, index, encoder = manifest.counts, manifest.index, manifest.encoder
     console.say(f"{url}  format {manifest.version}, generation {manifest.generation}")
-    sources = Table("source", "weight", "documents", "chunks", "tokens", "dropped", "rejected")
-    for source in manifest.sources:
-        numbers = (source.documents, source.chunks, source.tokens, source.dropped, source.rejected)
-        sources.add_row(
-            escape(printable(source.name)), f"{source.weight:g}", *(f"{n:,}" for n in numbers)
-        )
-    console.rich.print(sources)
+    _show_sources(manifest.sources, console)
     _say_reasons(manifest.sources, console)
-    tables = Table("table", "files", "MB", "bytes a chunk")
-    for name, files in manifest.files_by_table.items():
-        size = sum(file.bytes for file in files)
-        share = size / max(counts.chunks, 1)
-        tables.add_row(name, f"{len(files):,}", f"{size / 1e6:,.2f}", f"{share:,.1f}")
-    console.rich.print(tables)
+    _show_tables(manifest, console)
     recall = f"recall@10 {index.recall[-1].recall:.3f}" if index.recall else "recall not measured"
     console.say(f"chunks     {manifest.chunk.tokens} tokens, {manifest.chunk.token_type}")
     console.say(
@@ -120,6 +105,34 @@ def show_database(url: str, as_json: bool, console: Console) -> None:
         f"{len(missing)} files missing or resized: {missing[0]}" if missing else "all files there"
     )
     console.say(f"health     {state}; retro-db verify checks their contents")
+
+
+def _show_sources(sources: Sequence[SourceCounts], console: Console) -> None:
+    headers = ("source", "weight", "documents", "chunks", "tokens", "dropped", "rejected")
+    rows = [
+        (
+            source.name,
+            f"{source.weight:g}",
+            f"{source.documents:,}",
+            f"{source.chunks:,}",
+            f"{source.tokens:,}",
+            f"{source.dropped:,}",
+            f"{source.rejected:,}",
+        )
+        for source in sources
+    ]
+    console.show_table(headers, rows)
+
+
+def _show_tables(manifest: Manifest, console: Console) -> None:
+    """Files of each table that has any."""
+    chunks = max(manifest.counts.chunks, 1)
+    rows = []
+    for name, files in {**manifest.files_by_table, "total": manifest.files}.items():
+        size = sum(file.bytes for file in files)
+        if files:
+            rows.append((name, f"{len(files):,}", in_units(size), f"{size / chunks:,.1f}"))
+    console.show_table(("table", "files", "size", "bytes a chunk"), rows)
 
 
 def show_problems(
@@ -158,16 +171,21 @@ def show_leakage(
     alone = f"; {measured.without_neighbors:,} have none" if measured.without_neighbors else ""
     console.say(f"leakage    {measured.chunks:,} chunks of {of}, {k} neighbors of each{alone}")
     console.say(f"           r(C) is {measured.mean:.3f} on average")
-    shares = Table("r(C)", "chunks", "share")
-    for share, count in zip(SHARES, measured.at_most, strict=True):
-        shares.add_row(f"at most {share:.1%}", f"{count:,}", f"{count / measured.chunks:.1%}")
-    console.rich.print(shares)
-    histogram = Table("r(C)", "chunks", "")
+    shares = [
+        (f"at most {share:.1%}", f"{count:,}", f"{count / measured.chunks:.1%}")
+        for share, count in zip(SHARES, measured.at_most, strict=True)
+    ]
+    console.show_table(("r(C)", "chunks", "share"), shares)
     most = max(measured.histogram)
-    for number, count in enumerate(measured.histogram):
-        name = f"{(number - 1) / BINS:.1%} to {number / BINS:.1%}" if number else "0%"
-        histogram.add_row(name, f"{count:,}", "#" * -(-_BAR * count // most))
-    console.rich.print(histogram)
+    bins = [
+        (
+            f"{(number - 1) / BINS:.1%} to {number / BINS:.1%}" if number else "0%",
+            f"{count:,}",
+            "#" * -(-_BAR * count // most),
+        )
+        for number, count in enumerate(measured.histogram)
+    ]
+    console.show_table(("r(C)", "chunks", ""), bins, texts={2})
 
 
 def show_plan(plan: Plan, as_json: bool, console: Console) -> None:
@@ -184,14 +202,14 @@ def show_plan(plan: Plan, as_json: bool, console: Console) -> None:
         f"shards     {plan.shards:,} over {in_units(plan.input_bytes)} of input; {plan.parts:,} parts of "
         f"at most {plan.largest_part:,} chunks"
     )
-    console.rich.print(_planned_tables(plan))
+    _show_planned_tables(plan, console)
     temporary = ", ".join(f"{table.table} {in_units(table.bytes)}" for table in plan.temporary)
     console.say(
         f"disk       {in_units(plan.totals.peak_bytes)} until the build ends: the total, and below state/ or "
         f"removed at the end {temporary}"
     )
     _say_planned_index(plan.index, console)
-    console.rich.print(_planned_stages(plan))
+    _show_planned_stages(plan, console)
     bands = plan.totals.shuffled_bytes
     payload = f"{in_units(bands)} of band keys, to find duplicates" if bands else "no payload"
     console.say(
@@ -208,16 +226,21 @@ def show_plan(plan: Plan, as_json: bool, console: Console) -> None:
     )
 
 
-def _planned_tables(plan: Plan) -> Table:
-    shown = Table("table", "files", "rows", "size", "bytes a chunk")
-    for table in plan.tables:
-        rows = f"{table.rows:,}" if table.rows else "-"
-        each = f"{table.bytes_per_chunk:,.3f}"
-        shown.add_row(table.table, f"{table.files:,}", rows, in_units(table.bytes), each)
+def _show_planned_tables(plan: Plan, console: Console) -> None:
+    rows = [
+        (
+            table.table,
+            f"{table.files:,}",
+            f"{table.rows:,}" if table.rows else "-",
+            in_units(table.bytes),
+            f"{table.bytes_per_chunk:,.3f}",
+        )
+        for table in plan.tables
+    ]
     totals = plan.totals
     each = f"{totals.bytes_per_chunk:,.3f}"
-    shown.add_row("total", f"{totals.files:,}", "-", in_units(totals.bytes), each)
-    return shown
+    rows.append(("total", f"{totals.files:,}", "-", in_units(totals.bytes), each))
+    console.show_table(("table", "files", "rows", "size", "bytes a chunk"), rows)
 
 
 def _say_planned_index(index: IndexPlan, console: Console) -> None:
@@ -239,13 +262,15 @@ def _say_planned_index(index: IndexPlan, console: Console) -> None:
     console.say(f"memory     search {in_units(index.search_bytes)} a worker{streamed}")
 
 
-def _planned_stages(plan: Plan) -> Table:
-    shown = Table("stage", "tasks", "descriptors", "list requests")
-    for stage in plan.stages:
-        size = in_units(stage.descriptor_bytes)
-        name = escape(printable(stage.stage))
-        shown.add_row(name, f"{stage.tasks:,}", size, f"{stage.list_requests:,}")
+def _show_planned_stages(plan: Plan, console: Console) -> None:
+    counted = [
+        (stage.stage, stage.tasks, stage.descriptor_bytes, stage.list_requests)
+        for stage in plan.stages
+    ]
     totals = plan.totals
-    size = in_units(totals.descriptor_bytes)
-    shown.add_row("total", f"{totals.tasks:,}", size, f"{totals.list_requests:,}")
-    return shown
+    counted.append(("total", totals.tasks, totals.descriptor_bytes, totals.list_requests))
+    rows = [
+        (name, f"{tasks:,}", in_units(size), f"{requests:,}")
+        for name, tasks, size, requests in counted
+    ]
+    console.show_table(("stage", "tasks", "descriptors", "list requests"), rows)

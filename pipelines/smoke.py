@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-from rich.table import Table
-
 from retro_db.config import Config
 from retro_db.errors import DatabaseError
 from retro_db.manifest import QUERIES
@@ -40,21 +38,21 @@ def run_smoke(config: Config, engine: Engine, console: Console, documents: int) 
         raise DatabaseError(f"{output}: {checked.problems[0]}")
     console.say(f"verified   {checked.files:,} files: sound")
     report = from_json(StageReport, json.loads(folder.read(STAGES)))
-    console.rich.print(_extrapolated(report))
+    _show_extrapolated(report, console)
     console.say(
         f"The corpus is about {report.scale:,.1f} times the sample. The whole takes the work above, "
         "divided by the workers; stages without a figure are bounded by the settings."
     )
 
 
-def _extrapolated(report: StageReport) -> Table:
+def _show_extrapolated(report: StageReport, console: Console) -> None:
     """Work of each stage, measured and for the whole corpus."""
-    table = Table("stage", "sample, s", "whole, about")
+    rows = []
     for stage, took in report.stages.items():
         bounded = stage in _BOUNDED or stage.startswith(f"{QUERIES}/")
         whole = "-" if bounded else _duration(took.seconds * report.scale)
-        table.add_row(stage, f"{took.seconds:,.1f}", whole)
-    return table
+        rows.append((stage, f"{took.seconds:,.1f}", whole))
+    console.show_table(("stage", "sample, s", "whole, about"), rows)
 
 
 def _duration(seconds: float) -> str:

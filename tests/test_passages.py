@@ -18,6 +18,7 @@ from conftest import COMMAND, Project
 from retro_db_pipelines.cli import run
 
 WIDTH = 61
+_COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def on_a_terminal(*arguments: str) -> str:
@@ -70,7 +71,7 @@ def test_a_chunk_has_its_stored_neighbors(small: Project, told: dict[str, Any]) 
 
 def test_a_terminal_is_filled_not_overrun(small: Project, told: dict[str, Any]) -> None:
     shown = on_a_terminal("query", str(small.output), "--chunk", "20", "-k", "3")
-    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    plain = _COLOR.sub("", shown)
     assert max(len(line) for line in plain.splitlines()) <= WIDTH
     marked = {word.lower() for word in re.findall(r"\x1b\[1;33m(\w+)", shown)}
     assert marked == {word for one in told["neighbors"] for word in one["shared"]}
@@ -100,3 +101,15 @@ def test_mistakes_are_named(small: Project, capsys: Any) -> None:
     last = len(small.open()) - 1
     assert run(["query", database, "--chunk", str(last + 1)]) == 2
     assert f"--chunk {last + 1}: ids go from 0 to {last}" in capsys.readouterr().err
+
+
+def test_tables_lose_nothing_on_a_narrow_terminal(
+    small: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = small.open().manifest.counts
+    shown = on_a_terminal("inspect", str(small.output))
+    assert "…" not in shown
+    assert max(len(line) for line in _COLOR.sub("", shown).splitlines() if "│" in line) <= WIDTH
+    assert run(["inspect", str(small.output)]) == 0
+    piped = capsys.readouterr().out
+    assert re.search(rf"│ test +│ +1 │ +{counts.documents} │ +{counts.chunks} │", piped)
