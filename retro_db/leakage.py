@@ -177,8 +177,11 @@ def _evaluated(database: Database, queries: str | None) -> tuple[Corpus, np.ndar
     if queries is not None:
         return corpus, np.arange(len(corpus))
     ids: list[np.ndarray] = [np.empty(0, np.int64)]
+    base = 0
     for table in database.document_parts():
         chosen = (table["split"].to_numpy() == VALIDATION) & (table["chunk_count"].to_numpy() > 0)
+        chosen[database.removed_among(base, len(table))] = False
+        base += len(table)
         firsts = table["first_chunk"].to_numpy()[chosen]
         counts = table["chunk_count"].to_numpy()[chosen]
         ids.append(ids_in(firsts, counts))

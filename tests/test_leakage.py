@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import Project, make_project, python_sources
+from conftest import Project, make_project, python_sources, remove_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,3 +114,16 @@ def test_mistakes_are_named(leaking: Project, tmp_path: Path, capsys: Any) -> No
     capsys.readouterr()
     assert run(["leakage", str(whole.output)]) == 2
     assert "has no validation split; name a query corpus" in capsys.readouterr().err
+
+
+def test_removed_documents_are_not_measured(tmp_path: Path, capsys: Any) -> None:
+    project = make_project(tmp_path, python_sources(12), split={"validation": 0.4})
+    assert project.build() == 0
+    documents = project.open().documents.to_pylist()
+    held_out = [one for one in documents if one["split"] == "validation"]
+    assert len(held_out) > 1
+    assert remove_documents(project.output, [held_out[0]["id"]]) == 0
+    capsys.readouterr()
+    assert run(["leakage", str(project.output), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["chunks"] == sum(one["chunk_count"] for one in held_out[1:])
