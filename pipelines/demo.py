@@ -17,6 +17,7 @@ from retro_db.database import Database
 from retro_db.errors import RetroDBError
 from retro_db.hashing import fraction_of
 from retro_db.passages import Passages
+from retro_db.report.page import write_report
 from retro_db.verify import verify_database
 
 from .build import build
@@ -95,9 +96,12 @@ def demo(folder: Path, documents: int) -> None:
     if checked.problems:
         sys.exit(1)
     console.say(f"verified   {checked.files} files: sound")
-    show_examples(retro_db.open(settings.output), console)
+    database = retro_db.open(settings.output)
+    show_examples(database, console)
+    page = write_report(database)
     console.say()
-    console.say(f"The database lies in {settings.output}, its configuration in {config}. Try next:")
+    console.say(f"The database lies in {settings.output}, its configuration in {config}.")
+    console.say(f"Open {page} in a browser to see what was built. Try next:")
     binary = Path(sys.executable).parent / "retro-db"
     here = binary.relative_to(Path.cwd()) if binary.is_relative_to(Path.cwd()) else binary
     console.say(f"  {here} inspect {settings.output}")

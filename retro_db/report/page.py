@@ -36,7 +36,7 @@ def write_report(database: Database, path: str | None = None) -> str:
     text = render(database.folder.url, gather_facts(database)).encode("utf-8")
     if path is None:
         database.folder.write(REPORT, text)
-        return database.folder.locate(REPORT)
+        return f"{database.folder.url.rstrip('/')}/{REPORT}"
     place, name = os.path.split(path)
     Folder(place or ".").write(name, text)
     return path
