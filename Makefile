@@ -6,7 +6,7 @@ DEMO_DOCUMENTS ?= 100
 bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 
-.PHONY: setup demo test engines spark-test flink-test prism-test soak bench lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test megatron-test soak bench lint schemas lock clean
 
 setup: $(stamp)
 
@@ -41,19 +41,21 @@ flink-test: engines
 prism-test: engines
 	$(bin)/python -m pytest tests/engines/test_prism.py
 
+# Megatron-LM's own reader of what `export` writes.
+megatron-test: setup
+	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/megatron megatron-core==0.15.3
+	RETRO_DB_MEGATRON=$(VENV)/megatron $(bin)/python -m pytest tests/engines/test_megatron.py
+
 # What is too long for every change; benchmarks/RESULTS.md has what they last printed.
 soak: engines
 	RETRO_DB_SPARK_TEXTS="valid.txt test.txt" $(bin)/python -m pytest tests/engines/test_spark.py
 	RETRO_DB_FUZZ_FILES=20000 $(bin)/python -m pytest tests/test_fuzz.py
 	RETRO_DB_KILLS=100 $(bin)/python -m pytest tests/test_faults.py -k killed
 
-bench: setup
+# Every benchmark; what each prints replaces the end of benchmarks/RESULTS.md.
+bench: demo
 	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[bench]'
-	$(bin)/python benchmarks/chunking.py
-	$(bin)/python benchmarks/embedding.py
-	$(bin)/python benchmarks/index.py --synthetic 100000
-	$(bin)/python benchmarks/index.py --memory
-	$(bin)/python benchmarks/reading.py
+	$(bin)/python benchmarks/run_all.py $(DEMO)/db
 
 lint: setup
 	$(bin)/ruff check .

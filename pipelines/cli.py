@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -268,6 +268,57 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
     console = Console()
     manifest = run_compact(database, new, Engine(workers, beam_options), console)
     show_built(new, manifest, console)
+
+
+@cli.command()
+@_DATABASE
+@click.argument("out", metavar="OUT", type=click.Path())
+@click.option("--to", required=True, type=click.Choice(["megatron"]), help="Whose layout.")
+@click.option(
+    "--seq-len", type=click.IntRange(min=1), default=2048, show_default=True, help="Of a sample."
+)
+@click.option("-k", type=click.IntRange(min=1), default=2, show_default=True, help="Neighbors.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Of the whole training; about one epoch if left out.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Samples of a step, over all ranks.",
+)
+@click.option(
+    "--eval-interval",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Steps between evaluations.",
+)
+@click.option(
+    "--eval-iters",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="Batches of an evaluation; with 0, validation documents are left out.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=1234,
+    show_default=True,
+    help="Decides the order of samples; the trainer's for everything.",
+)
+@click.option("--end-token", help="What ends documents; the tokenizer's eos_token if left out.")
+def export(database: str, out: str, to: str, **settings: Any) -> None:
+    """Write DB in another trainer's layout to the folder OUT: as a project of Megatron-LM's Retro."""
+    from retro_db.export import MegatronSettings
+
+    from .export import export_to_megatron
+
+    export_to_megatron(database, out, MegatronSettings(**settings), Console())
 
 
 def stage_command(stage: str) -> click.Command:

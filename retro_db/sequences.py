@@ -73,7 +73,7 @@ class Sequences:
             # A file of no bytes cannot be mapped.
             table = np.memmap(file, np.int64, "w+", shape=(3, max(most, 1)))
         pieces, row = 0, 0
-        for source, firsts, counts in _chosen(corpus, split):
+        for source, firsts, counts in chosen_documents(corpus, split):
             row = self._begin(source, row)
             taken = counts if packing == "packed" else -(-counts // rows) * rows
             ends = row + np.cumsum(taken)
@@ -109,7 +109,9 @@ class Sequences:
         return Located(ids, offsets < counts, documents, firsts, firsts + counts)
 
 
-def _chosen(corpus: Corpus, split: str | None) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def chosen_documents(
+    corpus: Corpus, split: str | None
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Documents that have chunks and were not removed: source, first chunks and counts, int64 [d] each."""
     base = 0
     for table in corpus.document_parts():

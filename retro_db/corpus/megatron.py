@@ -11,9 +11,9 @@ from retro_db.corpus.streams import open_raw
 
 # megatron/core/datasets/indexed_dataset.py: magic, version, code of the token type, counts of
 # sequences and of document bounds; then sizes int32, byte offsets int64, document bounds int64.
-_HEADER = struct.Struct("<9sQBQQ")
-_MAGIC = b"MMIDIDX\x00\x00"
-_TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+HEADER = struct.Struct("<9sQBQQ")
+MAGIC = b"MMIDIDX\x00\x00"
+TOKEN_TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,19 @@ def parse_index(data: bytes) -> TokenIndex:
     Raises:
         ValueError: It is damaged.
     """
-    if len(data) < _HEADER.size:
+    if len(data) < HEADER.size:
         raise ValueError(".idx: cut off in its header")
-    magic, version, code, sequences, bounds = _HEADER.unpack_from(data)
-    if magic != _MAGIC or version != 1:
+    magic, version, code, sequences, bounds = HEADER.unpack_from(data)
+    if magic != MAGIC or version != 1:
         raise ValueError(".idx: not an index of Megatron's version 1")
-    if code not in _TYPES:
+    if code not in TOKEN_TYPES:
         raise ValueError(f".idx: tokens of the type {code} are no integers")
-    if len(data) < _HEADER.size + sequences * 12 + bounds * 8 or not bounds:
+    if len(data) < HEADER.size + sequences * 12 + bounds * 8 or not bounds:
         raise ValueError(".idx: cut off")
-    token_type = np.dtype(_TYPES[code])
-    sizes = np.frombuffer(data, "<i4", sequences, _HEADER.size).astype(np.int64)
-    starts = np.frombuffer(data, "<i8", sequences, _HEADER.size + sequences * 4)
-    of_document = np.frombuffer(data, "<i8", bounds, _HEADER.size + sequences * 12)
+    token_type = np.dtype(TOKEN_TYPES[code])
+    sizes = np.frombuffer(data, "<i4", sequences, HEADER.size).astype(np.int64)
+    starts = np.frombuffer(data, "<i8", sequences, HEADER.size + sequences * 4)
+    of_document = np.frombuffer(data, "<i8", bounds, HEADER.size + sequences * 12)
     ends = starts + sizes * token_type.itemsize
     if (sizes < 0).any() or not np.array_equal(
         starts, np.concatenate([[0], ends[:-1]])[:sequences]
