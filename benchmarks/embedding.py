@@ -205,7 +205,7 @@ def run_stage(corpus: Chunked, workers: int) -> tuple[float, float]:
         start = time.perf_counter()
         embed_stage(build, corpus.parts, corpus.vocabulary, model)
         seconds = time.perf_counter() - start
-    counts = build.work["embed"].counts
+    counts = build.stages["embed"].work.counts
     return seconds, counts["padding"] / (counts["padding"] + counts["tokens"])
 
 

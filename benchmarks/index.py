@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from peers.environments import ENVIRONMENTS, environment
 
 import retro_db
 from retro_db.index.filling import assemble_partition, encode_part, list_ranges, partition_path
@@ -52,7 +52,7 @@ RERANK = 200
 NEIGHBORS = 20
 QUERIES = 4096
 TARGET = 0.99
-PEERS = {"scann": ["scann==1.4.2"], "hnswlib": ["hnswlib==0.8.0", "numpy<3"]}
+PEERS = ("scann", "hnswlib")
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)
 # Of thousands of lists: the same recall takes a smaller share of more of them.
 SHARES_OF_MANY = (1 / 512, 1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8)
@@ -290,9 +290,9 @@ class Peer:
     """
 
     def __init__(self, name: str, environments: Path, place: Path, lists: int) -> None:
-        python = _environment(environments / name, PEERS[name])
+        python = environment(name, environments)
         self._result = place / f"{name}.npy"
-        script = Path(__file__).with_name("index_peer.py")
+        script = Path(__file__).parent / "peers" / "index_search.py"
         files = [str(place / "keys.npy"), str(place / "queries.npy")]
         self._process = subprocess.Popen(
             [str(python), str(script), name, *files, str(lists)],
@@ -321,16 +321,6 @@ class Peer:
             if line.startswith(f"{word} "):
                 return float(line.split()[1])
         raise RuntimeError(f"{self._result.stem} ended early")
-
-
-def _environment(place: Path, requirements: Sequence[str]) -> Path:
-    """The interpreter of an environment with a peer in it, made where it is missing."""
-    python = place / "bin" / "python"
-    if not python.exists():
-        venv.create(place, with_pip=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", *requirements]
-        subprocess.run(command, check=True)
-    return python
 
 
 # Recall against queries a second.
@@ -551,7 +541,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--key", help="index key; what auto would take, if left out")
     parser.add_argument("--peers", default="autofaiss,scann,hnswlib")
-    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"))
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="retro-db-index-"))

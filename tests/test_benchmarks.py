@@ -48,3 +48,33 @@ def test_reading(tmp_path: Path) -> None:
     assert "[N, F] beside np.memmap: " in told
     assert "sequences of 2,048 tokens with k=2 a second: " in told
     assert "memory of a reader, ten times the database beside one: " in told
+
+
+def test_stores(tmp_path: Path) -> None:
+    options = ["--chunks=20000", "--rounds=2", "--seconds=0.05", "--peers=np.memmap,Parquet"]
+    told = printed_by("stores.py", *options, folder=tmp_path)
+    for store in ("retro-db", "np.memmap", "Parquet"):
+        assert f"| {store} | " in told
+
+
+def test_whole_build(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.write_text("".join(wikitext("valid.txt")[:4]), "utf-8")
+    # Its environment stays in the checkout for the next time.
+    told = printed_by("whole_build.py", "--rounds=1", f"--texts={texts}", folder=tmp_path)
+    assert "whole build beside RETRO-pytorch, times as fast: " in told
+    assert "recall@10 against exact search over other documents: " in told
+    assert "RETRO-pytorch's chunks of nothing but [CLS], [SEP] and padding: " in told
+    assert "after one item is read" in told
+
+
+def test_run_all(tmp_path: Path, small: Project) -> None:
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Results\n\n| by hand |\n", "utf-8")
+    for _ in range(2):
+        options = [str(small.output), "recall.py", f"--results={results}"]
+        printed_by("run_all.py", *options, folder=tmp_path)
+        page = results.read_text("utf-8")
+        assert page.startswith("# Results\n\n| by hand |\n\n## What `make bench` last printed\n")
+        assert page.count("### `python benchmarks/recall.py DATABASE`") == 1
+        assert page.count("recall@10 against exact search over other documents: ") == 1

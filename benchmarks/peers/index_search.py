@@ -1,6 +1,6 @@
 """One peer's index, built and searched at the word of `benchmarks/index.py`, in the peer's own environment.
 
-    python index_peer.py NAME KEYS.npy QUERIES.npy LISTS
+    python index_search.py NAME KEYS.npy QUERIES.npy LISTS
 
 Reads `BREADTH RERANK RESULT.npy` from standard input, a line for each search of all queries; writes the
 nearest 20 ids there and prints the seconds. The first line that it prints is the seconds of building.

@@ -1,0 +1,85 @@
+"""Runs every benchmark and writes what each printed, word for word, to the end of RESULTS.md.
+
+    python benchmarks/run_all.py DATABASE [NAME ...] [--results FILE]
+
+DATABASE is one with kept embeddings, such as that of `make demo`. With names, such as `reading.py`, only
+those run, and the page has only them. Some options are smaller than the defaults, so that two cores are done
+in about 40 minutes. What stands above the heading in the page is written by hand, and stays.
+A benchmark that fails is said to have failed, and makes the exit code 1; the others still run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from retro_db.threads import available_cores
+
+FOLDER = Path(__file__).resolve().parent
+HEADING = "## What `make bench` last printed\n"
+BENCHMARKS = (
+    "chunking.py --rounds 3",
+    "embedding.py --rounds 1",
+    "index.py --synthetic 100000 --rounds 3",
+    "index.py --memory",
+    "recall.py DATABASE",
+    "reading.py",
+    "stores.py",
+    "whole_build.py --rounds 2",
+)
+PACKAGES = ("retro-db", "apache-beam", "faiss-cpu", "numpy", "pyarrow", "torch")
+
+
+def machine() -> str:
+    """Processor, memory and versions, in one sentence."""
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    models = {line.split(": ", 1)[1] for line in lines if line.startswith("model name")}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    versions = [f"{name} {version(name)}" for name in PACKAGES]
+    return (
+        f"{available_cores()} cores of {' and '.join(sorted(models)) or platform.machine()}, "
+        f"{memory:.0f} GB of memory, {', '.join([f'Python {platform.python_version()}', *versions])}."
+    )
+
+
+def run(benchmark: str, database: Path) -> tuple[int, str]:
+    """Runs a benchmark, and shows what it prints as it comes; its exit code, and a section of the page."""
+    name, *options = [str(database) if w == "DATABASE" else w for w in benchmark.split()]
+    load, start = os.getloadavg()[0], time.perf_counter()
+    print(f"\n{benchmark}", flush=True)
+    printed = []
+    command = [sys.executable, "-u", str(FOLDER / name), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            printed.append(line)
+    ended = f"failed with exit code {process.returncode}" if process.returncode else "done"
+    told = f"{ended} after {time.perf_counter() - start:,.0f} s; load average before it {load:.1f}"
+    text = "".join(printed).strip()
+    section = f"### `python benchmarks/{benchmark}`\n\n```\n{text}\n```\n\n{told}\n"
+    return process.returncode, section
+
+
+def main() -> None:
+    """Runs, then writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("database", type=Path)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--results", type=Path, default=FOLDER / "RESULTS.md")
+    options = parser.parse_args()
+    chosen = [b for b in BENCHMARKS if not options.names or b.split()[0] in options.names]
+    done = [run(benchmark, options.database) for benchmark in chosen]
+    kept = options.results.read_text("utf-8").split(HEADING)[0].rstrip()
+    sections = [HEADING, machine() + "\n", *(section for _, section in done)]
+    options.results.write_text(f"{kept}\n\n" + "\n".join(sections), "utf-8")
+    sys.exit(any(code for code, _ in done))
+
+
+if __name__ == "__main__":
+    main()
