@@ -33,7 +33,9 @@ def show_near_text(
     for rank, passage in enumerate(found, 1):
         show_passage(console, f"{rank}.", passage)
     if not found:
-        console.say("no neighbors: the text has no word that the encoder knows")
+        console.say(
+            "no neighbors: nothing is left to be found, or the encoder knows no word of the text"
+        )
 
 
 def show_near_chunk(url: str, chunk: int, k: int, as_json: bool, console: Console) -> None:

@@ -179,7 +179,7 @@ def show_leakage(
     most = max(measured.histogram)
     bins = [
         (
-            f"{(number - 1) / BINS:.1%} to {number / BINS:.1%}" if number else "0%",
+            f"over {(number - 1) / BINS:.2%} up to {number / BINS:.2%}" if number else "0%",
             f"{count:,}",
             "#" * -(-_BAR * count // most),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,6 +121,16 @@ def overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Overlaps:
     Raises:
         DamagedFileError: A file is missing, or disagrees with the manifest.
     """
+    blocks = [_overlaps(corpus, ids[at : at + _BLOCK], k) for at in range(0, len(ids), _BLOCK)]
+    fields = [
+        np.concatenate([np.empty(0, np.int64), *(getattr(block, one.name) for block in blocks)])
+        for one in dataclasses.fields(Overlaps)
+    ]
+    return Overlaps(*fields)
+
+
+def _overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Overlaps:
+    """Of so many chunks as fit into memory with the runs of all pairs."""
     near = corpus.neighbors[ids][:, :k]
     there = near >= 0
     chunks, lengths = corpus.chunks[ids], corpus.chunks.lengths(ids).astype(np.int64)

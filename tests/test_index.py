@@ -443,6 +443,15 @@ def test_automatic_keys_can_be_trained_in_the_memory(chunks: int) -> None:
         assert training_points(key, 384, chunks, memory) >= key.lists * 30
 
 
+@pytest.mark.parametrize("memory", [4, 16, 32, 64, 512])
+def test_proposed_keys_can_be_trained_in_the_memory(memory: int) -> None:
+    memory *= 1_000_000_000
+    for chunks in (5_000_000, 20_000_000, 500_000_000, 28_000_000_000):
+        for dimension in (384, 768, 1024):
+            key = parse_key(choose_key(chunks, dimension, memory), dimension)
+            assert training_points(key, dimension, chunks, memory) >= key.lists * 30
+
+
 def test_large_automatic_keys_fit_the_vectors() -> None:
     key = choose_key(10_000_000, 384, 64_000_000_000)
     assert parse_key(key, 384).lists >= 4096

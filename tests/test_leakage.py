@@ -101,7 +101,7 @@ def test_what_was_copied_is_seen(leaking: Project, capsys: Any) -> None:
     shown = capsys.readouterr().out
     assert f"{len(corpus)} chunks of the query corpus asked, 10 neighbors of each" in shown
     assert "at most 12.5%" in shown
-    assert "93.8% to 100.0%" in shown
+    assert "over 93.75% up to 100.00%" in shown
 
 
 def test_mistakes_are_named(leaking: Project, tmp_path: Path, capsys: Any) -> None:

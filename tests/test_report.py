@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -16,10 +17,12 @@ import orjson
 import pytest
 from conftest import Project, make_project, python_sources, remove_documents
 
+from retro_db.report import facts
+from retro_db.report.facts import gather_facts
 from retro_db_pipelines.cli import run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
-HOSTILE = "<script>alert('x')</script> $\\frac{1}{2}$ \u202eabc & \"more\""
+HOSTILE = "<script>alert('x')</script> $\\frac{1}{2}$ \u202eabc\uffff #010101 & \"more\""
 
 
 @dataclass
@@ -234,6 +237,7 @@ def test_nothing_gets_lost_between_two_steps(screened: Project) -> None:
     assert why["duplicate"] == why["leakage"] == why["1 not JSON"] == 1
     manifest = screened.open().manifest
     assert int(documents[-1][1]) == manifest.counts.documents
+    assert why["fraction"] > 0
     chunks = {row[0]: int(row[1]) for row in steps if row[3] == "chunks"}
     assert chunks["cut into chunks"] == manifest.counts.chunks
     assert chunks["in the index"] == manifest.counts.indexed_chunks < chunks["with a key"]
@@ -244,7 +248,7 @@ def test_names_are_shown_and_not_obeyed(screened: Project) -> None:
     assert not page.elements["script"]
     assert not page.elements["b"]
     assert "\u202e" not in page.raw
-    assert page.column("Sources", "source")[1] == HOSTILE.replace("\u202e", "\ufffd")
+    assert page.column("Sources", "source")[1] == re.sub("[\u202e\uffff]", "\ufffd", HOSTILE)
     assert page.column("Sources", "weight")[2] == "queries"
     assert page.numbers("Map of chunks", "chunks drawn") == sorted(
         Counter(
@@ -275,6 +279,7 @@ def test_removed_chunks_are_not_measured(tmp_path: Path) -> None:
     page = report_of(project)
     assert sum(page.numbers("Chunk length", "chunks")) == before - gone
     assert page.tables["Data flow"][-1][1:3] == [f"{before - gone:,}", f"{gone:,}"]
+    assert f"Measured on all {before - gone:,} chunks" in page.text
     assert run(["compact", str(project.output), str(tmp_path / "new")]) == 0
     assert run(["report", str(tmp_path / "new")]) == 0
     compacted = Page(tmp_path / "new" / "report" / "report.html")
@@ -293,4 +298,71 @@ def test_a_single_chunk_has_a_report(tmp_path: Path) -> None:
     project = make_project(tmp_path, ["A few words."])
     assert project.build() == 0
     page = report_of(project)
-    assert "No chunk has a neighbor." in page.text
+    assert page.text.count("No chunk has a neighbor.") == 2
+    assert "nan" not in page.text
+
+
+def test_many_sources_and_equal_keys_and_one_neighbor(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ["A text that all of them share."], neighbors={"k": 1})
+    [source] = project.settings["corpus"]
+    names = ["others", *(f"source {number}" for number in range(7))]
+    project.settings["corpus"] = [source | {"name": name} for name in names]
+    assert project.build() == 0
+    page = report_of(project)
+    assert page.tables["Distance of neighbors"][0] == ["share of chunks below", "nearest"]
+    assert "For half of the chunks: nearest within 0." in page.text
+    assert "Map of chunks" not in page.tables, "equal keys have no plane"
+    assert page.column("Sources", "source") == names
+    # Other texts, so that there is a map; five sources are drawn apart.
+    (tmp_path / "more.jsonl").write_bytes(
+        b"\n".join(orjson.dumps({"id": str(i), "text": t}) for i, t in enumerate(python_sources(3)))
+    )
+    project.settings["corpus"][0]["paths"] = [str(tmp_path / "more.jsonl")]
+    assert project.build() == 0
+    page = report_of(project)
+    drawn = dict(
+        zip(
+            page.column("Map of chunks", "source"),
+            page.numbers("Map of chunks", "chunks drawn"),
+            strict=True,
+        )
+    )
+    assert len(drawn) == 6
+    assert drawn["all others"] == 3
+    keyless = project.open().manifest.counts.keyless_chunks
+    assert drawn["others"] == len(project.open()) - keyless - 7
+
+
+def test_a_sample_comes_from_few_files(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = small.open()
+    starts = database.first_chunks
+    assert len(starts) > 4
+    monkeypatch.setattr(facts, "_PARTS", 2)
+    monkeypatch.setattr(facts, "SAMPLE", 50)
+    drawn = gather_facts(database).sample.ids
+    files = np.unique(np.searchsorted(starts, drawn, side="right") - 1)
+    assert len(files) == 2
+    assert 25 < len(drawn) <= 50
+    assert (np.diff(drawn) > 0).all()
+
+
+def test_a_folder_is_no_page(
+    small: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (str(tmp_path), f"{tmp_path}/new/"):
+        assert run(["report", str(small.output), "--out", name]) == 2
+        assert "is a folder; name a file in it" in capsys.readouterr().err
+
+
+def test_speeds_of_another_search_are_left_out(small: Project, tmp_path: Path) -> None:
+    copied = tmp_path / "db"
+    shutil.copytree(small.output, copied)
+    kept = json.loads((copied / "report" / "stages.json").read_bytes())
+    kept["speeds"][-1]["nprobe"] += 1
+    (copied / "report" / "stages.json").write_text(json.dumps(kept), "utf-8")
+    assert run(["report", str(copied)]) == 0
+    page = Page(copied / "report" / "report.html")
+    assert set(page.column("Recall against speed", "queries a second")) == {"-"}
+    assert len(page.column("Recall against speed", "lists visited")) == len(
+        small.open().manifest.index.recall
+    )

@@ -96,9 +96,9 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
     A flat list below 1,000 chunks. Up to some millions 4 sqrt(N) lists, at most N / 30 so that they
     can be trained, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan, whose
     candidates are re-ranked exactly: trained in seconds, and a quarter of the lists gives recall
-    0.98 and more. Above, autofaiss's proposal for the memory. Where even its smallest codes exceed
-    that, the index is searched one group of partitions after another anyway: then codes of 64
-    bytes, in as many lists as the memory can train.
+    0.98 and more. Above, autofaiss's proposal for the memory, with no more lists than that can
+    train. Where even its smallest codes exceed the memory, the index is searched one group of
+    partitions after another anyway: then codes of 64 bytes, in as many lists as it can train.
 
     Args:
         chunks: N, entries of the index.
@@ -178,12 +178,16 @@ def _proposed_key(chunks: int, dimension: int, memory: int) -> str:
         f"{memory // 1_000_000}MB",
         should_be_memory_mappable=True,
     )
-    return _corrected(proposals[0], dimension) if proposals else _streamed_key(dimension, memory)
+    if not proposals:
+        return _streamed_key(dimension, memory)
+    most = _trainable_power(dimension, memory)
+    fewer = re.sub(_IVF, lambda match: f"IVF{min(int(match[1]), most)}", proposals[0])
+    return _corrected(fewer, dimension)
 
 
 def _streamed_key(dimension: int, memory: int) -> str:
     """The key of an index that is searched one group of partitions after another."""
-    lists = 1 << int(math.log2(max(1, min(_LARGEST_LISTS, _trainable_lists(dimension, memory)))))
+    lists = min(_LARGEST_LISTS, _trainable_power(dimension, memory))
     blocks = min(_LARGEST_CODE, dimension)
     width = min(2 * blocks, dimension // blocks * blocks)
     return f"OPQ{blocks}_{width},IVF{lists}_HNSW32,PQ{blocks}np"
@@ -192,6 +196,11 @@ def _streamed_key(dimension: int, memory: int) -> str:
 def _trainable_lists(dimension: int, memory: int) -> int:
     """Lists that the memory can train: twice it, as a sample is not of the very size asked for."""
     return memory // (2 * POINT_COPIES * 4 * dimension * POINTS_PER_LIST)
+
+
+def _trainable_power(dimension: int, memory: int) -> int:
+    """The largest power of two among numbers of lists that the memory can train."""
+    return 1 << int(math.log2(max(1, _trainable_lists(dimension, memory))))
 
 
 def _corrected(proposal: str, dimension: int) -> str:

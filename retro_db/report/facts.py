@@ -18,7 +18,7 @@ from retro_db.serialize import DecodeError, from_json, parse_json
 from retro_db.store.entries import read_bounded
 from retro_db.store.folder import Folder
 
-SAMPLE = 20_000
+SAMPLE, _PARTS = 20_000, 64
 LEAKAGE_K = 10  # as in the paper, section 2.6
 _MAPPED = 2_000
 # Which chunks are shown to read: by how near their nearest neighbor is, from near to far.
@@ -42,7 +42,7 @@ class Step:
         name: What is kept.
         unit: documents or chunks.
         kept: How many.
-        left_out: How many are not; of chunks with a key, in the steps after that one.
+        left_out: How many are not: of those with a key, in the two steps behind that one.
         reasons: Why.
     """
 
@@ -73,7 +73,8 @@ class Sample:
     """Chunks drawn evenly, those of removed documents left out.
 
     Attributes:
-        ids: int64 [n], ascending; all chunks where the database has no more than `SAMPLE`.
+        ids: int64 [n], ascending; all chunks where there are no more than `SAMPLE` in no more than `_PARTS`
+            files.
         lengths: Tokens, int64 [n].
         splits: Names of the documents' splits, n.
         nearest: Squared distance of the first neighbor, float32 [n]; infinity where there is none.
@@ -99,7 +100,7 @@ class Facts:
         flow: From records to neighbors.
         sample: Measured chunks.
         lists: Entries of every inverted list, int64 [lists].
-        chunk_map: None where embeddings were not kept, or too few chunks have a key.
+        chunk_map: None where embeddings were not kept, or fewer than three chunks have different keys.
         passages: Chunks to read, each with its neighbors.
         stages: What the build took; None where this is not known.
     """
@@ -121,14 +122,14 @@ def gather_facts(database: Database) -> Facts:
         DamagedFileError: A file is missing, or disagrees with the manifest.
     """
     manifest, folder = database.manifest, database.folder
+    missing = sorted(folder.missing(manifest.files))
     sample, sources = _sample(database)
-    lists = [list_lengths(folder.verified(entry)) for entry in manifest.partition_files]
     return Facts(
         manifest=manifest,
-        missing=sorted(folder.missing(manifest.files)),
+        missing=missing,
         flow=data_flow(manifest),
         sample=sample,
-        lists=np.concatenate([np.empty(0, np.int64), *lists]),
+        lists=_list_lengths(database),
         chunk_map=_map(database, sample, sources),
         passages=_passages(database, sample),
         stages=_stages(folder),
@@ -153,8 +154,8 @@ def data_flow(manifest: Manifest) -> list[Step]:
     held_out, short = keyed_chunks - counts.indexed_chunks, counts.short_rows
     steps += [
         Step("with a key", "chunks", keyed_chunks, counts.keyless_chunks, "no WordPiece"),
-        Step("with all neighbors", "chunks", keyed_chunks - short, short, "fewer were found"),
         Step("in the index", "chunks", counts.indexed_chunks, held_out, "validation split"),
+        Step("with all neighbors", "chunks", keyed_chunks - short, short, "fewer were found"),
     ]
     if removed := counts.removed_chunks:
         steps.append(
@@ -169,9 +170,7 @@ def _added(counted: list[dict[str, int]]) -> Counter[str]:
 
 def _sample(database: Database) -> tuple[Sample, list[str]]:
     """The sample, and the name of each chunk's source."""
-    size = len(database)
-    chance = np.random.default_rng(0)
-    drawn = np.unique(chance.integers(0, size, SAMPLE)) if size > SAMPLE else np.arange(size)
+    drawn = _drawn(database.first_chunks)
     ids = drawn[~database.is_removed(drawn)]
     documents = database.documents_at(database.chunks.documents(ids))
     k = database.manifest.neighbors.k
@@ -187,6 +186,32 @@ def _sample(database: Database) -> tuple[Sample, list[str]]:
     return sample, documents["source"].to_pylist()
 
 
+def _drawn(first_chunks: np.ndarray) -> np.ndarray:
+    """Ids from up to `_PARTS` files, int64 [n], ascending: others need not be fetched from a store.
+
+    Args:
+        first_chunks: First id of each file, and the one behind the last, int64 [files + 1].
+    """
+    chance = np.random.default_rng(0)
+    files = np.arange(len(first_chunks) - 1)
+    if len(files) > _PARTS:
+        files = np.sort(chance.choice(files, _PARTS, replace=False))
+    counts = first_chunks[files + 1] - first_chunks[files]
+    ends = np.cumsum(counts)
+    size = int(ends[-1]) if len(ends) else 0
+    rows = np.unique(chance.integers(0, size, SAMPLE)) if size > SAMPLE else np.arange(size)
+    held = np.searchsorted(ends, rows, side="right")
+    return first_chunks[files][held] + rows - (ends - counts)[held]
+
+
+def _list_lengths(database: Database) -> np.ndarray:
+    lengths = [np.empty(0, np.int64)]
+    for entry in database.manifest.partition_files:
+        with database.folder.holding(entry) as path:
+            lengths.append(list_lengths(path))
+    return np.concatenate(lengths)
+
+
 def _map(database: Database, sample: Sample, sources: list[str]) -> ChunkMap | None:
     """Up to `_MAPPED` chunks of the sample that have a key."""
     if not database.manifest.tables.embeddings:
@@ -200,7 +225,10 @@ def _map(database: Database, sample: Sample, sources: list[str]) -> ChunkMap | N
         return None
     vectors = widen(keys[there])
     left, values, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-    explained = float((values[:2] ** 2).sum() / (values**2).sum())
+    variance = values**2
+    if not variance.sum():
+        return None
+    explained = float(variance[:2].sum() / variance.sum())
     return ChunkMap(left[:, :2] * values[:2], names, explained)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from retro_db.index.tuning import Speed
 from retro_db.leakage import BINS
-from retro_db.manifest import TRAIN, VALIDATION
+from retro_db.manifest import TRAIN, VALIDATION, RecallPoint
 from retro_db.printing import printable
 from retro_db.report.facts import LEAKAGE_K, ChunkMap, Facts, Step
 from retro_db.report.stages import StageReport
@@ -33,9 +35,11 @@ _PAGE_COLORS = {
     "#0101f5": "c5",
     "#0101f6": "c6",
 }
+_PAGE_COLOR = re.compile("|".join(_PAGE_COLORS))
 _TEXT, _LINE, *_SERIES = _PAGE_COLORS
 _MARKERS = "os^DvP"
 _WIDTH, _HEIGHT, _FONT = 360, 250, 12  # at the width of a phone nothing is scaled
+_BARS = 30
 _POINTS = 72  # to the inch, of matplotlib
 _STYLE = {
     "svg.fonttype": "none",
@@ -150,7 +154,8 @@ def _flow(flow: Sequence[Step]) -> Figure:
     return Figure(
         "flow",
         "Data flow",
-        "What was kept and what was left out, from records to neighbors. Keys are the encoder's vectors.",
+        "What was kept and what was left out, from records to neighbors. Keys are the encoder's vectors; the "
+        "last steps are shares of the chunks that have one. Documents that were removed later are counted.",
         f"Of {flow[0].kept:,} records, {_documents(flow)} documents stay.",
         _svg(canvas, "flow"),
         Grid(["step", "kept", "left out", "unit", "why"], rows, {3, 4}),
@@ -187,7 +192,9 @@ def _lengths(facts: Facts) -> Figure:
 def _lists(facts: Facts) -> Figure:
     """How long inverted lists are."""
     lists = facts.lists
-    edges = _edges(lists)
+    longest = int(lists.max(initial=0))
+    width = -(-(longest + 1) // _BARS)
+    edges = np.arange(0, longest + width + 1, width)
     counts, _ = np.histogram(lists, edges)
     canvas, axes = _axes()
     axes.stairs(counts, edges, fill=True, color=_SERIES[0])
@@ -202,7 +209,7 @@ def _lists(facts: Facts) -> Figure:
         ["entries", f"{lists.sum():,}"],
         ["empty lists", f"{int((lists == 0).sum()):,}"],
         ["median", f"{middle:,.0f}"],
-        ["longest", f"{lists.max(initial=0):,}"],
+        ["longest", f"{longest:,}"],
         ["imbalance", f"{uneven:.2f}"],
     ]
     return Figure(
@@ -212,14 +219,16 @@ def _lists(facts: Facts) -> Figure:
         "lists.",
         f"{len(lists):,} lists, of {middle:,.0f} entries in the middle; imbalance {uneven:.2f}.",
         _svg(canvas, "lists"),
-        Grid(["", "value"], rows),
+        Grid(["measure", "value"], rows),
     )
 
 
 def _distances(facts: Facts) -> Figure:
     """How far neighbors are."""
     k = facts.manifest.neighbors.k
-    found = {"nearest": facts.sample.nearest, f"number {k}": facts.sample.last}
+    found = {"nearest": facts.sample.nearest}
+    if k > 1:
+        found[f"number {k}"] = facts.sample.last
     found = {name: values[np.isfinite(values)] for name, values in found.items()}
     every = np.concatenate(list(found.values()))
     most = float(np.percentile(every, 99.5)) if len(every) else 1.0
@@ -236,13 +245,15 @@ def _distances(facts: Facts) -> Figure:
         [f"{mark}%", *(f"{np.percentile(v, mark):,.3g}" if len(v) else "-" for v in found.values())]
         for mark in marks
     ]
+    halves = zip(found, rows[2][1:], strict=True)
     return Figure(
         "distances",
         "Distance of neighbors",
-        f"Squared L2 distance between keys, of the first and of the last of {k} neighbors. Near 0, "
-        "neighbors are copies. The farthest 0.5% are drawn at the end.",
-        f"Half of the chunks have their nearest neighbor within {rows[2][1]}, the last within "
-        f"{rows[2][2]}.",
+        f"Squared L2 distance between keys, of the first and the last of {k} neighbors. Near 0, neighbors "
+        "are copies. The farthest 0.5% are drawn at the end.",
+        "For half of the chunks: " + ", ".join(map(" within ".join, halves)) + "."
+        if len(every)
+        else "No chunk has a neighbor.",
         _svg(canvas, "distances"),
         Grid(["share of chunks below", *found], rows),
     )
@@ -286,46 +297,61 @@ def _overlaps(facts: Facts) -> Figure:
 def _recall(facts: Facts) -> Figure:
     """Recall against speed; against the lists visited where speed is not known."""
     index = facts.manifest.index
-    speeds = facts.stages.speeds if facts.stages else []
-    deepest = max(point.rerank for point in index.recall)
-    points = [point for point in index.recall[:-1] if point.rerank == deepest]
     chosen = index.recall[-1]
+    speeds = _own_speeds(facts)
+    rates = [speed.queries_per_second for speed in speeds]
+    tried: Sequence[RecallPoint | Speed] = speeds or index.recall
+    along = rates or [point.nprobe for point in tried]
     canvas, axes = _axes()
-    if speeds:
-        known = [(speed.queries_per_second, speed.recall, speed.nprobe) for speed in speeds]
-        axes.set_xlabel("queries a second")
-    else:
-        known = [(point.nprobe, point.recall, point.nprobe) for point in (*points, chosen)]
-        axes.set_xlabel("lists visited")
-    curve = sorted(known[:-1] or known, key=lambda point: point[2])
-    axes.plot(*np.array(curve)[:, :2].T, color=_SERIES[0], marker="o", label="tried")
-    axes.plot(*known[-1][:2], color=_SERIES[1], marker="D", markersize=9, label="chosen", ls="")
+    recalls = [point.recall for point in tried]
+    axes.plot(along[:-1], recalls[:-1], color=_SERIES[0], marker="o", ls="", label="tried")
+    axes.plot(along[-1:], recalls[-1:], color=_SERIES[1], marker="D", ls="", label="chosen")
     target = facts.manifest.config.get("index", {}).get("recall_target")
     if target is not None:
         axes.axhline(target, color=_TEXT, linewidth=1, linestyle=":", label="target")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=6))
+    axes.set(xscale="log", xlabel="queries a second" if speeds else "lists visited")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(_THOUSANDS)
     axes.set_ylabel("recall@10")
     _legend_above(axes)
     rows = [
-        [f"{nprobe:,}", f"{recall:.4f}", f"{rate:,.0f}" if speeds else "-"]
-        for rate, recall, nprobe in known
+        [
+            f"{point.nprobe:,}",
+            f"{point.rerank:,}",
+            f"{point.ef_search:,}" if point.ef_search else "-",
+            f"{point.recall:.4f}",
+            f"{rate:,.0f}" if rate else "-",
+        ]
+        for point, rate in itertools.zip_longest(tried, rates)
     ]
-    threads = f", {speeds[0].threads} queries side by side" if speeds else ""
+    side_by_side = f", {speeds[0].threads} of them side by side" if speeds else ""
     return Figure(
         "recall",
         "Recall against speed",
-        f"{index.recall_queries:,} chunks searched for while the search was tuned, and compared with exact "
-        f"search among other documents; {deepest} candidates re-ranked, {chosen.rerank} by the chosen "
-        f"way{threads}.",
+        f"{index.recall_queries:,} chunks searched for while the search was tuned{side_by_side}, and "
+        "compared with exact search among other documents. The last row is the chosen way.",
         f"Chosen: {chosen.nprobe} of {index.lists:,} lists, recall@10 {chosen.recall:.3f}, at least "
-        f"{chosen.lower_bound:.3f}"
-        + (f", {known[-1][0]:,.0f} queries a second." if speeds else "."),
+        f"{chosen.lower_bound:.3f}" + (f", {rates[-1]:,.0f} queries a second." if rates else "."),
         _svg(canvas, "recall"),
-        Grid(["lists visited", "recall@10", "queries a second"], rows),
+        Grid(["lists visited", "re-ranked", "breadth", "recall@10", "queries a second"], rows),
     )
+
+
+def _own_speeds(facts: Facts) -> list[Speed]:
+    """Those of the search that the manifest describes, if they are known."""
+    speeds = facts.stages.speeds if facts.stages else []
+    chosen = facts.manifest.index.recall[-1]
+    if not speeds:
+        return []
+    last = speeds[-1]
+    same = (last.nprobe, last.rerank, last.ef_search, last.recall) == (
+        chosen.nprobe,
+        chosen.rerank,
+        chosen.ef_search,
+        chosen.recall,
+    )
+    return speeds if same else []
 
 
 def _stages(report: StageReport) -> Figure:
@@ -370,18 +396,20 @@ def _details(seconds: dict[str, float]) -> str:
 
 def _map(chunk_map: ChunkMap) -> Figure:
     """Keys on a plane, by source."""
-    common = [name for name, _ in Counter(chunk_map.sources).most_common(len(_SERIES) - 1)]
-    groups = {name: [one == name for one in chunk_map.sources] for name in common}
-    if rest := [one not in groups for one in chunk_map.sources]:
-        groups |= {"others": rest} if any(rest) else {}
+    names, most = np.array(chunk_map.sources, object), len(_SERIES)
+    ranked = [name for name, _ in Counter(chunk_map.sources).most_common()]
+    alone = ranked if len(ranked) <= most else ranked[: most - 1]
+    groups = [(name, names == name) for name in alone]
+    if len(ranked) > most:
+        groups.append(("all others", ~np.isin(names, alone)))
     canvas, axes = _axes(height=_WIDTH)
-    for (name, chosen), color, marker in zip(groups.items(), _SERIES, _MARKERS, strict=False):
-        points = chunk_map.points[np.array(chosen)]
+    for (name, chosen), color, marker in zip(groups, _SERIES, _MARKERS, strict=False):
+        points = chunk_map.points[chosen]
         axes.scatter(*points.T, s=9, c=color, marker=marker, linewidths=0, label=_short(name))
     axes.set(xticks=[], yticks=[], xlabel="first direction", ylabel="second direction")
     axes.grid(visible=False)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2, markerscale=1.6)
-    rows = [[printable(name), f"{sum(chosen):,}"] for name, chosen in groups.items()]
+    canvas.legend(loc="outside upper center", ncols=2, markerscale=1.6)
+    rows = [[printable(name), f"{chosen.sum():,}"] for name, chosen in groups]
     return Figure(
         "map",
         "Map of chunks",
@@ -422,9 +450,9 @@ def _legend_above(axes: Axes) -> None:
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Of 30 bins from 0."""
+    """Of bins from 0."""
     most = float(values.max(initial=0)) or 1.0
-    return np.linspace(0, most, 31)
+    return np.linspace(0, most, _BARS + 1)
 
 
 def _share(count: int, whole: int) -> str:
@@ -434,6 +462,10 @@ def _share(count: int, whole: int) -> str:
 def _short(name: str) -> str:
     name = printable(name)
     return name if len(name) <= 20 else f"{name[:19]}…"
+
+
+def _page_color(found: re.Match[str]) -> str:
+    return f"var(--{_PAGE_COLORS[found[0]]})"
 
 
 def _svg(canvas: Canvas, name: str) -> str:
@@ -454,10 +486,9 @@ def _svg(canvas: Canvas, name: str) -> str:
             elif key == f"{{{_XLINK}}}href":
                 element.set(key, value.replace("#", f"#{name}-"))
             else:
-                element.set(key, value.replace("url(#", f"url(#{name}-"))
+                element.set(
+                    key, _PAGE_COLOR.sub(_page_color, value).replace("url(#", f"url(#{name}-")
+                )
     # A picture with one name, told in full beside it.
     root.set("aria-hidden", "true")
-    text = ET.tostring(root, "unicode")
-    for hexadecimal, color in _PAGE_COLORS.items():
-        text = text.replace(hexadecimal, f"var(--{color})")
-    return text
+    return ET.tostring(root, "unicode")

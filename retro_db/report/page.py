@@ -10,9 +10,11 @@ from markupsafe import Markup, escape
 
 from retro_db.config import in_units
 from retro_db.database import Database
+from retro_db.errors import InputError
 from retro_db.manifest import Manifest
 from retro_db.passages import Passage, marked
 from retro_db.printing import printable
+from retro_db.redaction import redacted
 from retro_db.report.facts import Facts, gather_facts
 from retro_db.report.figures import Grid, draw
 from retro_db.store.folder import Folder
@@ -32,12 +34,15 @@ def write_report(database: Database, path: str | None = None) -> str:
 
     Raises:
         DamagedFileError: A file is missing, or disagrees with the manifest.
+        InputError: `path` is a folder.
     """
     text = render(database.folder.url, gather_facts(database)).encode("utf-8")
     if path is None:
         database.folder.write(REPORT, text)
         return f"{database.folder.url.rstrip('/')}/{REPORT}"
     place, name = os.path.split(path)
+    if not name or os.path.isdir(path):
+        raise InputError(f"--out {path}: is a folder; name a file in it")
     Folder(place or ".").write(name, text)
     return path
 
@@ -56,7 +61,7 @@ def render(url: str, facts: Facts) -> str:
     )
     manifest = facts.manifest
     return template.render(
-        name=os.path.basename(url.rstrip("/")) or url,
+        name=os.path.basename(redacted(url).rstrip("/")) or redacted(url),
         facts=facts,
         manifest=manifest,
         tiles=_tiles(manifest),
@@ -72,10 +77,10 @@ def _tiles(manifest: Manifest) -> list[tuple[str, str]]:
     counts = manifest.counts
     recall = manifest.index.recall
     return [
-        ("documents", f"{counts.documents:,}"),
-        ("chunks", f"{counts.chunks:,}"),
+        ("documents", f"{counts.documents - counts.removed_documents:,}"),
+        ("chunks", f"{counts.chunks - counts.removed_chunks:,}"),
         ("tokens", f"{counts.tokens:,}"),
-        ("on disk", in_units(sum(file.bytes for file in manifest.files))),
+        ("in its files", in_units(sum(file.bytes for file in manifest.files))),
         ("neighbors of a chunk", f"{manifest.neighbors.k}"),
         ("recall@10", f"{recall[-1].recall:.3f}" if recall else "not measured"),
     ]
