@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 DEMO_DOCUMENTS ?= 100
+TRAIN ?= planted
 
 bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 
-.PHONY: setup demo test engines spark-test flink-test prism-test megatron-test soak bench lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test megatron-test train soak bench lint schemas lock clean
 
 setup: $(stamp)
 
@@ -41,6 +42,12 @@ flink-test: engines
 prism-test: engines
 	$(bin)/python -m pytest tests/engines/test_prism.py
 
+# A RETRO model with neighbors beside one without.
+train: setup
+	$(bin)/python docs/examples/planted.py $(TRAIN)
+	$(bin)/retro-db build $(TRAIN)/config.yaml
+	$(bin)/python docs/examples/train_retro_pytorch.py $(TRAIN)/db
+
 # Megatron-LM's own reader of what `export` writes.
 megatron-test: setup
 	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/megatron megatron-core==0.15.3
@@ -54,7 +61,6 @@ soak: engines
 
 # Every benchmark; what each prints replaces the end of benchmarks/RESULTS.md.
 bench: demo
-	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[bench]'
 	$(bin)/python benchmarks/run_all.py $(DEMO)/db
 
 lint: setup
@@ -72,4 +78,4 @@ lock: setup
 	$(bin)/python -m pip freeze --exclude-editable | grep -v '^retro-db' > constraints.txt
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(DEMO) $(TRAIN) .bench build dist *.egg-info

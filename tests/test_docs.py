@@ -26,6 +26,7 @@ TUTORIAL = RUNNING.with_name("tutorial.md")
 INDEX = RUNNING.with_name("choosing-an-index.md")
 LEAKAGE = RUNNING.with_name("leakage.md")
 MEGATRON = RUNNING.with_name("megatron.md")
+TRAINING = RUNNING.with_name("training.md")
 PAGES = [README, RUNNING, RUNNING.with_name("format.md"), LEAKAGE]
 _RUN = re.compile(r"^```(sh|python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -42,7 +43,9 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield shlex.split(line, comments=True)
 
 
-@pytest.mark.parametrize("page", [README, RUNNING, LEAKAGE, MEGATRON], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [README, RUNNING, LEAKAGE, MEGATRON, TRAINING], ids=lambda page: page.name
+)
 def test_every_command_is_understood(page: Path) -> None:
     assert list(commands(page))
     for program, *arguments in commands(page):
