@@ -18,7 +18,6 @@ import argparse
 import resource
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from peers.environments import ENVIRONMENTS, environment
+from peers.process import PeerProcess
 
 import retro_db
 from retro_db.index.filling import assemble_partition, encode_part, list_ranges, partition_path
@@ -292,35 +292,18 @@ class Peer:
     def __init__(self, name: str, environments: Path, place: Path, lists: int) -> None:
         python = environment(name, environments)
         self._result = place / f"{name}.npy"
-        script = Path(__file__).parent / "peers" / "index_search.py"
-        files = [str(place / "keys.npy"), str(place / "queries.npy")]
-        self._process = subprocess.Popen(
-            [str(python), str(script), name, *files, str(lists)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        print(f"{name} built in {self._answer('built'):,.1f} s", flush=True)
+        files = place / "keys.npy", place / "queries.npy"
+        self._process = PeerProcess(python, "index_search.py", name, *files, lists)
+        print(f"{name} built in {float(self._process.answer('built')):,.1f} s", flush=True)
 
     def search(self, breadth: int, rerank: int) -> tuple[float, np.ndarray]:
         """Seconds that the peer took, and its ids int64 [n, 20]."""
-        self._ask(f"{breadth} {rerank} {self._result}")
-        return self._answer("took"), np.load(self._result)
+        self._process.ask(f"{breadth} {rerank} {self._result}")
+        return float(self._process.answer("took")), np.load(self._result)
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.communicate()
-
-    def _ask(self, line: str) -> None:
-        if self._process.stdin:
-            self._process.stdin.write(f"{line}\n")
-            self._process.stdin.flush()
-
-    def _answer(self, word: str) -> float:
-        for line in self._process.stdout or ():
-            if line.startswith(f"{word} "):
-                return float(line.split()[1])
-        raise RuntimeError(f"{self._result.stem} ended early")
+        self._process.close()
 
 
 # Recall against queries a second.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from databases import write_database
 from peers.environments import ENVIRONMENTS, environment
+from peers.process import PeerProcess
 from reading import spread
 
 import retro_db
@@ -48,33 +48,19 @@ class Store:
     def __init__(self, name: str, python: Path, tokens: Path, place: Path) -> None:
         self.name = name
         place.mkdir(exist_ok=True)
-        script = Path(__file__).parent / "peers" / "stores_reader.py"
-        self._process = subprocess.Popen(
-            [str(python), str(script), name, str(tokens), str(place)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answer("ready")
+        self._process = PeerProcess(python, "stores_reader.py", name, tokens, place)
+        self._process.answer("ready")
         held = place / "chunks" if name == OURS else place
         self.bytes = sum(file.stat().st_size for file in held.rglob("*") if file.is_file())
 
     def rate(self, batches: Path, seconds: float) -> float:
         """Rows [N, F] a second, over at least so many seconds."""
-        if self._process.stdin:
-            self._process.stdin.write(f"{batches} {seconds}\n")
-            self._process.stdin.flush()
-        return float(self._answer("rate"))
+        self._process.ask(f"{batches} {seconds}")
+        return float(self._process.answer("rate"))
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.communicate()
-
-    def _answer(self, word: str) -> str:
-        for line in self._process.stdout or ():
-            if line.startswith(word):
-                return line.removeprefix(word)
-        raise RuntimeError(f"{self.name} ended early")
+        self._process.close()
 
 
 def compare(stores: list[Store], chunks: int, rounds: int, seconds: float, place: Path) -> None:

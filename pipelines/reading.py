@@ -10,6 +10,7 @@ from retro_db.leakage import BINS, SHARES, measure_leakage
 from retro_db.manifest import Manifest, SourceCounts
 from retro_db.plan import IndexPlan, Plan
 from retro_db.removal import Removal
+from retro_db.report.sizes import SIZE_HEADERS, size_row, size_rows
 from retro_db.serialize import to_json
 from retro_db.verify import silent, verify_database
 
@@ -125,14 +126,8 @@ def _show_sources(sources: Sequence[SourceCounts], console: Console) -> None:
 
 
 def _show_tables(manifest: Manifest, console: Console) -> None:
-    """Files of each table that has any."""
-    chunks = max(manifest.counts.chunks, 1)
-    rows = []
-    for name, files in {**manifest.files_by_table, "total": manifest.files}.items():
-        size = sum(file.bytes for file in files)
-        if files:
-            rows.append((name, f"{len(files):,}", in_units(size), f"{size / chunks:,.1f}"))
-    console.show_table(("table", "files", "size", "bytes a chunk"), rows)
+    rows = [*size_rows(manifest), size_row(manifest, "total", manifest.files)]
+    console.show_table(SIZE_HEADERS, rows)
 
 
 def show_problems(

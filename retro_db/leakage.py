@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,16 @@ class Overlaps:
     common: np.ndarray
     neighbors: np.ndarray
     compared: np.ndarray
+
+    @classmethod
+    def joined(cls, blocks: Iterable[Overlaps]) -> Overlaps:
+        """Of all chunks of some blocks, in their order."""
+        held = list(blocks)
+        fields = [
+            np.concatenate([np.empty(0, np.int64), *(getattr(block, one.name) for block in held)])
+            for one in dataclasses.fields(cls)
+        ]
+        return cls(*fields)
 
     @property
     def ratios(self) -> np.ndarray:
@@ -110,27 +120,25 @@ def longest_common(
     return longest.max(axis=-1, initial=0).astype(np.int64)
 
 
-def overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Overlaps:
-    """Compares chunks with their first k neighbors.
+def overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Iterator[Overlaps]:
+    """Compares chunks with their first k neighbors, some at a time so that memory does not grow with them.
 
     Args:
         corpus: Whose chunks.
         ids: int64 [n].
         k: Neighbors of each; 10 in the paper.
 
+    Yields:
+        All of them, in their order.
+
     Raises:
         DamagedFileError: A file is missing, or disagrees with the manifest.
     """
-    blocks = [_overlaps(corpus, ids[at : at + _BLOCK], k) for at in range(0, len(ids), _BLOCK)]
-    fields = [
-        np.concatenate([np.empty(0, np.int64), *(getattr(block, one.name) for block in blocks)])
-        for one in dataclasses.fields(Overlaps)
-    ]
-    return Overlaps(*fields)
+    for start in range(0, len(ids), _BLOCK):
+        yield _overlaps(corpus, ids[start : start + _BLOCK], k)
 
 
 def _overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Overlaps:
-    """Of so many chunks as fit into memory with the runs of all pairs."""
     near = corpus.neighbors[ids][:, :k]
     there = near >= 0
     chunks, lengths = corpus.chunks[ids], corpus.chunks.lengths(ids).astype(np.int64)
@@ -170,8 +178,7 @@ def measure_leakage(
     at_most = np.zeros(len(SHARES), np.int64)
     without, total = 0, 0.0
     with _saving(save) as keep:
-        for start in range(0, len(ids), _BLOCK):
-            block = overlaps(corpus, ids[start : start + _BLOCK], k)
+        for block in overlaps(corpus, ids, k):
             keep(block)
             histogram += np.bincount(block.bins, minlength=BINS + 1)
             ratios = block.ratios

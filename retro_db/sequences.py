@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retro_db.database import Corpus
+from retro_db.mapped import mapped_zeros
 
 Packing = Literal["packed", "document"]
 
@@ -69,9 +69,7 @@ class Sequences:
         self._rows = rows
         self._packing = packing
         most = sum(entry.rows or 0 for entry in corpus.tables.documents)
-        with tempfile.TemporaryFile(prefix="retro-db-sequences-") as file:
-            # A file of no bytes cannot be mapped.
-            table = np.memmap(file, np.int64, "w+", shape=(3, max(most, 1)))
+        table = mapped_zeros(np.int64, 3, most)
         pieces, row = 0, 0
         for source, firsts, counts in chosen_documents(corpus, split):
             row = self._begin(source, row)

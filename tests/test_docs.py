@@ -29,8 +29,11 @@ MEGATRON = RUNNING.with_name("megatron.md")
 TRAINING = RUNNING.with_name("training.md")
 PAGES = [README, RUNNING, RUNNING.with_name("format.md"), LEAKAGE]
 _RUN = re.compile(r"^```(sh|python|yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def blocks_of(page: Path, language: str) -> list[str]:
+    return [block for own, block in _RUN.findall(page.read_text("utf-8")) if own == language]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -68,7 +71,7 @@ def test_every_block_of_python_runs(
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "db").symlink_to(small.output)
     monkeypatch.chdir(tmp_path)
-    blocks = _PYTHON.findall(page.read_text("utf-8"))
+    blocks = blocks_of(page, "python")
     assert blocks
     names: dict[str, Any] = {}
     for block in blocks:
@@ -100,7 +103,7 @@ def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_settings_in_yaml_are_settings(page: Path) -> None:
     required = {"output": "db", "corpus": [{"name": "a", "paths": ["a"]}]}
     required |= {"tokenizer": {"path": "t"}, "encoder": {"model": "m"}}
-    blocks = [block for kind, block in _RUN.findall(page.read_text("utf-8")) if kind == "yaml"]
+    blocks = blocks_of(page, "yaml")
     assert blocks
     for block in blocks:
         Config.model_validate(required | yaml.safe_load(block))

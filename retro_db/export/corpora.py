@@ -7,10 +7,9 @@ least once: behind a document of whole chunks stands a chunk of it alone.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from retro_db.corpus.megatron import HEADER, MAGIC, TOKEN_TYPES
 from retro_db.database import Chunks, Database
 from retro_db.errors import InputError
 from retro_db.manifest import TRAIN, VALIDATION
+from retro_db.mapped import mapped_zeros
 from retro_db.sequences import chosen_documents
 from retro_db.store.folder import Folder
 
@@ -43,7 +43,7 @@ class Documents:
     @classmethod
     def room(cls, count: int) -> Documents:
         """So many empty ones, in files, so that memory does not grow with the database."""
-        return cls(*(mapped(np.int64, count) for _ in range(3)))
+        return cls(*(mapped_zeros(np.int64, count) for _ in range(3)))
 
     def __len__(self) -> int:
         return len(self.firsts)
@@ -227,7 +227,7 @@ class Line:
         self._documents = documents
         self._chunk_tokens = chunk_tokens
         self._order = order
-        self._ends = mapped(np.int64, len(documents) if order is None else len(order))
+        self._ends = mapped_zeros(np.int64, len(documents) if order is None else len(order))
         if order is None:
             self._ends[:] = documents.rows
         else:
@@ -275,14 +275,6 @@ def normalized(weights: Sequence[float]) -> list[float]:
     found = np.array(weights, np.float64)
     shares: list[float] = (found / found.sum()).tolist()
     return shares
-
-
-def mapped(kind: type[np.generic], count: int) -> np.ndarray:
-    """An array of zeros [count] that lies in a file without a name."""
-    with tempfile.TemporaryFile(prefix="retro-db-export-") as file:
-        # A file of no bytes cannot be mapped. A plain array is shuffled far faster than a memmap.
-        found: np.ndarray[Any, Any] = np.asarray(np.memmap(file, kind, "w+", shape=max(count, 1)))
-    return found[:count]
 
 
 def _ended(chunks: Chunks, ids: np.ndarray, chunk_tokens: int, end: int) -> np.ndarray:

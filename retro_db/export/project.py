@@ -25,9 +25,10 @@ import numpy as np
 
 from retro_db.database import Database, ids_in, pack
 from retro_db.errors import InputError
-from retro_db.export.corpora import SPLITS, Corpora, Run, mapped
+from retro_db.export.corpora import SPLITS, Corpora, Run
 from retro_db.export.samples import CorpusSamples, asked_of_each, blended
 from retro_db.manifest import TRAIN, VALIDATION
+from retro_db.mapped import mapped_zeros
 from retro_db.store.folder import TEMPORARY_PREFIX, Folder
 from retro_db.tokenizer import FOLDER as TOKENIZER
 from retro_db.tokenizer import Tokenizer
@@ -149,7 +150,7 @@ class MegatronProject:
         count = sum(int((documents.rows > 0).sum()) for documents in held)
         chunks = sum(source.chunks(split, self._m) for source in self.corpora.sources)
         total = _LEADING + chunks + count
-        firsts, rows = mapped(np.int64, count), mapped(np.int64, count)
+        firsts, rows = mapped_zeros(np.int64, count), mapped_zeros(np.int64, count)
         with (
             folder.writing(f"db/merged/{_NAMES[split]}.hdf5") as path,
             self._h5py.File(path, "w") as file,

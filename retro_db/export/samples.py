@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from retro_db.export.corpora import Documents, Line, Places, mapped, normalized
+from retro_db.export.corpora import Documents, Line, Places, normalized
+from retro_db.mapped import mapped_zeros
 
 # What a corpus is asked for beyond its share of the samples: mid_level_dataset_surplus.
 _SURPLUS = 0.005
@@ -44,12 +45,12 @@ class CorpusSamples:
         before = ((epochs - 1) * epoch - 1) // length
         apart = epochs > 1 and count - before < int(_LARGE_PART * ((epoch - 1) // length))
         chance = np.random.RandomState(seed)
-        order = mapped(np.int32, epochs * len(documents))
+        order = mapped_zeros(np.int32, epochs * len(documents))
         order.reshape(epochs, -1)[:] = np.arange(len(documents))
         _shuffle(order, len(order) - len(documents) if apart else len(order), chance)
         self._line = Line(documents, chunk_tokens, order)
         total = (epochs * epoch - 1) // length
-        self._shuffled = mapped(np.int64, total)
+        self._shuffled = mapped_zeros(np.int64, total)
         self._shuffled[:] = np.arange(total)
         _shuffle(self._shuffled, before if apart else total, chance)
 

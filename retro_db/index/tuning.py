@@ -229,8 +229,9 @@ def tune(
     if not blocks:
         return Tuned(SearchSettings(searcher.lists, depths[-1]), 0, [])
     with ThreadPoolExecutor(threads) as pool:
-        # The first search opens the index: it must not count as slow.
-        searcher.search(blocks[:1], SearchSettings(1, depths[-1]), pool)
+        if not searcher.streams:
+            # The first search reads the index in: it must not count as slow. Else every one does.
+            searcher.search(blocks[:1], SearchSettings(1, depths[-1]), pool)
         tuner = _Tuner(finder, blocks, near, everything, target, pool, threads)
         chosen = tuner.choose(depths)
         settings = tuner.narrowed(chosen) if chosen else tuner.best()

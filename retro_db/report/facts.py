@@ -181,7 +181,7 @@ def _sample(database: Database) -> tuple[Sample, list[str]]:
         splits=np.array(documents["split"].to_pylist(), dtype=object),
         nearest=distances[:, 0],
         last=distances[:, -1],
-        overlaps=overlaps(database, ids, min(LEAKAGE_K, k)),
+        overlaps=Overlaps.joined(overlaps(database, ids, min(LEAKAGE_K, k))),
     )
     return sample, documents["source"].to_pylist()
 

@@ -17,6 +17,7 @@ from retro_db.printing import printable
 from retro_db.redaction import redacted
 from retro_db.report.facts import Facts, gather_facts
 from retro_db.report.figures import Grid, draw
+from retro_db.report.sizes import SIZE_HEADERS, size_rows
 from retro_db.store.folder import Folder
 
 REPORT = "report/report.html"
@@ -36,15 +37,14 @@ def write_report(database: Database, path: str | None = None) -> str:
         DamagedFileError: A file is missing, or disagrees with the manifest.
         InputError: `path` is a folder.
     """
-    text = render(database.folder.url, gather_facts(database)).encode("utf-8")
-    if path is None:
-        database.folder.write(REPORT, text)
-        return f"{database.folder.url.rstrip('/')}/{REPORT}"
-    place, name = os.path.split(path)
-    if not name or os.path.isdir(path):
-        raise InputError(f"--out {path}: is a folder; name a file in it")
-    Folder(place or ".").write(name, text)
-    return path
+    folder, name = database.folder, REPORT
+    if path is not None:
+        place, name = os.path.split(path)
+        if not name or os.path.isdir(path):
+            raise InputError(f"--out {path}: is a folder; name a file in it")
+        folder = Folder(place or ".")
+    folder.write(name, render(database.folder.url, gather_facts(database)).encode("utf-8"))
+    return path or f"{folder.url.rstrip('/')}/{name}"
 
 
 def render(url: str, facts: Facts) -> str:
@@ -67,7 +67,7 @@ def render(url: str, facts: Facts) -> str:
         tiles=_tiles(manifest),
         settings=_settings(manifest),
         sources=_sources(manifest),
-        tables=_tables(manifest),
+        tables=Grid(list(SIZE_HEADERS), size_rows(manifest)),
         drawings=draw(facts),
     )
 
@@ -128,16 +128,6 @@ def _sources(manifest: Manifest) -> Grid:
     ]
     headers = ["source", "weight", "read", "rejected", "dropped", "documents", "chunks", "tokens"]
     return Grid(headers, rows)
-
-
-def _tables(manifest: Manifest) -> Grid:
-    chunks = max(manifest.counts.chunks, 1)
-    rows = []
-    for table, files in manifest.files_by_table.items():
-        size = sum(file.bytes for file in files)
-        if files:
-            rows.append([table, f"{len(files):,}", in_units(size), f"{size / chunks:,.1f}"])
-    return Grid(["table", "files", "size", "bytes a chunk"], rows)
 
 
 def _mark(text: str, passage: Passage) -> Markup:

@@ -1,0 +1,41 @@
+"""A peer's script in a process of its own, which is asked by lines and answers by lines."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+class PeerProcess:
+    """The process.
+
+    Args:
+        python: Interpreter of the peer's environment.
+        script: Name of a file in this folder.
+        *arguments: Of the script, the peer's name first.
+    """
+
+    def __init__(self, python: Path, script: str, name: str, *arguments: object) -> None:
+        self._name = name
+        command = [python, Path(__file__).with_name(script), name, *arguments]
+        self._process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, line: str) -> None:
+        """Sends a line."""
+        if self._process.stdin:
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+
+    def answer(self, word: str) -> str:
+        """What stands behind a word in the next line that begins with it."""
+        for line in self._process.stdout or ():
+            first, _, rest = line.strip().partition(" ")
+            if first == word:
+                return rest
+        raise RuntimeError(f"{self._name} ended early")
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.communicate()
