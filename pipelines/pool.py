@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
 
@@ -85,6 +86,15 @@ def _start(processes: int) -> _Pool:
     # Each is forked from a process that has imported everything, and done nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    # Its start unblocks what is blocked below.
+    resource_tracker.ensure_running()
+    # A terminal interrupts the driver's children with it; what they end for is the driver's end. They
+    # inherit the mask: a handler of their own would come after seconds of imports.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     end, line = context.Pipe(duplex=False)
     number = context.Value("i", 0)
     return _Pool(ProcessPoolExecutor(processes, context, _begin, (number, end)), line)
@@ -92,8 +102,6 @@ def _start(processes: int) -> _Pool:
 
 def _begin(number: Synchronized[int], end: Connection) -> None:
     """Makes a process a worker, with a number that tells it from its siblings."""
-    # A terminal interrupts the driver's children with it; what they end for is the driver's end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with number.get_lock():
         os.environ["WORKER_ID"] = str(number.value)
         number.value += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -72,3 +73,20 @@ def test_in_a_shells_background_only_sigterm_stops_it(sound: Project, tmp_path: 
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_what_a_terminal_sends_to_its_processes_does_not_end_them(
+    sound: Project, tmp_path: Path
+) -> None:
+    """However early it comes: an end of theirs would be told beside the interruption."""
+    project = Project(tmp_path, sound.texts, sound.settings | {"output": str(tmp_path / "db")})
+    told: set[int] = set()
+    with building(project, "", "--workers", "2") as process:
+        while process.poll() is None:
+            for child in children(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGINT)
+                told.add(child)
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == 0, message
+    assert len(told) >= 3, "a server of forks, and two workers"
