@@ -61,7 +61,7 @@ soak: engines
 
 # Every benchmark; what each prints replaces the end of benchmarks/RESULTS.md.
 bench: demo
-	$(bin)/python benchmarks/run_all.py $(DEMO)/db
+	$(bin)/python benchmarks/run_all.py $(DEMO)/db $(if $(TEXTS),--texts $(TEXTS))
 
 lint: setup
 	$(bin)/ruff check .

@@ -1,11 +1,12 @@
 """Runs every benchmark and writes what each printed, word for word, to the end of RESULTS.md.
 
-    python benchmarks/run_all.py DATABASE [NAME ...] [--results FILE]
+    python benchmarks/run_all.py DATABASE [NAME ...] [--texts TEXTS] [--results FILE]
 
 DATABASE is one with kept embeddings, such as that of `make demo`. With names, such as `reading.py`, only
 those run, and the page has only them. Some options are smaller than the defaults, so that two cores are done
-in about 40 minutes. What stands above the heading in the page is written by hand, and stays.
-A benchmark that fails is said to have failed, and makes the exit code 1; the others still run.
+in about an hour. TEXTS, a WikiText file, takes the place of Python's source where texts are read. What stands
+above the heading in the page is written by hand, and stays. A benchmark that fails is said to have failed,
+and makes the exit code 1; the others still run.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ FOLDER = Path(__file__).resolve().parent
 HEADING = "## What `make bench` last printed\n"
 BENCHMARKS = (
     "chunking.py --rounds 3",
-    "embedding.py --rounds 1",
+    "embedding.py --rounds 1 --texts=TEXTS",
     "index.py --synthetic 100000 --rounds 3",
     "index.py --memory",
     "recall.py DATABASE",
     "reading.py",
     "stores.py",
-    "whole_build.py --rounds 2",
+    "whole_build.py --texts=TEXTS",
 )
 PACKAGES = ("retro-db", "apache-beam", "faiss-cpu", "numpy", "pyarrow", "torch")
 
@@ -48,9 +49,10 @@ def machine() -> str:
     )
 
 
-def run(benchmark: str, database: Path) -> tuple[int, str]:
+def run(benchmark: str, given: dict[str, Path]) -> tuple[int, str]:
     """Runs a benchmark, and shows what it prints as it comes; its exit code, and a section of the page."""
-    name, *options = [str(database) if w == "DATABASE" else w for w in benchmark.split()]
+    words = [word.split("=") for word in benchmark.split()]
+    name, *options = ["=".join([*word[:-1], str(given.get(word[-1], word[-1]))]) for word in words]
     load, start = os.getloadavg()[0], time.perf_counter()
     print(f"\n{benchmark}", flush=True)
     printed = []
@@ -71,11 +73,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("database", type=Path)
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--texts", type=Path, help="a WikiText file instead of Python's source")
     parser.add_argument("--results", type=Path, default=FOLDER / "RESULTS.md")
     options = parser.parse_args()
     chosen = [b for b in BENCHMARKS if not options.names or b.split()[0] in options.names]
-    done = [run(benchmark, options.database) for benchmark in chosen]
+    if options.texts is None:
+        chosen = [benchmark.removesuffix(" --texts=TEXTS") for benchmark in chosen]
+    given = {"DATABASE": options.database, "TEXTS": options.texts}
     kept = options.results.read_text("utf-8").split(HEADING)[0].rstrip()
+    done = [run(benchmark, given) for benchmark in chosen]
     sections = [HEADING, machine() + "\n", *(section for _, section in done)]
     options.results.write_text(f"{kept}\n\n" + "\n".join(sections), "utf-8")
     sys.exit(any(code for code, _ in done))

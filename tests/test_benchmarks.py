@@ -63,7 +63,7 @@ def test_whole_build(tmp_path: Path) -> None:
     # Its environment stays in the checkout for the next time.
     told = printed_by("whole_build.py", "--rounds=1", f"--texts={texts}", folder=tmp_path)
     assert "whole build beside RETRO-pytorch, times as fast: " in told
-    assert "recall@10 against exact search over other documents: " in told
+    assert "recall@10 of retro-db against exact search over other documents: " in told
     assert "RETRO-pytorch's chunks of nothing but [CLS], [SEP] and padding: " in told
     assert "after one item is read" in told
 
