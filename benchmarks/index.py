@@ -279,7 +279,7 @@ def autofaiss_search(data: Data, exact: faiss.Index, megabytes: float) -> tuple[
     return plain_search("autofaiss", index, False, exact), int(lists.nlist)
 
 
-class Peer:
+class Peer(PeerProcess):
     """A peer in an environment and a process of its own.
 
     Args:
@@ -293,17 +293,13 @@ class Peer:
         python = environment(name, environments)
         self._result = place / f"{name}.npy"
         files = place / "keys.npy", place / "queries.npy"
-        self._process = PeerProcess(python, "index_search.py", name, *files, lists)
-        print(f"{name} built in {float(self._process.answer('built')):,.1f} s", flush=True)
+        super().__init__(python, "index_search.py", name, *files, lists)
+        print(f"{name} built in {float(self.answer('built')):,.1f} s", flush=True)
 
     def search(self, breadth: int, rerank: int) -> tuple[float, np.ndarray]:
         """Seconds that the peer took, and its ids int64 [n, 20]."""
-        self._process.ask(f"{breadth} {rerank} {self._result}")
-        return float(self._process.answer("took")), np.load(self._result)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.close()
+        self.ask(f"{breadth} {rerank} {self._result}")
+        return float(self.answer("took")), np.load(self._result)
 
 
 # Recall against queries a second.

@@ -26,13 +26,13 @@ FOLDER = Path(__file__).resolve().parent
 HEADING = "## What `make bench` last printed\n"
 BENCHMARKS = (
     "chunking.py --rounds 3",
-    "embedding.py --rounds 1 --texts=TEXTS",
+    "embedding.py --rounds 1 --texts TEXTS",
     "index.py --synthetic 100000 --rounds 3",
     "index.py --memory",
     "recall.py DATABASE",
     "reading.py",
     "stores.py",
-    "whole_build.py --texts=TEXTS",
+    "whole_build.py --texts TEXTS",
 )
 PACKAGES = ("retro-db", "apache-beam", "faiss-cpu", "numpy", "pyarrow", "torch")
 
@@ -51,8 +51,7 @@ def machine() -> str:
 
 def run(benchmark: str, given: dict[str, Path]) -> tuple[int, str]:
     """Runs a benchmark, and shows what it prints as it comes; its exit code, and a section of the page."""
-    words = [word.split("=") for word in benchmark.split()]
-    name, *options = ["=".join([*word[:-1], str(given.get(word[-1], word[-1]))]) for word in words]
+    name, *options = [str(given.get(word, word)) for word in benchmark.split()]
     load, start = os.getloadavg()[0], time.perf_counter()
     print(f"\n{benchmark}", flush=True)
     printed = []
@@ -78,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen = [b for b in BENCHMARKS if not options.names or b.split()[0] in options.names]
     if options.texts is None:
-        chosen = [benchmark.removesuffix(" --texts=TEXTS") for benchmark in chosen]
+        chosen = [benchmark.removesuffix(" --texts TEXTS") for benchmark in chosen]
     given = {"DATABASE": options.database, "TEXTS": options.texts}
     kept = options.results.read_text("utf-8").split(HEADING)[0].rstrip()
     done = [run(benchmark, given) for benchmark in chosen]

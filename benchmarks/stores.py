@@ -35,7 +35,7 @@ AT_HOME = (OURS, "np.memmap", "Parquet")
 PEERS = ("np.memmap", "HDF5", "Parquet", "datasets", "datasets-arrow", "streaming")
 
 
-class Store:
+class Store(PeerProcess):
     """A store in a process of its own.
 
     Args:
@@ -46,21 +46,16 @@ class Store:
     """
 
     def __init__(self, name: str, python: Path, tokens: Path, place: Path) -> None:
-        self.name = name
         place.mkdir(exist_ok=True)
-        self._process = PeerProcess(python, "stores_reader.py", name, tokens, place)
-        self._process.answer("ready")
+        super().__init__(python, "stores_reader.py", name, tokens, place)
+        self.answer("ready")
         held = place / "chunks" if name == OURS else place
         self.bytes = sum(file.stat().st_size for file in held.rglob("*") if file.is_file())
 
     def rate(self, batches: Path, seconds: float) -> float:
         """Rows [N, F] a second, over at least so many seconds."""
-        self._process.ask(f"{batches} {seconds}")
-        return float(self._process.answer("rate"))
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.close()
+        self.ask(f"{batches} {seconds}")
+        return float(self.answer("rate"))
 
 
 def compare(stores: list[Store], chunks: int, rounds: int, seconds: float, place: Path) -> None:

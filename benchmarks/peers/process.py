@@ -12,11 +12,12 @@ class PeerProcess:
     Args:
         python: Interpreter of the peer's environment.
         script: Name of a file in this folder.
-        *arguments: Of the script, the peer's name first.
+        name: Of the peer; the script's first argument.
+        *arguments: Its others.
     """
 
     def __init__(self, python: Path, script: str, name: str, *arguments: object) -> None:
-        self._name = name
+        self.name = name
         command = [python, Path(__file__).with_name(script), name, *arguments]
         self._process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -34,7 +35,7 @@ class PeerProcess:
             first, _, rest = line.strip().partition(" ")
             if first == word:
                 return rest
-        raise RuntimeError(f"{self._name} ended early")
+        raise RuntimeError(f"{self.name} ended early")
 
     def close(self) -> None:
         """Ends it."""
