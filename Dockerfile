@@ -72,7 +72,7 @@ ENTRYPOINT ["/opt/apache/beam/boot"]
 FROM boot AS dataflow
 COPY --from=gcr.io/dataflow-templates-base/python311-template-launcher-base:20230622_RC00 \
     /opt/google/dataflow/python_template_launcher /opt/google/dataflow/python_template_launcher
-COPY pipelines/launch.py /template/launch.py
+COPY pipelines/dataflow/launch.py /template/launch.py
 ENV FLEX_TEMPLATE_PYTHON_PY_FILE=/template/launch.py
 
 FROM boot AS worker

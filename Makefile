@@ -22,7 +22,7 @@ $(stamp): pyproject.toml constraints.txt
 	touch $(stamp)
 
 demo: setup
-	$(bin)/python -m retro_db_pipelines.demo --folder $(DEMO) --documents $(DEMO_DOCUMENTS)
+	$(bin)/python -m retro_db_pipelines.commands.demo --folder $(DEMO) --documents $(DEMO_DOCUMENTS)
 
 # In two processes, of which the first to be done takes tests of the other.
 test: setup
@@ -71,7 +71,7 @@ lint: setup
 
 # The JSON Schemas of the manifest and the configuration follow their classes.
 schemas: setup
-	$(bin)/python -m retro_db_pipelines.json_schemas schemas
+	$(bin)/python -m retro_db_schemas schemas
 
 # Written from an environment that passes the tests.
 lock: setup

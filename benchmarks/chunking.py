@@ -72,11 +72,11 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
     from retro_db.config import load_config
     from retro_db.corpus.planning import plan_shards
     from retro_db.store.folder import Folder
-    from retro_db_pipelines.chunk import chunk_stage
-    from retro_db_pipelines.console import Console
-    from retro_db_pipelines.engine import Engine
-    from retro_db_pipelines.stage import Build
-    from retro_db_pipelines.tokenizer import tokenizer_stage
+    from retro_db_pipelines.engine.console import Console
+    from retro_db_pipelines.engine.resume import Build
+    from retro_db_pipelines.engine.runner import Engine
+    from retro_db_pipelines.stages.chunk import chunk_stage
+    from retro_db_pipelines.stages.tokenizer import tokenizer_stage
 
     with tempfile.TemporaryDirectory() as output:
         settings = load_config(config, [f"output={output}"])
@@ -126,7 +126,7 @@ def main() -> None:
 def measure(folder: Path, size: int, rounds: int) -> None:
     """All figures."""
     from retro_db.config import TrainTokenizerConfig
-    from retro_db.tokenizer_training import train_tokenizer
+    from retro_db.tokens.tokenizer_training import train_tokenizer
 
     library = Path(sysconfig.get_path("stdlib"))
     sample = [path.read_text("utf-8", "replace") for path in sorted(library.glob("*.py"))]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_db.manifest import (
+from retro_db.manifest.files import write_manifest
+from retro_db.manifest.model import (
     ChunkInfo,
     Counts,
     EncoderInfo,
@@ -16,11 +17,10 @@ from retro_db.manifest import (
     SourceCounts,
     Tables,
     TokenizerInfo,
-    write_manifest,
 )
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.tables import TableWriter
+from retro_db.store.writing import TableWriter
 
 TOKENS, VOCABULARY, K = 64, 50_000, 20
 MEAN_LENGTH = 16  # chunks of a document

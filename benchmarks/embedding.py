@@ -155,12 +155,12 @@ class Chunked:
         from retro_db.config import parse_config
         from retro_db.corpus.planning import plan_shards
         from retro_db.store.folder import Folder
-        from retro_db_pipelines.chunk import chunk_stage
-        from retro_db_pipelines.console import Console
-        from retro_db_pipelines.demo import encoder_folder
-        from retro_db_pipelines.engine import Engine
-        from retro_db_pipelines.stage import Build
-        from retro_db_pipelines.tokenizer import tokenizer_stage
+        from retro_db_pipelines.commands.demo import encoder_folder
+        from retro_db_pipelines.engine.console import Console
+        from retro_db_pipelines.engine.resume import Build
+        from retro_db_pipelines.engine.runner import Engine
+        from retro_db_pipelines.stages.chunk import chunk_stage
+        from retro_db_pipelines.stages.tokenizer import tokenizer_stage
 
         folder.mkdir()
         corpus = folder / "corpus.jsonl"
@@ -184,7 +184,7 @@ class Chunked:
 
     def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Tokens and lengths of every part."""
-        from retro_db.database import open_files
+        from retro_db.reader.opening import open_files
 
         kind = {"token_type": self.vocabulary.token_type, "chunk_tokens": 64}
         for part in self.parts:
@@ -195,8 +195,8 @@ class Chunked:
 def run_stage(corpus: Chunked, workers: int) -> tuple[float, float]:
     """The stage from its start to its last record; seconds, and the share of padding."""
     from retro_db.encoder.models import describe_model
-    from retro_db_pipelines.embed import embed_stage
-    from retro_db_pipelines.engine import Engine
+    from retro_db_pipelines.engine.runner import Engine
+    from retro_db_pipelines.stages.embed import embed_stage
 
     corpus.build.folder.remove("state/records/embed.jsonl")
     build = replace(corpus.build, engine=Engine(workers))
@@ -211,10 +211,10 @@ def run_stage(corpus: Chunked, workers: int) -> tuple[float, float]:
 
 def prepared(corpus: Chunked) -> tuple[Encoder, list[Tokenized]]:
     """The windows that the stage makes of the corpus."""
-    from retro_db.database import open_files
     from retro_db.encoder.embedding import tokenized_windows
     from retro_db.encoder.models import describe_model
-    from retro_db.tokenizer import Tokenizer
+    from retro_db.reader.opening import open_files
+    from retro_db.tokens.tokenizer import Tokenizer
 
     encoder = Encoder(corpus.model, describe_model(corpus.config.encoder), available_cores())
     tokenizer = Tokenizer.of_database(corpus.build.folder)

@@ -33,17 +33,18 @@ from peers.process import PeerProcess
 import retro_db
 from retro_db.index.filling import assemble_partition, encode_part, list_ranges, partition_path
 from retro_db.index.keys import choose_key, parse_key
-from retro_db.index.searching import (
-    QueryBlock,
-    Searcher,
-    SearchSettings,
-)
+from retro_db.index.part_keys import PartKeys
 from retro_db.index.structure import faiss, inverted_file, transform
-from retro_db.index.training import PATH, PartKeys, sample_keys, train_index
-from retro_db.neighbors import Documents, Finder, neighbors_part
+from retro_db.index.training import PATH, sample_keys, train_index
+from retro_db.search.finder import Finder
+from retro_db.search.part_documents import Documents
+from retro_db.search.part_neighbors import neighbors_part
+from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
-from retro_db.store.tables import ColumnReader, IpcFile, Table, TableWriter
+from retro_db.store.gathering import ColumnReader, Table
+from retro_db.store.tables import IpcFile
+from retro_db.store.writing import TableWriter
 
 THREADS = 2
 PART_ROWS = 250_000

@@ -39,7 +39,7 @@ from peers.environments import ENVIRONMENTS, environment
 from reading import spread
 
 import retro_db
-from retro_db_pipelines.demo import encoder_folder
+from retro_db_pipelines.commands.demo import encoder_folder
 
 K, CORES = 10, 2
 OURS, HALVED, PEER = "retro-db", "retro-db, bfloat16", "RETRO-pytorch"

@@ -11,7 +11,7 @@ _BAD_USAGE = 2
 def main() -> None:
     """Runs the command line, which needs more than the library does."""
     try:
-        from . import cli
+        from .commands import cli
     except ModuleNotFoundError as error:
         print(f"{_EXTRA} (missing: {error.name})", file=sys.stderr)  # noqa: T201 - rich may be missing
         sys.exit(_BAD_USAGE)

@@ -26,9 +26,9 @@ import yaml
 from filelock import FileLock
 
 import retro_db
-from retro_db.database import Database
-from retro_db_pipelines.cli import run
-from retro_db_pipelines.demo import encoder_folder
+from retro_db.reader.database import Database
+from retro_db_pipelines.commands.cli import run
+from retro_db_pipelines.commands.demo import encoder_folder
 
 # A job in a shell's background ignores Ctrl-C, and so would the builds that are interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,9 +20,9 @@ import numpy as np
 
 import retro_db
 from retro_db.errors import RetroDBError
-from retro_db.serialize import digest
 from retro_db.store.folder import Folder, describe
 from retro_db.store.records import StageRecords
+from retro_db.store.serialize import digest
 
 MEMORY = 6 << 30
 HEAD, TAIL = 1536, 2048

@@ -17,24 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from retro_db.chunking import ChunkedPart, ChunkedShard
 from retro_db.config import Config, parse_config
+from retro_db.corpus.chunking import ChunkedPart, ChunkedShard
 from retro_db.index.filling import pack_entries, range_bounds
-from retro_db.manifest import FILE, read_manifest, write_manifest
+from retro_db.manifest.files import FILE, read_manifest, write_manifest
 from retro_db.plan import given_facts
-from retro_db.plan.planning import plan_manifest
-from retro_db.serialize import to_json
+from retro_db.plan.build_plan import plan_manifest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.gathering import Table
 from retro_db.store.records import Record, StageRecords
-from retro_db.store.tables import IpcFile, Table, TableWriter
-from retro_db_pipelines.chunk import parts_of
-from retro_db_pipelines.console import Console
-from retro_db_pipelines.engine import Engine
-from retro_db_pipelines.index import EncodedPart
-from retro_db_pipelines.neighbors import NeighborsPart
-from retro_db_pipelines.shards import Task, fingerprint
-from retro_db_pipelines.stage import Build, run_stage
+from retro_db.store.serialize import to_json
+from retro_db.store.tables import IpcFile
+from retro_db.store.writing import TableWriter
+from retro_db_pipelines.engine.console import Console
+from retro_db_pipelines.engine.jobs import Task, fingerprint
+from retro_db_pipelines.engine.resume import Build, run_stage
+from retro_db_pipelines.engine.runner import Engine
+from retro_db_pipelines.stages.chunk import parts_of
+from retro_db_pipelines.stages.encode import EncodedPart
+from retro_db_pipelines.stages.neighbors import NeighborsPart
 
 SHARDS = 30_000
 TOKENS_OF_A_SHARD = 64_000_000

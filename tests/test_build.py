@@ -21,10 +21,10 @@ from conftest import Project, make_project, python_sources
 
 import retro_db
 from retro_db.errors import InputError, NotADatabaseError
-from retro_db.retriever import Retriever
-from retro_db_pipelines.cli import run, stage_command
-from retro_db_pipelines.engine import Engine
-from retro_db_pipelines.shards import Placement
+from retro_db.search.retriever import Retriever
+from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.engine.jobs import Placement
+from retro_db_pipelines.engine.runner import Engine
 
 
 def copy_of(project: Project, output: Path, **settings: Any) -> Project:

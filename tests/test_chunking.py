@@ -10,10 +10,10 @@ from conftest import make_project
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro_db.chunking import chunk_documents
 from retro_db.config import TrainTokenizerConfig
-from retro_db.tokenizer import Tokenizer
-from retro_db.tokenizer_training import train_tokenizer
+from retro_db.corpus.chunking import chunk_documents
+from retro_db.tokens.tokenizer import Tokenizer
+from retro_db.tokens.tokenizer_training import train_tokenizer
 
 documents = st.lists(st.lists(st.integers(0, 65_535), max_size=300), max_size=20)
 
@@ -78,7 +78,7 @@ def test_documents_of_every_length_build(tmp_path: Path) -> None:
 
 
 def test_a_ten_megabyte_line_goes_through_the_chunk_stage(tmp_path: Path) -> None:
-    from retro_db_pipelines.cli import run, stage_command
+    from retro_db_pipelines.commands.cli import run, stage_command
 
     line = ("some words of a very long line, number {} and so on. " * 200).format(*range(200))
     text = line * (10_000_000 // len(line) + 1)

@@ -22,15 +22,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import retro_db
-from retro_db.compaction import Renumbering
 from retro_db.errors import DamagedFileError, ExecutionError, NotADatabaseError
-from retro_db.manifest import write_manifest
+from retro_db.manifest.files import write_manifest
 from retro_db.store.folder import Folder
+from retro_db.updates.compaction import Renumbering
 from retro_db.verify import verify_database
-from retro_db_pipelines.cli import run
-from retro_db_pipelines.compact import compact
-from retro_db_pipelines.console import Console
-from retro_db_pipelines.engine import Engine
+from retro_db_pipelines.builds.compact import compact
+from retro_db_pipelines.commands.cli import run
+from retro_db_pipelines.engine.console import Console
+from retro_db_pipelines.engine.runner import Engine
 
 TEXTS = 40
 # Of three shards, one loses all of its documents.

@@ -12,7 +12,7 @@ import yaml
 
 from retro_db.config import load_config, parse_config
 from retro_db.errors import ConfigError
-from retro_db_pipelines.json_schemas import rendered, schemas
+from retro_db_schemas.__main__ import rendered, schemas
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIMAL: dict[str, Any] = {

@@ -103,7 +103,7 @@ def test_everything_that_is_copied_is_in_the_build_context() -> None:
         for word, rest in stage.instructions:
             if word == "COPY" and not rest.startswith("--from="):
                 copied += shlex.split(rest)[:-1]
-    assert "pipelines/launch.py" in copied
+    assert "pipelines/dataflow/launch.py" in copied
     for source in copied:
         assert (ROOT / source).exists(), source
         left_out = False

@@ -20,26 +20,28 @@ from conftest import Project, make_project, python_sources
 from google.cloud.dataflow_v1beta3.types import TemplateMetadata
 
 from retro_db.config import load_config
-from retro_db.corpus.duplicates import SignedShard
 from retro_db.corpus.estimating import CorpusEstimate
 from retro_db.encoder.models import describe_model
 from retro_db.errors import ConfigError, DamagedFileError, InputError
-from retro_db.index.searching import SearchSettings
-from retro_db.index.tuning import Tuned
-from retro_db.parts import Part
+from retro_db.manifest.parts import Part
+from retro_db.screening.duplicates import SignedShard
+from retro_db.search.searching import SearchSettings
+from retro_db.search.tuning import Tuned
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.threads import Share
-from retro_db_pipelines import flex
-from retro_db_pipelines.briefs import BRIEFS, Brief
-from retro_db_pipelines.build import build
-from retro_db_pipelines.console import Console
-from retro_db_pipelines.embed import EmbedJob, ProbeJob
-from retro_db_pipelines.engine import Engine
-from retro_db_pipelines.index import AssembleJob, BuiltIndex, ListRange, TrainedIndex, TrainJob
-from retro_db_pipelines.neighbors import NeighborsJob, Searched
-from retro_db_pipelines.preflight import check_ahead
-from retro_db_pipelines.screen import GatherBands, PairsJob
-from retro_db_pipelines.shards import Job, Placement, Task, fingerprint
+from retro_db_pipelines.builds.build import build
+from retro_db_pipelines.builds.preflight import check_ahead
+from retro_db_pipelines.dataflow import flex
+from retro_db_pipelines.engine.briefs import BRIEFS, Brief
+from retro_db_pipelines.engine.console import Console
+from retro_db_pipelines.engine.jobs import Job, Placement, Task, fingerprint
+from retro_db_pipelines.engine.runner import Engine
+from retro_db_pipelines.stages.assemble import AssembleJob, ListRange
+from retro_db_pipelines.stages.embed import EmbedJob, ProbeJob
+from retro_db_pipelines.stages.neighbors import NeighborsJob, Searched
+from retro_db_pipelines.stages.screen import GatherBands, PairsJob
+from retro_db_pipelines.stages.train import TrainedIndex, TrainJob
+from retro_db_pipelines.stages.tune import BuiltIndex
 
 IMAGE = "europe-west4-docker.pkg.dev/test-project/images/retro-db:1"
 DATAFLOW = (
@@ -236,7 +238,9 @@ def test_a_brief_that_others_changed_is_not_unpickled(tmp_path: Path) -> None:
 
 
 def test_the_template_is_googles_and_names_the_launchers_options() -> None:
-    text = resources.files("retro_db_pipelines").joinpath("metadata.json").read_text("utf-8")
+    text = (
+        resources.files("retro_db_pipelines.dataflow").joinpath("metadata.json").read_text("utf-8")
+    )
     metadata = TemplateMetadata.from_json(text, ignore_unknown_fields=False)
     assert metadata.name
     assert metadata.description

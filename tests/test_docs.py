@@ -16,8 +16,8 @@ import yaml
 from conftest import COMMAND, Project
 
 from retro_db.config import Config
-from retro_db_pipelines.cli import cli, stage_command
-from retro_db_pipelines.engine import Engine
+from retro_db_pipelines.commands.cli import cli, stage_command
+from retro_db_pipelines.engine.runner import Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -23,11 +23,12 @@ from retro_db.config import load_config
 from retro_db.encoder.models import describe_model
 from retro_db.store.folder import Folder
 from retro_db.threads import Share
-from retro_db_pipelines.briefs import Brief
-from retro_db_pipelines.cli import run, stage_command
-from retro_db_pipelines.demo import encoder_folder
-from retro_db_pipelines.embed import EmbedJob, gpu_of_worker
-from retro_db_pipelines.shards import Placement, RunShards
+from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.commands.demo import encoder_folder
+from retro_db_pipelines.engine.briefs import Brief
+from retro_db_pipelines.engine.commit import RunShards
+from retro_db_pipelines.engine.jobs import Placement
+from retro_db_pipelines.stages.embed import EmbedJob, gpu_of_worker
 
 MEMORY = """
 import resource, sys

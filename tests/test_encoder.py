@@ -38,7 +38,7 @@ from retro_db.encoder.models import describe_model, model_sha256, resolve_model
 from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.threads import use_faiss_threads, use_torch_threads
-from retro_db_pipelines.demo import encoder_folder
+from retro_db_pipelines.commands.demo import encoder_folder
 
 TEXTS = ["one", "two words", "", " \n\t", "a longer text, " * 30, "much longer than is read " * 100]
 WORDS = "the time of this and one day new people world where many water long".split()  # noqa: SIM905

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from plain_megatron import PlainProject, Sample, ordered, parted
 from transformers import AutoTokenizer
 
-from retro_db.database import Database
 from retro_db.export.corpora import Documents, balanced
 from retro_db.export.samples import CorpusSamples
-from retro_db_pipelines.cli import run
+from retro_db.reader.database import Database
+from retro_db_pipelines.commands.cli import run
 
 M, SEQ_LEN, K = 16, 128, 20
 SAMPLES = {"an epoch": [], "several epochs": ["--samples", "420"]}

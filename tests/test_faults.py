@@ -25,7 +25,7 @@ from conftest import (
     small_disk,
 )
 
-from retro_db_pipelines import cli
+from retro_db_pipelines.commands import cli
 
 # Stages with a shard for each file, or for each range of lists.
 STAGES = ("screen", "chunk", "embed", "encode", "assemble", "truth", "neighbors")

@@ -25,14 +25,14 @@ import zstandard
 from conftest import make_project
 from test_formats import SEPARATOR, frames, write_megatron
 
-from retro_db.chunking import ChunkedShard, chunk_shard
 from retro_db.config import TrainTokenizerConfig, parse_config
+from retro_db.corpus.chunking import ChunkedShard, chunk_shard
 from retro_db.corpus.planning import plan_shards
 from retro_db.errors import InputError
 from retro_db.store.folder import Folder
-from retro_db.tokenizer import Tokenizer
-from retro_db.tokenizer_training import train_tokenizer
-from retro_db_pipelines.cli import run, stage_command
+from retro_db.tokens.tokenizer import Tokenizer
+from retro_db.tokens.tokenizer_training import train_tokenizer
+from retro_db_pipelines.commands.cli import run, stage_command
 
 # A longer run sets another number.
 FILES = int(os.environ.get("RETRO_DB_FUZZ_FILES", "1000"))

@@ -35,21 +35,22 @@ from retro_db.errors import (
     ManifestError,
     NotADatabaseError,
 )
-from retro_db.redaction import redacted
-from retro_db.retriever import LOCATIONS, Retriever
-from retro_db.serialize import DecodeError, parse_json
+from retro_db.printing import redacted
+from retro_db.search.retriever import LOCATIONS, Retriever
 from retro_db.store.cache import Cache
 from retro_db.store.contracts import contract
 from retro_db.store.entries import check_entry
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.parquet import read_parquet
+from retro_db.store.parquet_tables import read_parquet
 from retro_db.store.records import StageRecords
-from retro_db.store.tables import IpcFile, TableWriter
-from retro_db.tokenizer import Tokenizer
+from retro_db.store.serialize import DecodeError, parse_json
+from retro_db.store.tables import IpcFile
+from retro_db.store.writing import TableWriter
+from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.verify import verify_database
-from retro_db_pipelines.cli import run
-from retro_db_pipelines.console import Console, chatter_to
-from retro_db_pipelines.demo import encoder_folder
+from retro_db_pipelines.commands.cli import run
+from retro_db_pipelines.commands.demo import encoder_folder
+from retro_db_pipelines.engine.console import Console, chatter_to
 
 ROOT = Path(__file__).resolve().parents[1]
 # A longer run sets another number.

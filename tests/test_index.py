@@ -20,13 +20,7 @@ from retro_db.index.filling import (
     plan_partitions,
 )
 from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_key
-from retro_db.index.reranking import Candidates
-from retro_db.index.searching import (
-    IdRanges,
-    QueryBlock,
-    Searcher,
-    SearchSettings,
-)
+from retro_db.index.part_keys import PartKeys
 from retro_db.index.structure import (
     faiss,
     inverted_file,
@@ -37,17 +31,20 @@ from retro_db.index.structure import (
 )
 from retro_db.index.training import (
     PATH,
-    PartKeys,
     create_index,
     predict_size,
     sample_keys,
     train_index,
     training_points,
 )
-from retro_db.neighbors import Finder
+from retro_db.search.finder import Finder
+from retro_db.search.reranking import Candidates
+from retro_db.search.searching import IdRanges, QueryBlock, Searcher, SearchSettings
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
-from retro_db.store.tables import IpcFile, Table, TableWriter
+from retro_db.store.gathering import Table
+from retro_db.store.tables import IpcFile
+from retro_db.store.writing import TableWriter
 
 D = 32
 
@@ -225,9 +222,9 @@ def test_many_lists_and_candidates_are_searched_in_pieces(
     finder = Finder(Searcher(folder.local(PATH), paths, text), column, SearchSettings(16, 100))
     with ThreadPoolExecutor(2) as pool:
         whole = finder.find(blocks, 10, pool)
-        monkeypatch.setattr("retro_db.index.searching._MOST_VISITS", 16 * 7)
-        monkeypatch.setattr("retro_db.index.reranking._MOST_KEYS", 150)
-        monkeypatch.setattr("retro_db.index.reranking._MOST_SHARED_KEYS", 300)
+        monkeypatch.setattr("retro_db.search.searching._MOST_VISITS", 16 * 7)
+        monkeypatch.setattr("retro_db.search.reranking._MOST_KEYS", 150)
+        monkeypatch.setattr("retro_db.search.reranking._MOST_SHARED_KEYS", 300)
         pieces = finder.find(blocks, 10, pool)
     for one, other in zip(whole, pieces, strict=True):
         assert np.array_equal(one[0], other[0])

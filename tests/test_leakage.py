@@ -14,8 +14,8 @@ from conftest import Project, make_project, python_sources, remove_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro_db.leakage import BINS, SHARES, longest_common
-from retro_db_pipelines.cli import run
+from retro_db.report.leakage import BINS, SHARES, longest_common
+from retro_db_pipelines.commands.cli import run
 
 
 def longest(first: list[int], second: list[int]) -> int:

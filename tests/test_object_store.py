@@ -30,15 +30,15 @@ from conftest import COMMAND, Project, make_project, python_sources
 import retro_db
 from retro_db import RetroDataset
 from retro_db.corpus.listing import Listing
-from retro_db.database import Database
 from retro_db.errors import DamagedFileError, InputError, OwnershipLostError
-from retro_db.manifest import read_manifest
-from retro_db.store import copied, ownership
+from retro_db.manifest.files import read_manifest
+from retro_db.reader.database import Database
+from retro_db.store import copied, leases
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.ownership import owning
 from retro_db.store.records import StageRecords
 from retro_db.verify import verify_database
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.commands.cli import run
 
 BUCKET = "databases"
 
@@ -127,9 +127,9 @@ def wait_for(address: str) -> None:
 @pytest.fixture
 def store(server: Server, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder of its own, whose leases are over soon."""
-    monkeypatch.setattr(ownership, "SILENCE_SECONDS", 1.0)
-    monkeypatch.setattr(ownership, "_BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(ownership, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(leases, "_BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "_LOOK_SECONDS", 0.2)
     return Folder(f"s3://{BUCKET}/{uuid.uuid4().hex}/db")
 
 
@@ -184,9 +184,9 @@ def test_one_build_at_a_time(store: Folder) -> None:
 
 
 def test_a_silent_lease_is_taken_over(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ownership, "_renew", lambda *arguments: None)
-    elsewhere = dataclasses.replace(ownership._myself(), machine="another", pid=1)
-    monkeypatch.setattr(ownership, "_myself", lambda: elsewhere)
+    monkeypatch.setattr(leases, "_renew", lambda *arguments: None)
+    elsewhere = dataclasses.replace(leases.this_process(), machine="another", pid=1)
+    monkeypatch.setattr(leases, "this_process", lambda: elsewhere)
     with owning(store) as silent:
         assert silent.fence is not None
         assert silent.fence.stands()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import COMMAND, Project
 
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.commands.cli import run
 
 WIDTH = 61
 _COLOR = re.compile(r"\x1b\[[\d;]*m")

@@ -19,8 +19,8 @@ from retro_db.index.training import training_points
 from retro_db.plan import estimated_facts, make_plan
 from retro_db.store.folder import Folder
 from retro_db.store.records import StageRecords
-from retro_db_pipelines.cli import run
-from retro_db_pipelines.plan import parse_count
+from retro_db_pipelines.commands.cli import run
+from retro_db_pipelines.commands.plan import parse_count
 
 PAPER = ["--tokens", "1.75T"]
 CHUNKS = 28_000_000_000

@@ -13,7 +13,7 @@ from conftest import Project, make_project, python_sources
 
 import retro_db
 from retro_db.errors import InputError
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.commands.cli import run
 
 
 def write(path: Path, texts: dict[str, str]) -> None:

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import retro_db
-from retro_db.database import Corpus, Database, pack
 from retro_db.errors import ExecutionError, InputError
-from retro_db.manifest import read_manifest, write_generation
-from retro_db.removal import remove_documents
-from retro_db.retriever import Retriever
+from retro_db.manifest.files import read_manifest, write_generation
+from retro_db.reader.database import Corpus, Database
+from retro_db.reader.rows import pack
+from retro_db.search.retriever import Retriever
 from retro_db.store.folder import Folder, describe
-from retro_db_pipelines.cli import run
+from retro_db.updates.removal import remove_documents
+from retro_db_pipelines.commands.cli import run
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from conftest import Project, make_project, python_sources, remove_documents
 
 from retro_db.report import facts
 from retro_db.report.facts import gather_facts
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.commands.cli import run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 HOSTILE = "<script>alert('x')</script> $\\frac{1}{2}$ \u202eabc\uffff #010101 & \"more\""

@@ -35,7 +35,7 @@ from retro_db.store.folder import Folder, describe
 from retro_db.store.ownership import owning
 from retro_db.store.records import StageRecords
 from retro_db.verify import verify_database
-from retro_db_pipelines import build as build_module
+from retro_db_pipelines.builds import build as build_module
 
 STAGES = ("tokenizer", "chunk", "embed", "train", "encode", "assemble", "sample", "truth", "tune")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from retro_db import RetroDataset, RetroSampler
 from retro_db.errors import InputError
-from retro_db.order import Order, permuted
+from retro_db.reader.order import Order, permuted
 
 RANKS, WORKERS, BATCH = 4, 2, 3
 

@@ -15,12 +15,12 @@ from conftest import Project, make_project, python_sources, wikitext
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro_db.corpus.duplicates import keep_first
-from retro_db.corpus.grams import Bands, gram_hashes, jaccard
 from retro_db.errors import CorpusError
+from retro_db.screening.duplicates import keep_first
+from retro_db.screening.grams import Bands, gram_hashes, jaccard
 from retro_db.store.contracts import contract
 from retro_db.verify import verify_database
-from retro_db_pipelines.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run, stage_command
 
 Grams = frozenset[tuple[str, ...]]
 
@@ -200,7 +200,7 @@ def test_many_copies_of_one_text_keep_one(tmp_path: Path) -> None:
 def test_copies_are_found_among_any_number_of_like_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retro_db.corpus.duplicates._MOST_COMPARED", 10)
+    monkeypatch.setattr("retro_db.screening.duplicates._MOST_COMPARED", 10)
     frame = " ".join(f"word{number}" for number in range(200))
     texts = [f"{frame} {' '.join(f'own{page}x{n}' for n in range(50))}" for page in range(60)]
     project = make_project(tmp_path, [*texts, *texts[40:]], dedup={"jaccard": 0.9})

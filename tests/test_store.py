@@ -23,18 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retro_db
-from retro_db.errors import (
-    DamagedFileError,
-    DatabaseError,
-    ManifestError,
-    UnsupportedVersionError,
-)
-from retro_db.serialize import DecodeError, digest, from_json
+from retro_db.errors import DamagedFileError, DatabaseError, ManifestError, UnsupportedVersionError
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.gathering import Table
 from retro_db.store.records import Record, StageRecords
-from retro_db.store.tables import IpcFile, Table, TableWriter
-from retro_db_pipelines.cli import run
+from retro_db.store.serialize import DecodeError, digest, from_json
+from retro_db.store.tables import IpcFile
+from retro_db.store.writing import TableWriter
+from retro_db_pipelines.commands.cli import run
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 SCHEMA = pa.schema(

@@ -23,9 +23,9 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from retro_db.config import TrainTokenizerConfig
 from retro_db.errors import ModelError
-from retro_db.segments import SEGMENT, is_cut_before_spaces, segments
-from retro_db.tokenizer import Tokenizer
-from retro_db.tokenizer_training import train_tokenizer
+from retro_db.tokens.segments import SEGMENT, is_cut_before_spaces, segments
+from retro_db.tokens.tokenizer import Tokenizer
+from retro_db.tokens.tokenizer_training import train_tokenizer
 
 TEXTS = python_sources(12)
 # The pattern of GPT-4 and, but for the digits, of Llama 3 and Qwen.

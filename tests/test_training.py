@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import retro_db
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.commands.cli import run
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 SCRIPT = EXAMPLES / "train_retro_pytorch.py"

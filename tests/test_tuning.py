@@ -14,9 +14,11 @@ from test_index import D, fill, make_keys, make_parts, quiet
 
 from retro_db.index.filling import partition_path
 from retro_db.index.keys import parse_key
-from retro_db.index.searching import QueryBlock, Searcher, SearchSettings
 from retro_db.index.training import PATH, train_index
-from retro_db.index.tuning import (
+from retro_db.search.finder import Finder
+from retro_db.search.part_documents import Documents
+from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
+from retro_db.search.tuning import (
     Tuned,
     depths_for,
     exact_neighbors,
@@ -26,9 +28,8 @@ from retro_db.index.tuning import (
     sample_rows,
     tune,
 )
-from retro_db.neighbors import Documents, Finder
 from retro_db.store.folder import Folder
-from retro_db.store.tables import Table
+from retro_db.store.gathering import Table
 
 CHUNKS, DOCUMENT = 3000, 10
 

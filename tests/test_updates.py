@@ -20,10 +20,10 @@ from conftest import (
 )
 
 import retro_db
-from retro_db.database import Database
 from retro_db.errors import DamagedFileError
+from retro_db.reader.database import Database
 from retro_db.verify import verify_database
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.commands.cli import run
 
 # Each is a shard of its own, appended or not.
 PARTS = 4

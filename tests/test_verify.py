@@ -22,13 +22,15 @@ from conftest import Project, make_project, python_sources
 import retro_db
 from retro_db.errors import DatabaseError, InputError
 from retro_db.index.structure import list_codes, list_ids
-from retro_db.manifest import FILE, Manifest, Tables, write_generation, write_manifest
+from retro_db.manifest.files import FILE, write_generation, write_manifest
+from retro_db.manifest.model import Manifest, Tables
 from retro_db.meter import Work
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import IpcFile, TableWriter
+from retro_db.store.tables import IpcFile
+from retro_db.store.writing import TableWriter
 from retro_db.verify import verify_database
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.commands.cli import run
 
 Columns = dict[str, Any]
 DAMAGES = 1000

@@ -9,9 +9,9 @@ import torch
 from conftest import Project
 from transformers import AutoModel, AutoTokenizer
 
-from retro_db.tokenizer import Tokenizer
-from retro_db_pipelines.cli import run
-from retro_db_pipelines.demo import encoder_folder
+from retro_db.tokens.tokenizer import Tokenizer
+from retro_db_pipelines.commands.cli import run
+from retro_db_pipelines.commands.demo import encoder_folder
 
 
 def document_ids(project: Project, row: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from retro_db_pipelines.demo import encoder_folder
+from retro_db_pipelines.commands.demo import encoder_folder
 
 OPENING, COPIES = 3, 3  # passages of an opening, and documents that have it in common
 CHARACTERS = (700, 1300)  # of a passage, about: 3 to 8 chunks

@@ -26,8 +26,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import retro_db
-from retro_db.dataset import Example
-from retro_db.leakage import longest_common
+from retro_db.reader.dataset import Example
+from retro_db.report.leakage import longest_common
 
 SEQ_LEN, NEIGHBORS, BATCH = 512, 2, 2
 HELD_OUT = 128  # validation sequences that are told to the models, at most

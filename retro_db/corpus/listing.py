@@ -15,7 +15,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retro_db.errors import CorpusError
-from retro_db.redaction import redacted
+from retro_db.printing import redacted
 
 # What joins filesystems, or opens an archive as one.
 _JOINED = re.compile(r"::|(?:zip|tar|libarchive|reference)://")

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from retro_db.config import Config, LeakageConfig
 from retro_db.corpus.listing import InputFile, Listing
-from retro_db.corpus.splitting import Piece, split_file
+from retro_db.corpus.pieces import Piece
+from retro_db.corpus.splitting import split_file
 from retro_db.corpus.streams import BY_NAME
 from retro_db.errors import ConfigError, CorpusError
 from retro_db.hashing import fraction_of
-from retro_db.serialize import digest, to_json
+from retro_db.store.serialize import digest, to_json
 
 FORMATS = {
     ".jsonl": "jsonl",

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from retro_db.config import Config
+from retro_db.corpus.documents import Document, Reject
 from retro_db.corpus.planning import Shard
-from retro_db.corpus.reading import Document, Reject
 from retro_db.hashing import fraction_of
-from retro_db.tokenizer import Tokenizer
+from retro_db.tokens.tokenizer import Tokenizer
 
 _SAMPLED_REJECTS = 20
 FRACTION, NAME, LEAKAGE, DUPLICATE = "fraction", "name", "leakage", "duplicate"

@@ -7,15 +7,15 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retro_db.corpus.formats.megatron import open_index
 from retro_db.corpus.listing import InputFile
-from retro_db.corpus.megatron import open_index
+from retro_db.corpus.pieces import Piece, Range
 from retro_db.corpus.streams import MAGIC_BYTES, arrow_file, compression_of, open_raw
 
 # https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
@@ -25,34 +25,7 @@ _SKIPPABLE = struct.Struct("<II")
 _SKIPPABLE_MAGIC = 0x184D2A5E
 
 
-@dataclass(frozen=True)
-class Range:
-    """A part of a file that is read apart from the rest.
-
-    Attributes:
-        begin: First unit: bytes of the decompressed lines, row groups or documents.
-        end: Unit after the last.
-        file_offset: For lines: a place in the file at or before the byte `begin` - 1, from which it
-            can be read.
-        offset: The byte of the decompressed lines that stands there.
-    """
-
-    begin: int
-    end: int
-    file_offset: int = 0
-    offset: int = 0
-
-
 _Weighted = tuple[Range, int]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A file, or a range of one; `bytes` is its share of the file's size."""
-
-    file: InputFile
-    bytes: int
-    range: Range | None = None
 
 
 def split_file(file: InputFile, kind: str, size: int) -> list[Piece]:

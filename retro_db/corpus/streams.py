@@ -24,7 +24,7 @@ _MAGIC = {
     re.compile(rb"\xfd7zXZ\x00"): "xz",
 }
 MAGIC_BYTES = 10
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 
 
 def compression_of(name: str, beginning: bytes) -> str | None:
@@ -65,7 +65,7 @@ def open_raw(url: str, report: Callable[[int], None] = lambda count: None) -> io
         raise CorpusError(f"{url}: no permission to read it; grant it") from error
     except OSError as error:
         raise _unread(url, error) from error
-    return io.BufferedReader(_Counted(file, url, report), _BLOCK)
+    return io.BufferedReader(_Counted(file, url, report), BLOCK)
 
 
 def _unread(url: str, error: OSError) -> ExecutionError:
@@ -87,10 +87,10 @@ def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
     if kind is None:
         return raw
     if kind == "xz":
-        return io.BufferedReader(cast(Any, lzma.open(cast(IO[bytes], raw), "rb")), _BLOCK)
+        return io.BufferedReader(cast(Any, lzma.open(cast(IO[bytes], raw), "rb")), BLOCK)
     # Arrow reads any number of frames or members, and notices when the last is cut off.
     inner = pa.CompressedInputStream(pa.PythonFile(raw, "r"), kind)
-    return io.BufferedReader(_Arrow(inner), _BLOCK)
+    return io.BufferedReader(_Arrow(inner), BLOCK)
 
 
 def arrow_file(raw: io.BufferedReader, size: int) -> pa.PythonFile:

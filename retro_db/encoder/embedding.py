@@ -14,8 +14,9 @@ from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import TableFile, TableWriter
-from retro_db.tokenizer import Tokenizer
+from retro_db.store.tables import TableFile
+from retro_db.store.writing import TableWriter
+from retro_db.tokens.tokenizer import Tokenizer
 
 # Rows between which batches are formed: enough to sort by length, little to hold.
 WINDOW_ROWS = 8192

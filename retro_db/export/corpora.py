@@ -13,12 +13,12 @@ from typing import BinaryIO
 
 import numpy as np
 
-from retro_db.corpus.megatron import HEADER, MAGIC, TOKEN_TYPES
-from retro_db.database import Chunks, Database
+from retro_db.corpus.formats.megatron import HEADER, MAGIC, TOKEN_TYPES
 from retro_db.errors import InputError
-from retro_db.manifest import TRAIN, VALIDATION
-from retro_db.mapped import mapped_zeros
-from retro_db.sequences import chosen_documents
+from retro_db.manifest.model import TRAIN, VALIDATION
+from retro_db.reader.database import Chunks, Database
+from retro_db.reader.mapped import mapped_zeros
+from retro_db.reader.sequences import chosen_documents
 from retro_db.store.folder import Folder
 
 SPLITS = (TRAIN, VALIDATION)

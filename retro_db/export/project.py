@@ -23,15 +23,16 @@ from typing import Any
 
 import numpy as np
 
-from retro_db.database import Database, ids_in, pack
 from retro_db.errors import InputError
 from retro_db.export.corpora import SPLITS, Corpora, Run
 from retro_db.export.samples import CorpusSamples, asked_of_each, blended
-from retro_db.manifest import TRAIN, VALIDATION
-from retro_db.mapped import mapped_zeros
+from retro_db.manifest.model import TRAIN, VALIDATION
+from retro_db.reader.database import Database
+from retro_db.reader.mapped import mapped_zeros
+from retro_db.reader.rows import ids_in, pack
 from retro_db.store.folder import TEMPORARY_PREFIX, Folder
-from retro_db.tokenizer import FOLDER as TOKENIZER
-from retro_db.tokenizer import Tokenizer
+from retro_db.tokens.tokenizer import FOLDER as TOKENIZER
+from retro_db.tokens.tokenizer import Tokenizer
 
 # What Megatron calls the splits.
 _NAMES = {TRAIN: "train", VALIDATION: "valid"}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from retro_db.export.corpora import Documents, Line, Places, normalized
-from retro_db.mapped import mapped_zeros
+from retro_db.reader.mapped import mapped_zeros
 
 # What a corpus is asked for beyond its share of the samples: mid_level_dataset_surplus.
 _SURPLUS = 0.005

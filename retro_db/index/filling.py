@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_db.config import IndexConfig
+from retro_db.index.part_keys import PartKeys
 from retro_db.index.structure import (
     faiss,
     inverted_file,
@@ -22,10 +23,10 @@ from retro_db.index.structure import (
     transform,
     widen,
 )
-from retro_db.index.training import PartKeys
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import TableFile, TableWriter
+from retro_db.store.tables import TableFile
+from retro_db.store.writing import TableWriter
 from retro_db.threads import use_faiss_threads
 
 # Enough for one call of Faiss, few enough that small parts keep all threads busy.

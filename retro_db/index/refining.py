@@ -9,7 +9,9 @@ import numpy as np
 from retro_db.index.structure import faiss, read_index, widen
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import ColumnReader, TableFile, TableWriter
+from retro_db.store.gathering import ColumnReader
+from retro_db.store.tables import TableFile
+from retro_db.store.writing import TableWriter
 from retro_db.threads import use_faiss_threads
 
 FINE_PATH = "index/fine.faissindex"

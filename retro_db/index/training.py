@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,13 +17,14 @@ from retro_db.index.keys import (
     check_trainable,
     needed_points,
 )
+from retro_db.index.part_keys import PartKeys
 from retro_db.index.refining import FINE_PATH, train_fine
 from retro_db.index.structure import faiss, inverted_file, keyed, widen
 from retro_db.store.folder import FileEntry, Folder, describe
-from retro_db.store.tables import TableFile
 from retro_db.threads import use_faiss_threads
 
 from faiss.contrib.clustering import two_level_clustering  # isort: skip
+
 
 PATH = "index/trained.faissindex"
 # k-means and rotations differ in their last bits between one thread and several: so their number
@@ -46,27 +46,6 @@ _TRANSFORMS = (
 )
 _LISTS = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer, faiss.IndexIVFRaBitQ)
 _QUANTIZERS = (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexHNSWFlat)
-
-
-@dataclass(frozen=True)
-class PartKeys:
-    """One part's keys, and which of them may be anyone's neighbor.
-
-    Attributes:
-        first_id: Global id of its first chunk.
-        embeddings: The part's file.
-        trained: bool [rows]; False for chunks outside the training split.
-    """
-
-    first_id: int
-    embeddings: TableFile
-    trained: np.ndarray
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is indexed among rows start to stop - 1: their numbers int64 [n], keys float16 [n, d]."""
-        keys = self.embeddings.read("vector", start, stop)
-        here = np.flatnonzero(self.trained[start:stop] & keyed(keys))
-        return start + here, keys[here]
 
 
 def sample_keys(

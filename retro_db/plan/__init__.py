@@ -1,7 +1,7 @@
 """What a build will take, known before anything runs; needs the extra `build`."""
 
-from retro_db.plan.facts import TOKENS_PER_DOCUMENT, Facts, estimated_facts, given_facts
-from retro_db.plan.planning import IndexPlan, Plan, make_plan
+from retro_db.plan.build_plan import IndexPlan, Plan, make_plan
+from retro_db.plan.corpus_facts import TOKENS_PER_DOCUMENT, Facts, estimated_facts, given_facts
 
 __all__ = [
     "TOKENS_PER_DOCUMENT",

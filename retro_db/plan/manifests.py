@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from retro_db.config import Config
 from retro_db.index.refining import fine_size
 from retro_db.index.training import HNSW_EF_SEARCH
-from retro_db.manifest import (
+from retro_db.manifest.model import (
     ChunkInfo,
     Counts,
     EncoderInfo,
@@ -21,9 +21,9 @@ from retro_db.manifest import (
     TokenizerInfo,
     query_path,
 )
-from retro_db.plan.facts import UNKNOWN_SHA256, Corpus, Facts
+from retro_db.plan.corpus_facts import UNKNOWN_SHA256, Corpus, Facts
 from retro_db.store.folder import FileEntry
-from retro_db.tokenizer import token_type_for
+from retro_db.tokens.tokenizer import token_type_for
 
 # Settings that tuning measures, about.
 _MEASURED = 16

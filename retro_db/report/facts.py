@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.database import Database
-from retro_db.index.searching import list_lengths
 from retro_db.index.structure import keyed, widen
-from retro_db.leakage import Overlaps, overlaps
-from retro_db.manifest import Manifest
-from retro_db.passages import Passage, Passages
-from retro_db.report.stages import STAGES, StageReport
-from retro_db.serialize import DecodeError, from_json, parse_json
+from retro_db.manifest.model import Manifest
+from retro_db.reader.database import Database
+from retro_db.report.leakage import Overlaps, overlaps
+from retro_db.report.stage_report import STAGES, StageReport
+from retro_db.search.passages import Passage, Passages
+from retro_db.search.searching import list_lengths
 from retro_db.store.entries import read_bounded
 from retro_db.store.folder import Folder
+from retro_db.store.serialize import DecodeError, from_json, parse_json
 
 SAMPLE, _PARTS = 20_000, 64
 LEAKAGE_K = 10  # as in the paper, section 2.6

@@ -16,12 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from retro_db.index.tuning import Speed
-from retro_db.leakage import BINS
-from retro_db.manifest import TRAIN, VALIDATION, RecallPoint
+from retro_db.manifest.model import TRAIN, VALIDATION, RecallPoint
 from retro_db.printing import printable
 from retro_db.report.facts import LEAKAGE_K, ChunkMap, Facts, Step
-from retro_db.report.stages import StageReport
+from retro_db.report.leakage import BINS
+from retro_db.report.stage_report import StageReport
+from retro_db.search.tuning import Speed
 
 _CHUNKS = {TRAIN: "training chunks", VALIDATION: "validation chunks"}
 # What stands in a drawing for a color of the page, `var(--...)`.

@@ -9,15 +9,14 @@ import jinja2
 from markupsafe import Markup, escape
 
 from retro_db.config import in_units
-from retro_db.database import Database
 from retro_db.errors import InputError
-from retro_db.manifest import Manifest
-from retro_db.passages import Passage, marked
-from retro_db.printing import printable
-from retro_db.redaction import redacted
+from retro_db.manifest.model import Manifest
+from retro_db.printing import printable, redacted
+from retro_db.reader.database import Database
 from retro_db.report.facts import Facts, gather_facts
 from retro_db.report.figures import Grid, draw
 from retro_db.report.sizes import SIZE_HEADERS, size_rows
+from retro_db.search.passages import Passage, marked
 from retro_db.store.folder import Folder
 
 REPORT = "report/report.html"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retro_db.config import in_units
-from retro_db.manifest import Manifest
+from retro_db.manifest.model import Manifest
 from retro_db.store.folder import FileEntry
 
 SIZE_HEADERS = ("table", "files", "size", "bytes a chunk")

@@ -10,7 +10,7 @@ from importlib import resources
 
 import pyarrow as pa
 
-from retro_db.serialize import from_json
+from retro_db.store.serialize import from_json
 
 _FIXED_SIZE_LIST = re.compile(r"fixed_size_list<(\w+)>\[(\d+)\]")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from retro_db.serialize import DecodeError
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.serialize import DecodeError
 
 # Of a file's parts and of query corpora: no part hides, leads upwards or means something in a URL.
 FOLDER_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)

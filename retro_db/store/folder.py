@@ -13,17 +13,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retro_db.errors import DamagedFileError
-from retro_db.redaction import redacted
+from retro_db.printing import redacted
 from retro_db.store.cache import Cache, Wanted
-
-if TYPE_CHECKING:
-    from retro_db.store.ownership import Fence
+from retro_db.store.fence import Fence
 
 TEMPORARY_PREFIX = ".tmp-"
 # Streams of object stores read ahead by 50 MB where nobody tells them how far.

@@ -8,9 +8,9 @@ from itertools import chain
 from typing import Any
 
 from retro_db.meter import Work
-from retro_db.serialize import DecodeError, canonical, from_json, parse_json, to_json
 from retro_db.store.entries import check_entry, read_bounded
 from retro_db.store.folder import TEMPORARY_PREFIX, FileEntry, Folder
+from retro_db.store.serialize import DecodeError, canonical, from_json, parse_json, to_json
 
 RECORDS = "state/records"
 _READERS = 32

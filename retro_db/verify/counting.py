@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from retro_db.corpus.selection import CONTENT_REASONS
-from retro_db.database import Database
-from retro_db.manifest import FILE
-from retro_db.tokenizer import Tokenizer
-from retro_db.verify.corpora import Held
+from retro_db.manifest.files import FILE
+from retro_db.reader.database import Database
+from retro_db.tokens.tokenizer import Tokenizer
+from retro_db.verify.opened import Held
 
 
 def check_manifest(database: Database) -> Iterator[str]:

@@ -9,29 +9,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.database import Database
 from retro_db.encoder.embedding import chunk_texts
 from retro_db.encoder.encoding import Encoder
 from retro_db.hashing import fractions_of
 from retro_db.index.filling import encode_keys
-from retro_db.index.searching import (
-    IdRanges,
-    QueryBlock,
-    SearchSettings,
-    open_searcher,
-    windows,
-)
 from retro_db.index.structure import faiss as faiss_library
 from retro_db.index.structure import inverted_file, keyed, read_index, transform, widen
-from retro_db.manifest import IndexInfo, Manifest
+from retro_db.manifest.model import IndexInfo, Manifest
 from retro_db.meter import Meter
-from retro_db.neighbors import ChunkTokens, Documents, Finder
+from retro_db.reader.database import Database
+from retro_db.search.finder import ChunkTokens, Finder
+from retro_db.search.part_documents import Documents
+from retro_db.search.searching import IdRanges, QueryBlock, SearchSettings, open_searcher, windows
 from retro_db.store.folder import FileEntry
-from retro_db.store.tables import Table
-from retro_db.tokenizer import Tokenizer
-from retro_db.verify.corpora import Held, HeldPart
-from retro_db.verify.files import History
-from retro_db.verify.index import Partitions
+from retro_db.store.gathering import Table
+from retro_db.tokens.tokenizer import Tokenizer
+from retro_db.verify.history import History
+from retro_db.verify.index_lists import Partitions
+from retro_db.verify.opened import Held, HeldPart
 from retro_db.verify.rules import compare_distances
 
 _SEED = 0

@@ -8,12 +8,12 @@ import numpy as np
 
 from retro_db.hashing import fractions_of
 from retro_db.index.structure import keyed
-from retro_db.manifest import TRAIN, VALIDATION
+from retro_db.manifest.model import TRAIN, VALIDATION
+from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
-from retro_db.neighbors import Documents
-from retro_db.parts import Part
+from retro_db.search.part_documents import Documents
 from retro_db.store.tables import TableFile
-from retro_db.verify.corpora import HeldPart, between, blocks
+from retro_db.verify.opened import HeldPart, between, blocks
 
 _DISTANCE_ROWS = 1000
 # float32 sums of d squares of float16 differences.

@@ -10,29 +10,23 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from retro_db.database import Database
-from retro_db.database import open as open_database
 from retro_db.encoder.encoding import Encoder
 from retro_db.errors import DamagedFileError, ManifestError
-from retro_db.manifest import FILE, GENERATIONS
+from retro_db.manifest.files import FILE, GENERATIONS
 from retro_db.meter import Meter, Work
-from retro_db.retriever import open_encoder
+from retro_db.reader.database import Database
+from retro_db.reader.database import open as open_database
+from retro_db.search.retriever import open_encoder
 from retro_db.threads import available_cores
 from retro_db.verify import counting, rules
-from retro_db.verify.corpora import Held, corpora
-from retro_db.verify.files import (
-    History,
-    check_history,
-    check_strangers,
-    file_checks,
-    is_begun,
-    read_history,
-)
-from retro_db.verify.index import IndexExamination, Partitions, check_fine
+from retro_db.verify.checksums import check_strangers, file_checks
+from retro_db.verify.history import History, check_history, is_begun, read_history
+from retro_db.verify.index_lists import IndexExamination, Partitions, check_fine
 from retro_db.verify.ledger import Check, Ledger, one_line
+from retro_db.verify.opened import Held, corpora
 from retro_db.verify.recomputing import Recomputation, choose_documents
-from retro_db.verify.removal import check_removed, check_renumbered
-from retro_db.verify.tables import table_checks
+from retro_db.verify.removed import check_removed, check_renumbered
+from retro_db.verify.table_files import table_checks
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,140 @@
+"""The folder of a build: taken, checked, swept and marked as finished."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from retro_db.config import Config
+from retro_db.errors import ConfigError, ExecutionError, InputError, of_environment
+from retro_db.manifest.files import FILE, GENERATIONS, manifest_path, read_manifest
+from retro_db.manifest.model import (
+    QUERIES,
+    TABLES,
+    Manifest,
+    query_path,
+)
+from retro_db.store.folder import Folder
+from retro_db.store.leases import LEASES
+from retro_db.store.local_lock import FENCE, LOCK
+from retro_db.store.ownership import owning
+
+from ..engine.console import chatter_to
+from ..engine.runner import LOG, log_place
+
+log = logging.getLogger(__name__)
+FINISHED = "state/finished"
+# What taking a folder writes below state/.
+OWNERSHIP = {os.path.basename(name) for name in (LOCK, FENCE, LEASES, LOG)}
+_FOLDERS = (*TABLES, "index", "tokenizer")
+
+
+def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
+    """Removes what earlier settings or interrupted writes left, and embeddings that are not kept.
+
+    Args:
+        folder: The database.
+        manifest: What is kept of it.
+        below: The part of the folder that is looked at, with a slash behind it; all of it if empty.
+    """
+    listed = {file.path for file in manifest.files}
+    for table in _FOLDERS:
+        if not any(path.startswith(f"{below}{table}/") for path in listed):
+            folder.remove(f"{below}{table}")
+        for name in folder.list(f"{below}{table}"):
+            if f"{below}{table}/{name}" not in listed:
+                folder.remove(f"{below}{table}/{name}")
+    wanted = [query.source.name for query in manifest.queries]
+    for name in folder.list(f"{below}{QUERIES}"):
+        place = f"{below}{query_path(name)}/"
+        if name in wanted and (not below or any(path.startswith(place) for path in listed)):
+            sweep(folder, manifest, place)
+        else:
+            folder.remove(place.rstrip("/"))
+
+
+def smoke_output(config: Config) -> str:
+    """Where a smoke build goes: beside the database."""
+    return config.output.rstrip("/") + "-smoke"
+
+
+def check_replaceable(folder: Folder) -> None:
+    """Refuses a database that more than a build has made.
+
+    Raises:
+        ConfigError: It was appended to, documents were removed from it, or it is a compacted one.
+    """
+    kept = manifest_path(1)
+    superseded = folder.exists(kept)
+    if superseded and folder.exists(FILE):
+        # Copied before it is superseded; the run may have ended there.
+        superseded = folder.read(kept) != folder.read(FILE)
+    compacted = folder.exists("renumbered")
+    if superseded or compacted:
+        what = "has later generations" if superseded else "was compacted"
+        raise ConfigError(
+            f"output: {folder.url} {what}, which a build would undo; name a new folder"
+        )
+
+
+def check_output(folder: Folder) -> None:
+    """Refuses a folder with files that no build wrote.
+
+    Raises:
+        ConfigError: Names one of them.
+    """
+    names = set(folder.list())
+    strange = sorted(names - {*_FOLDERS, GENERATIONS, QUERIES, "report", "state", FILE})
+    if names and "state" not in names:
+        strange = sorted(names)
+    if strange:
+        raise ConfigError(
+            f"output: {folder.url} holds {strange[0]}, which no build wrote; name a new folder"
+        )
+
+
+@contextmanager
+def owned_folder(folder: Folder) -> Iterator[Folder]:
+    """Takes the folder for this build, and sends libraries' chatter to its log file.
+
+    Raises:
+        InputError: It cannot be written, or another build is at work there.
+        ExecutionError: A disk or the memory refused something later.
+    """
+    path = Path(log_place(folder))
+    with ExitStack() as held:
+        try:
+            owned = held.enter_context(owning(folder))
+            held.enter_context(chatter_to(path))
+        except OSError as error:
+            raise InputError(
+                f"output: {folder.url} cannot be written: {error.strerror or error}; name another folder, "
+                "or make it writable"
+            ) from error
+        try:
+            owned.sweep()
+            yield owned
+        except (OSError, MemoryError) as error:
+            log.exception("the build failed")
+            failure = of_environment(error)
+            raise ExecutionError(f"{failure} (traces: {path})") from error
+
+
+def mark_finished(folder: Folder, mark: str, manifest: Manifest) -> None:
+    """Notes from what the database was made; of any other manifest the note says nothing."""
+    folder.write(FINISHED, f"{mark} {manifest.sha256}".encode())
+
+
+def finished(folder: Folder, mark: str) -> Manifest | None:
+    """The manifest of a database made from the same things, if there is one and its files are there."""
+    if not (folder.exists(FILE) and folder.exists(FINISHED)):
+        return None
+    noted = folder.read(FINISHED).decode("ascii", "replace")
+    if not noted.startswith(f"{mark} "):
+        return None
+    manifest = read_manifest(folder)
+    same = noted == f"{mark} {manifest.sha256}"
+    return manifest if same and not folder.missing(manifest.files) else None

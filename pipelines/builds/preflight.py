@@ -1,0 +1,220 @@
+"""What can be known before the first long stage: one line each, or a refusal that names the remedy."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+
+from retro_db.config import Config, in_units
+from retro_db.corpus.estimating import CorpusEstimate
+from retro_db.encoder.models import EncoderModel
+from retro_db.errors import CorpusError, ExecutionError, IndexKeyError
+from retro_db.index.keys import check_trainable, choose_key, needed_points, parse_key
+from retro_db.index.training import POINT_COPIES, predict_size
+from retro_db.manifest.model import Manifest
+from retro_db.store.folder import Folder
+from retro_db.tokens.tokenizer import Tokenizer
+
+from ..engine.console import Console
+
+# An estimate may be wrong by so much before it refuses anything.
+_DOUBT = 2
+# Files that a process has open besides tables: libraries, logs, connections.
+_OTHER_FILES = 256
+# And ranges of memory: libraries, threads, allocators.
+_OTHER_MAPPINGS = 4096
+_TABLES = 4
+
+
+def check_ahead(
+    config: Config,
+    folder: Folder,
+    parts: int,
+    estimate: CorpusEstimate,
+    model: EncoderModel,
+    smoke: bool,
+    local: bool,
+    console: Console,
+) -> None:
+    """Says what the build will need, and refuses what cannot end well.
+
+    Args:
+        config: Of the build.
+        folder: Where it writes.
+        parts: Of every table, at most.
+        estimate: Of the corpus.
+        model: The encoder, which has been found and read.
+        smoke: Whether the index key is reduced to the sample.
+        local: Whether this machine is the one that works.
+        console: What people see.
+
+    Raises:
+        InputError: The input cannot be parsed, the tokenizer not read, or the index not trained.
+        ExecutionError: The machine has too little disk, memory or file handles.
+    """
+    _check_inputs(estimate)
+    if config.tokenizer.path is not None:
+        Tokenizer.load(config.tokenizer.path)
+    chunks = estimate.chunks(config.chunk.tokens)
+    console.say(
+        f"check      about {estimate.documents:,} documents, {chunks:,} chunks; encoder "
+        f"{Path(config.encoder.model).name}, {model.dimension} dimensions, on {model.device}"
+    )
+    if config.index.key != "auto" and not smoke:
+        _check_key(config.index.key, chunks, model.dimension)
+    key = config.index.key
+    if key == "auto":
+        key = choose_key(max(chunks, 1), model.dimension, int(config.index.memory))
+    wanted = [
+        check_disk(folder, chunks * _chunk_bytes(config, key, model.dimension), held_bytes(folder)),
+        _check_memory(key, chunks, model.dimension, local),
+        allow_files(parts),
+    ]
+    console.say(f"check      {', '.join(wanted)}")
+
+
+def check_append(
+    config: Config,
+    folder: Folder,
+    place: Folder,
+    parts: int,
+    estimate: CorpusEstimate,
+    old: Manifest,
+    console: Console,
+) -> None:
+    """Says what an append will need, and refuses what cannot end well.
+
+    Args:
+        config: Of what is added.
+        folder: The database.
+        place: Where in it the append writes.
+        parts: Of every table, old and new.
+        estimate: Of the corpus that is added.
+        old: What is there.
+        console: What people see.
+
+    Raises:
+        InputError: The input cannot be parsed.
+        ExecutionError: The machine has too little disk or too few file handles.
+    """
+    _check_inputs(estimate)
+    chunks = estimate.chunks(config.chunk.tokens)
+    parts += chunks // config.chunk.part_rows
+    # The index is written anew, with what is in it.
+    index = sum(entry.bytes for entry in old.partition_files)
+    needed = index + chunks * _chunk_bytes(config, old.index.key, old.encoder.dimension)
+    console.say(
+        f"check      about {estimate.documents:,} documents, {chunks:,} chunks; "
+        f"{check_disk(folder, needed, held_bytes(place))}, {allow_files(parts)}"
+    )
+
+
+def _check_inputs(estimate: CorpusEstimate) -> None:
+    if estimate.rejects and not estimate.documents:
+        raise CorpusError(
+            f"corpus: no record of the first files can be used, and max_bad allows few; the first: "
+            f"{estimate.rejects[0]}; correct format, text or separator"
+        )
+
+
+def _check_key(text: str, chunks: int, dimension: int) -> None:
+    try:
+        check_trainable(parse_key(text, dimension), _DOUBT * chunks)
+    except IndexKeyError as error:
+        raise IndexKeyError(f"{error} (chunks estimated from the first documents)") from error
+
+
+def _chunk_bytes(config: Config, key: str, dimension: int) -> int:
+    code, _ = predict_size(parse_key(key, dimension), dimension, 1)
+    # The codes lie under state/ too, and a vocabulary beyond 65,536 takes four bytes a token.
+    return 4 * config.chunk.tokens + 10 + 2 * dimension + 12 * config.neighbors.k + 2 * code
+
+
+def held_bytes(folder: Folder) -> int:
+    """Bytes on a local disk that an interrupted run has written there, at the most."""
+    if not folder.is_local:
+        return 0
+    return sum(f.stat().st_size for f in Path(folder.locate()).rglob("*") if f.is_file())
+
+
+def check_disk(folder: Folder, needed: int, held: int) -> str:
+    """Refuses a local disk that is too small.
+
+    Args:
+        folder: Where is written.
+        needed: Bytes, about.
+        held: Bytes of them that are there.
+
+    Returns:
+        What is needed and free, for people.
+
+    Raises:
+        ExecutionError: Not even half of what is needed is free.
+    """
+    if not folder.is_local:
+        return f"disk about {in_units(needed)}"
+    place = Path(folder.locate())
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed - held > _DOUBT * free:
+        raise ExecutionError(
+            f"output: {folder.url} needs about {in_units(needed)}, and {in_units(free)} are free there; make "
+            "room, or name another disk"
+        )
+    return f"disk about {in_units(needed)} of {in_units(free)} free"
+
+
+def _check_memory(key: str, chunks: int, dimension: int, local: bool) -> str:
+    """Training is what takes most; a key that cannot do with `index.memory` is refused elsewhere."""
+    points = min(chunks, needed_points(parse_key(key, dimension)))
+    needed = points * POINT_COPIES * 4 * dimension
+    if not local:
+        return f"memory at least {in_units(needed)} to train"
+    free = _available_memory()
+    if needed > _DOUBT * free:
+        raise ExecutionError(
+            f"index.key: training {key} needs at least {in_units(needed)} of memory, and {in_units(free)} "
+            "are available; use a larger machine, or a key with fewer lists"
+        )
+    return f"memory at least {in_units(needed)} of {in_units(free)} available to train"
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        name, value = line.split(":")
+        if name == "MemAvailable":
+            return 1024 * int(value.split()[0])
+    raise ExecutionError("/proc/meminfo: no MemAvailable; run on Linux")
+
+
+def allow_files(parts: int) -> str:
+    """Lets this process and its workers have each part's tables open, as they do while they search.
+
+    Args:
+        parts: Of every table.
+
+    Returns:
+        What is needed and allowed, for people.
+
+    Raises:
+        ExecutionError: The system allows fewer open or mapped files.
+    """
+    needed = _TABLES * parts + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise _too_few("ulimit -n", parts, needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        soft = needed
+    mapped = int(Path("/proc/sys/vm/max_map_count").read_text("ascii"))
+    if mapped < needed + _OTHER_MAPPINGS:
+        raise _too_few("sysctl vm.max_map_count", parts, needed + _OTHER_MAPPINGS, mapped)
+    return f"{needed:,} of {soft:,} open files"
+
+
+def _too_few(limit: str, parts: int, needed: int, allowed: int) -> ExecutionError:
+    return ExecutionError(
+        f"{limit}: {parts:,} parts of each table need {needed:,}, and {allowed:,} are allowed; raise it, or "
+        "chunk.shard_size"
+    )

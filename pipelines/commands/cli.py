@@ -1,0 +1,401 @@
+"""Commands and exit codes: 0 done, 1 the database is not sound, 2 bad input, 3 the environment."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from retro_db.errors import ExecutionError, RetroDBError, of_environment
+
+from ..engine import pool
+from ..engine.console import Console
+from .signals import SIGNALED, Stopped, stopping
+
+_CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
+_SET = click.option(
+    "--set", "overrides", multiple=True, metavar="a.b=value", help="Change one setting."
+)
+_WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Shards worked on side by side on a machine, which its cores are divided among: here as many "
+    "processes, 1 if left out. With another runner, what it does: a shard on each core if left out.",
+)
+_BEAM_OPTIONS = click.argument(
+    "beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]"
+)
+_DATABASE = click.argument("database", metavar="DB")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+@click.group("retro-db", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="retro-db")
+def cli() -> None:
+    """Builds and reads retrieval databases for RETRO-style language models."""
+
+
+@cli.command()
+@_CONFIG
+@_SET
+@_WORKERS
+@click.option(
+    "--smoke",
+    is_flag=False,
+    flag_value=1000,
+    type=click.IntRange(min=1),
+    metavar="[DOCUMENTS]",
+    help="Try every stage on a sample of about 1,000 documents, verify it, and tell what the whole "
+    "build would take.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done, and why.")
+@click.option(
+    "--append",
+    "adds",
+    is_flag=True,
+    help="Add the corpus to the database that is there, as a new generation.",
+)
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="With --append: chunks that are there already find neighbors among the new ones, too.",
+)
+@_BEAM_OPTIONS
+def build(
+    config: str,
+    overrides: tuple[str, ...],
+    workers: int,
+    smoke: int | None,
+    dry_run: bool,
+    adds: bool,
+    refresh: bool,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Build a database, or continue an interrupted build.
+
+    Options of Apache Beam, such as --runner=SparkRunner, stand behind --.
+    """
+    from retro_db.config import load_config
+
+    from ..builds.append import append
+    from ..builds.build import build as run_build
+    from ..builds.build import tell_build
+    from ..engine.runner import Engine
+    from .show import show_built
+    from .smoke import run_smoke
+
+    console = Console()
+    settings = load_config(config, overrides)
+    engine = Engine(workers, beam_options)
+    if sum((dry_run, adds, smoke is not None)) > 1:
+        raise click.UsageError("--smoke, --dry-run and --append are different things; give one")
+    if refresh and not adds:
+        raise click.UsageError("--refresh belongs to --append")
+    if adds:
+        show_built(settings.output, append(settings, engine, console, refresh), console)
+    elif dry_run:
+        tell_build(settings, engine, console)
+    elif smoke is not None:
+        run_smoke(settings, engine, console, smoke)
+    else:
+        show_built(settings.output, run_build(settings, engine, console), console)
+
+
+@cli.command()
+@click.argument("config", metavar="[CONFIG.yaml]", required=False, type=click.Path())
+@_SET
+@click.option("--tokens", metavar="COUNT", help="Plan for so many tokens, such as 1.75T or 300B.")
+@click.option(
+    "--tokens-per-document",
+    metavar="COUNT",
+    help="With --tokens: mean length of a document; 1,000 as in the paper's corpus.",
+)
+@click.option("--vocab-size", metavar="COUNT", help="With --tokens: of the tokenizer; 128,000.")
+@click.option("--dimension", metavar="COUNT", help="With --tokens: of the encoder's keys; 768.")
+@click.option("--k", metavar="COUNT", help="Neighbors of a chunk, as --set neighbors.k=COUNT.")
+@click.option("--index-memory", metavar="SIZE", help="Such as 512GB, as --set index.memory=SIZE.")
+@click.option(
+    "--no-embeddings", is_flag=True, help="Keys are not kept, as --set embeddings.keep=false."
+)
+@click.option("--bytes-per-token", metavar="COUNT", help="Of text, about; 4 as in English.")
+@click.option(
+    "--chunks-per-second",
+    metavar="COUNT",
+    help="What one of your devices embeds, as benchmarks/embedding.py prints it.",
+)
+@_JSON
+def plan(
+    config: str | None,
+    overrides: tuple[str, ...],
+    k: str | None,
+    index_memory: str | None,
+    no_embeddings: bool,
+    chunks_per_second: str | None,
+    as_json: bool,
+    **corpus: str | None,
+) -> None:
+    """Say what a build would take, of a configuration or of so many tokens, before anything runs."""
+    from .plan import CorpusOptions, plan_build
+    from .show import show_plan
+
+    short = {"neighbors.k": k, "index.memory": index_memory}
+    settings = [
+        *overrides,
+        *(f"{key}={value}" for key, value in short.items() if value is not None),
+    ]
+    if no_embeddings:
+        settings.append("embeddings.keep=false")
+    planned = plan_build(config, CorpusOptions(**corpus), settings, chunks_per_second)
+    show_plan(planned, as_json, Console())
+
+
+@cli.command()
+@_DATABASE
+@_JSON
+def inspect(database: str, as_json: bool) -> None:
+    """Show counts, sizes, settings and health of a database."""
+    from .show import show_database
+
+    show_database(database, as_json, Console())
+
+
+@cli.command()
+@_DATABASE
+@click.argument("text", required=False)
+@click.option("--chunk", type=int, metavar="ID", help="A chunk, in place of a text.")
+@click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="Neighbors.")
+@click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
+@_JSON
+def query(
+    database: str, text: str | None, chunk: int | None, k: int, encoder: str | None, as_json: bool
+) -> None:
+    """Show the chunks nearest to a text, or those stored as a chunk's neighbors."""
+    from .query import show_near_chunk, show_near_text
+
+    if chunk is not None and text is None:
+        show_near_chunk(database, chunk, k, as_json, Console())
+    elif text is not None and chunk is None:
+        show_near_text(database, text, k, encoder, as_json, Console())
+    else:
+        raise click.UsageError("give a text or --chunk ID")
+
+
+@cli.command()
+@_DATABASE
+@click.option(
+    "--recompute",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="SHARE",
+    help="Share of the documents whose keys, codes and neighbors are computed again, such as 0.01; "
+    "for each corpus one document at the least. On the kind of machine that built them.",
+)
+@click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
+@_JSON
+def verify(database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
+    """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
+    from .show import show_problems
+
+    sys.exit(show_problems(database, recompute, encoder, as_json, Console()))
+
+
+@cli.command()
+@_DATABASE
+@click.option("--queries", metavar="NAME", help="A query corpus, in place of the validation split.")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbors.")
+@click.option("--save", metavar="FILE", help="Parquet file for the figures of every chunk.")
+@_JSON
+def leakage(database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:
+    """Measure how much of an evaluation set's chunks stands in their neighbors, word for word.
+
+    r(C) is the longest run of tokens that a chunk has in common with one of its neighbors and its
+    continuation, over the chunk's length.
+    """
+    from .show import show_leakage
+
+    show_leakage(database, queries, k, save, as_json, Console())
+
+
+@cli.command()
+@_DATABASE
+@click.option("--out", metavar="FILE", help="Path or URL; report/report.html in DB if left out.")
+def report(database: str, out: str | None) -> None:
+    """Write a page about a database: one HTML file that needs no network."""
+    import retro_db
+    from retro_db.report.page import write_report
+
+    console = Console()
+    console.say(f"report     {write_report(retro_db.open(database), out)}")
+
+
+@cli.command()
+@_DATABASE
+@click.option(
+    "--documents",
+    required=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="One document per line: its id, or its source, a tab and its id.",
+)
+def remove(database: str, documents: str) -> None:
+    """Remove documents: they are no neighbors and no training text from now on.
+
+    Ids stay as they are, and what was opened before goes on undisturbed.
+    """
+    from retro_db.updates.removal import remove_documents
+
+    from .show import show_removed
+
+    show_removed(database, remove_documents(database, documents), Console())
+
+
+@cli.command()
+@_DATABASE
+@click.argument("new", metavar="NEW")
+@_WORKERS
+@_BEAM_OPTIONS
+def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]) -> None:
+    """Write DB anew, in the folder NEW, without what was removed, and the map from old ids to new."""
+    from ..builds.compact import compact as run_compact
+    from ..engine.runner import Engine
+    from .show import show_built
+
+    console = Console()
+    manifest = run_compact(database, new, Engine(workers, beam_options), console)
+    show_built(new, manifest, console)
+
+
+@cli.command()
+@_DATABASE
+@click.argument("out", metavar="OUT", type=click.Path())
+@click.option("--to", required=True, type=click.Choice(["megatron"]), help="Whose layout.")
+@click.option(
+    "--seq-len", type=click.IntRange(min=1), default=2048, show_default=True, help="Of a sample."
+)
+@click.option("-k", type=click.IntRange(min=1), default=2, show_default=True, help="Neighbors.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Of the whole training; about one epoch if left out.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Samples of a step, over all ranks.",
+)
+@click.option(
+    "--eval-interval",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="Steps between evaluations.",
+)
+@click.option(
+    "--eval-iters",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="Batches of an evaluation; with 0, validation documents are left out.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=1234,
+    show_default=True,
+    help="Decides the order of samples; the trainer's for everything.",
+)
+@click.option("--end-token", help="What ends documents; the tokenizer's eos_token if left out.")
+def export(database: str, out: str, to: str, **settings: Any) -> None:
+    """Write DB in another trainer's layout to the folder OUT: as a project of Megatron-LM's Retro."""
+    from retro_db.export import MegatronSettings
+
+    from .export import export_to_megatron
+
+    export_to_megatron(database, out, MegatronSettings(**settings), Console())
+
+
+def stage_command(stage: str) -> click.Command:
+    """The command of one stage alone: `python -m retro_db_pipelines.STAGE CONFIG.yaml`."""
+
+    @click.command(help=f"Run the stage {stage} alone; the ones before it must be done.")
+    @_CONFIG
+    @_SET
+    @_WORKERS
+    @_BEAM_OPTIONS
+    def command(
+        config: str, overrides: tuple[str, ...], workers: int, beam_options: tuple[str, ...]
+    ) -> None:
+        from retro_db.config import load_config
+
+        from ..builds.build import run_one
+        from ..engine.runner import Engine
+
+        engine = Engine(workers, beam_options)
+        run_one(stage, load_config(config, overrides), engine, Console())
+
+    return command
+
+
+def run(arguments: Sequence[str], command: click.Command = cli) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit code.
+    """
+    console = Console()
+    # Libraries warn while they are imported; a build gives them a log file later.
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        with stopping():
+            command.main(list(arguments), prog_name=command.name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except RetroDBError as error:
+        console.fail(str(error))
+        return error.exit_code
+    except click.Abort as error:  # what click makes of an interrupt
+        if not isinstance(error.__cause__, Stopped):
+            raise
+        console.fail(str(error.__cause__))
+        return error.__cause__.exit_code
+    except SystemExit as error:
+        return int(error.code or 0)
+    except (OSError, MemoryError) as error:
+        console.fail(str(of_environment(error)))
+        return ExecutionError.exit_code
+    except Exception as error:
+        logging.getLogger(__name__).exception("unforeseen")
+        console.fail(f"{type(error).__name__}: {error}; mend the cause and run the command again")
+        return ExecutionError.exit_code
+    return 0
+
+
+def main(arguments: Sequence[str], command: click.Command = cli) -> NoReturn:
+    """Runs one command, and ends the process with its exit code."""
+    ended: list[int] = []
+    # What is registered first runs last.
+    atexit.register(_leave, ended)
+    ended.append(run(arguments, command))
+    if ended[0] > SIGNALED:
+        # All is said; threads that lose their workers would add traces.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    pool.stop()
+    sys.exit(ended[0])
+
+
+def _leave(ended: list[int]) -> None:
+    """After a failure, threads of native libraries may still run, and would abort an orderly exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(ended):
+        os._exit(ended[0])

@@ -1,0 +1,1 @@
+"""Starting a build on Dataflow by a flex template."""

@@ -1,0 +1,1 @@
+"""How tasks run, commit, resume and report, whichever stage they belong to."""

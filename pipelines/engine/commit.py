@@ -1,0 +1,157 @@
+"""Runs tasks on workers: each commits its files by a completion record, last of all."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from retro_db.meter import Meter, Work
+from retro_db.store.ownership import end_with_driver
+from retro_db.store.records import Record, StageRecords
+from retro_db.store.serialize import to_json
+
+from . import pool
+from .beam import Shared, beam
+from .briefs import Brief
+from .failures import recorded_failures
+from .jobs import Job, Placement, Task
+from .progress import TaskProgress
+
+
+@dataclass
+class RunShards(beam.PTransform):
+    """Runs a job over tasks, each of which commits its own output.
+
+    Args:
+        stage: Of the job.
+        job: A brief that holds the job alone.
+        placement: Where.
+        processes: Processes of this machine that share the tasks; none where the workers do them.
+    """
+
+    stage: str
+    job: Brief
+    placement: Placement = field(default_factory=Placement)
+    processes: int = 0
+
+    def expand(self, tasks: beam.PCollection) -> beam.PCollection:
+        """Spreads the descriptors over the workers."""
+        if self.processes:
+            do: beam.DoFn = HandToProcesses(self.stage, self.job, self.processes)
+        else:
+            do = CommitShard(self.stage, self.job)
+        run = beam.ParDo(do).with_output_types(str)
+        hints = self.placement.hints
+        return (
+            tasks
+            | "Spread" >> self.placement.spread
+            | "Run" >> (run.with_resource_hints(**hints) if hints else run)
+        )
+
+
+class CommitShard(beam.DoFn):
+    """Runs one task and writes its completion record last."""
+
+    def __init__(self, stage: str, job: Brief) -> None:
+        self._stage = stage
+        self._brief = job
+        self._shared = Shared()
+        self._opened: _Opened | None = None
+
+    def setup(self) -> None:
+        """Opens what the tasks share, once per process."""
+        end_with_driver(self._brief.folder.fence)
+        with recorded_failures(self._brief.folder, self._stage, "open"):
+            self._opened = self._shared.acquire(lambda: _open(self._brief))
+
+    def process(self, task: Task) -> list[str]:
+        """Returns the task's name; nothing where it failed in a way that trying again will not mend."""
+        return [task.name] if _commit(self._stage, self._brief, task, self._opened) else []
+
+
+class HandToProcesses(beam.DoFn):
+    """Has the tasks of a bundle done by the processes of this machine, whichever is free."""
+
+    def __init__(self, stage: str, job: Brief, processes: int) -> None:
+        self._stage = stage
+        self._brief = job
+        self._processes = processes
+        self._handed: list[Future[None]] = []
+
+    def process(self, task: Task) -> Iterator[str]:
+        """Hands a task over."""
+        arguments = (self._stage, self._brief, task)
+        self._handed.append(pool.submit(self._processes, _commit_in_process, *arguments))
+        yield task.name
+
+    def finish_bundle(self) -> None:
+        """Waits for all of them."""
+        handed, self._handed = self._handed, []
+        pool.wait_for(handed)
+
+
+def _commit_in_process(stage: str, brief: Brief, task: Task) -> None:
+    """Does a task in a process that keeps what the tasks of the stage share, until the next stage."""
+    if _kept.brief != brief.sha256:
+        _kept.brief, _kept.opened = brief.sha256, None
+        with recorded_failures(brief.folder, stage, "open"):
+            _kept.opened = _open(brief)
+    _commit(stage, brief, task, _kept.opened)
+
+
+def _commit(stage: str, brief: Brief, task: Task, opened: _Opened | None) -> bool:
+    """Does a task, if what the tasks share could be opened; whether it is done."""
+    if opened is not None:
+        with recorded_failures(brief.folder, stage, task.name):
+            _run(task, opened.job, opened.shared)
+            return True
+    return False
+
+
+def _run(task: Task, job: Job, shared: Any) -> None:
+    """Does it and writes its record."""
+    progress = TaskProgress(job, task.name)
+    progress.tell(Work())
+    meter = Meter(progress)
+    start = time.monotonic()
+    result = job.run(shared, task.item, meter)
+    record = Record(
+        name=task.name,
+        depends=task.depends,
+        files=job.files(result),
+        result=to_json(result),
+        seconds=round(time.monotonic() - start, 3),
+        work=meter.work,
+        stamp=task.reads.stamp if task.reads else "",
+        host=socket.gethostname(),
+    )
+    progress.tell(meter.work)
+    StageRecords(job.folder, job.stage).commit(record)
+
+
+@dataclass
+class _Opened:
+    """Lets any value be shared: Shared keeps weak references, which some types do not allow."""
+
+    job: Job
+    shared: Any
+
+
+def _open(brief: Brief) -> _Opened:
+    [job] = brief.read()
+    return _Opened(job, job.open())
+
+
+@dataclass
+class _Kept:
+    """What a process shares among the tasks of a stage."""
+
+    brief: str = ""
+    opened: _Opened | None = None
+
+
+_kept = _Kept()

@@ -1,0 +1,124 @@
+"""Gathers the codes of all parts into partitions of the index."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from retro_db.config import IndexConfig
+from retro_db.index.filling import (
+    assemble_partition,
+    cut_lists,
+    partition_path,
+    unpack_entries,
+)
+from retro_db.index.keys import IndexKey
+from retro_db.index.structure import faiss, inverted_file, read_index
+from retro_db.index.training import PATH as TEMPLATE_PATH
+from retro_db.index.training import predict_size
+from retro_db.reader.opening import open_files
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.serialize import digest
+from retro_db.store.tables import TableFile
+
+from ..engine.jobs import Placement, Task, fingerprint
+from ..engine.resume import Build, run_stage
+from .encode import EncodedPart
+from .train import VERSION, TrainedIndex
+
+
+@dataclass(frozen=True)
+class AssembledPartition:
+    """One range of lists, and the sum of their squared lengths: what searches take grows with it."""
+
+    file: FileEntry
+    squares: int
+
+
+@dataclass(frozen=True)
+class ListRange:
+    """One partition to be: lists first to end - 1.
+
+    `base` is the partition of the generation before with the same lists, whose entries come first.
+    """
+
+    number: int
+    first: int
+    end: int
+    base: FileEntry | None = None
+
+
+@dataclass
+class AssembleJob:
+    """Assembles one partition from the codes of all parts."""
+
+    folder: Folder
+    home: Folder
+    codes: list[FileEntry]
+    stage: str = field(default="assemble", init=False)
+
+    def open(self) -> tuple[faiss.Index, list[TableFile]]:
+        """The template, and all codes."""
+        template = read_index(self.home.local(TEMPLATE_PATH))
+        parameters: dict[str, str | int] = {"code_size": int(inverted_file(template).code_size)}
+        return template, open_files(self.folder, self.codes, "codes", parameters)
+
+    def run(
+        self,
+        shared: tuple[faiss.Index, list[TableFile]],
+        lists: ListRange,
+        report: Callable[[int], None],
+    ) -> AssembledPartition:
+        """Writes the partition."""
+        template, parts = shared
+        path = partition_path(lists.number)
+        with self.home.intact(lists.base) if lists.base else nullcontext() as base:
+            return AssembledPartition(
+                *assemble_partition(
+                    template, lists.first, lists.end, parts, path, self.folder, report, base
+                )
+            )
+
+    def files(self, result: AssembledPartition) -> list[FileEntry]:
+        """The partition."""
+        return [result.file]
+
+
+def assemble_stage(
+    build: Build, codes: list[EncodedPart], template: TrainedIndex, ranges: list[ListRange]
+) -> list[AssembledPartition]:
+    """Gathers the codes, behind the entries that the ranges begin with, into partitions."""
+    job = AssembleJob(build.folder, build.home, [part.file for part in codes])
+    encoded = digest([part.file.sha256 for part in codes])
+    tasks = [
+        Task(
+            f"partition-{lists.number:05d}",
+            fingerprint(
+                VERSION,
+                {
+                    "train": template.file.sha256,
+                    "encode": encoded,
+                    "index.partitions": [lists.first, lists.end],
+                    "index": lists.base and lists.base.sha256,
+                },
+            ),
+            lists,
+        )
+        for lists in ranges
+    ]
+    total = sum(part.file.rows or 0 for part in codes)
+    placement = Placement.in_memory(int(build.config.index.memory))
+    return run_stage(build, job, tasks, AssembledPartition, "chunks", total, placement)
+
+
+def divide_lists(
+    config: IndexConfig, codes: list[EncodedPart], key: IndexKey, dimension: int
+) -> list[tuple[int, int]]:
+    """First and end list of every partition."""
+    entries = functools.reduce(np.add, (unpack_entries(encoded.entries) for encoded in codes))
+    each, _ = predict_size(key, dimension, 1)
+    return cut_lists(config, entries, key.lists, each)

@@ -1,0 +1,114 @@
+"""Copies parts without their removed documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from retro_db.errors import ExecutionError
+from retro_db.reader.database import Database
+from retro_db.reader.database import open as open_database
+from retro_db.reader.opening import open_files, read_documents
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.updates.compaction import (
+    CompactedPart,
+    OldPart,
+    compact_part,
+)
+
+from ..engine.jobs import Task, fingerprint
+from ..engine.resume import Build, run_stage
+
+VERSION = 1
+
+
+class OldDatabase:
+    """The database that is compacted. Picklable: opened where it is needed.
+
+    Args:
+        url: Of the database.
+        generation: Which one, as removals and appends may go on.
+        sha256: Of its manifest.
+    """
+
+    def __init__(self, url: str, generation: int, sha256: str) -> None:
+        self.sha256 = sha256
+        self._url = url
+        self._generation = generation
+
+    def __reduce__(self) -> tuple[type[OldDatabase], tuple[Any, ...]]:
+        return OldDatabase, (self._url, self._generation, self.sha256)
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, opened."""
+        return self.reopen()
+
+    def reopen(self) -> Database:
+        """The database as it is there now.
+
+        Raises:
+            ExecutionError: It was built anew in the meantime.
+        """
+        found = open_database(self._url, self._generation)
+        if found.manifest.sha256 != self.sha256:
+            raise ExecutionError(
+                f"{self._url}: built anew in the meantime; compact it into a new folder"
+            )
+        return found
+
+    def part(self, number: int) -> OldPart:
+        """One part, opened; every byte of it is what was written.
+
+        Raises:
+            DamagedFileError: Or else the new database would vouch for it.
+        """
+        database = self.database
+        folder, tables = database.folder, database.tables
+        entries = {name: getattr(tables, name)[number] for name in ("chunks", "embeddings")}
+        for entry in (tables.documents[number], *entries.values()):
+            with folder.intact(entry):
+                pass
+        documents = read_documents(folder, tables.documents[number], entries["chunks"].rows or 0)
+        first = sum(before.rows or 0 for before in tables.documents[:number])
+        kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removed)
+        chunks, embeddings = (
+            open_files(folder, [entry], name, database.parameters)[0]
+            for name, entry in entries.items()
+        )
+        return OldPart(documents, kept, chunks, embeddings)
+
+
+@dataclass
+class CompactJob:
+    """Copies one part without its removed documents."""
+
+    folder: Folder
+    source: OldDatabase
+    stage: str = field(default="compact", init=False)
+
+    def open(self) -> OldDatabase:
+        """The old database."""
+        return self.source
+
+    def run(self, shared: OldDatabase, number: int, report: Callable[[int], None]) -> CompactedPart:
+        """Writes three tables."""
+        return compact_part(shared.part(number), number, self.folder, report)
+
+    def files(self, result: CompactedPart) -> list[FileEntry]:
+        """The three."""
+        return [result.chunks, result.documents, result.embeddings]
+
+
+def compact_stage(build: Build, source: OldDatabase) -> list[CompactedPart]:
+    """Runs the stage over every part of the old database."""
+    job = CompactJob(build.folder, source)
+    entries = source.database.tables.chunks
+    mark = fingerprint(VERSION, {"database": source.sha256})
+    tasks = [Task(f"part-{number:07d}", mark, number) for number in range(len(entries))]
+    total = sum(entry.rows or 0 for entry in entries)
+    return run_stage(build, job, tasks, CompactedPart, "chunks", total)

@@ -1,0 +1,178 @@
+"""Stage 4: chunks to keys, by the frozen BERT."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+
+from retro_db.encoder.budget import find_budget, try_budget
+from retro_db.encoder.embedding import embed_part
+from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.models import CUDA, EncoderModel, gpu_count, resolve_model
+from retro_db.manifest.parts import Part
+from retro_db.meter import Meter
+from retro_db.reader.opening import open_files
+from retro_db.store.contracts import contract
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.serialize import to_json
+from retro_db.threads import Share, use_tokenizer_threads
+from retro_db.tokens.tokenizer import Tokenizer
+
+from ..engine.jobs import Placement, Task, fingerprint
+from ..engine.resume import Build, run_stage, sole
+from .tokenizer import TokenizerFiles
+
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class EmbeddedPart:
+    """One part's keys, and how many chunks have none."""
+
+    file: FileEntry
+    keyless: int
+
+
+@dataclass
+class EmbedJob:
+    """Embeds one part."""
+
+    place: str
+    model: EncoderModel
+    folder: Folder
+    home: Folder
+    cores: Share
+    parameters: dict[str, str | int]
+    stage: str = field(default="embed", init=False)
+
+    def open(self) -> tuple[Encoder, Tokenizer]:
+        """The model, and what turns ids back into text."""
+        encoder = _open_encoder(self.place, self.model, self.cores)
+        return encoder, Tokenizer.of_database(self.home)
+
+    def run(self, shared: tuple[Encoder, Tokenizer], part: Part, meter: Meter) -> EmbeddedPart:
+        """Writes the embeddings file."""
+        encoder, tokenizer = shared
+        [chunks] = open_files(self.folder, [part.chunks], "chunks", self.parameters)
+        path = contract("embeddings").name(part.shard, part.number)
+        return EmbeddedPart(*embed_part(chunks, path, encoder, tokenizer, self.folder, meter))
+
+    def files(self, result: EmbeddedPart) -> list[FileEntry]:
+        """The embeddings file."""
+        return [result.file]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Padded WordPieces of a batch that fit on the workers' GPUs."""
+
+    batch_tokens: int
+
+
+@dataclass
+class ProbeJob:
+    """Tries a worker's GPU: that it is there, and which batches it takes."""
+
+    place: str
+    model: EncoderModel
+    folder: Folder
+    stage: str = field(default="probe", init=False)
+
+    def open(self) -> Encoder:
+        """The model."""
+        return _open_encoder(self.place, self.model, Share(tasks=1))
+
+    def run(self, shared: Encoder, item: None, meter: Meter) -> Budget:
+        """Finds the budget, or tries the one that was given."""
+        if self.model.batch_tokens is None:
+            return Budget(find_budget(shared))
+        try_budget(shared, self.model.batch_tokens)
+        return Budget(self.model.batch_tokens)
+
+    def files(self, result: Budget) -> list[FileEntry]:
+        """None: the record is the result."""
+        return []
+
+
+def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
+    """Tries a worker's GPU, before any shard is worked on; a CPU needs no trial.
+
+    Where the keys are there already, no GPU is needed to go on.
+
+    Returns:
+        The model with its `batch_tokens`.
+
+    Raises:
+        ModelError: A worker has no CUDA device.
+        DeviceMemoryError: The configured batches do not fit.
+    """
+    if model.device != CUDA:
+        return model
+    job = ProbeJob(build.config.encoder.model, model, build.folder)
+    task = Task("gpu", fingerprint(VERSION, {"encoder": to_json(model)}), None)
+    budget = sole(run_stage(build, job, [task], Budget, "GPUs", 1, _placement(build)))
+    return replace(model, batch_tokens=budget.batch_tokens)
+
+
+def embed_stage(
+    build: Build, parts: list[Part], tokenizer: TokenizerFiles, model: EncoderModel
+) -> tuple[list[Part], int]:
+    """Runs the stage.
+
+    Returns:
+        The parts with their embeddings, and how many chunks have no key.
+    """
+    config = build.config
+    parameters: dict[str, str | int] = {
+        "token_type": tokenizer.token_type,
+        "chunk_tokens": config.chunk.tokens,
+    }
+    place = config.encoder.model
+    cores = build.engine.share(len(parts))
+    job = EmbedJob(place, model, build.folder, build.home, cores, parameters)
+    decides = {"encoder": to_json(model), "tokenizer": tokenizer.sha256}
+    tasks = [
+        Task(part.name, fingerprint(VERSION, decides | {"chunk": part.chunks.sha256}), part)
+        for part in parts
+    ]
+    total = sum(part.rows for part in parts)
+    placement = _placement(build)
+    embedded = run_stage(build, job, tasks, EmbeddedPart, "chunks", total, placement)
+    if build.dry_run and len(embedded) < len(parts):
+        return parts, 0
+    held = [replace(part, embeddings=e.file) for part, e in zip(parts, embedded, strict=True)]
+    return held, sum(e.keyless for e in embedded)
+
+
+def _placement(build: Build) -> Placement:
+    """What a worker must have to embed."""
+    config = build.config.encoder
+    hints = {
+        "accelerator": config.accelerator,
+        # Beam takes this number as text alone.
+        "max_active_bundles_per_worker": config.max_active_bundles
+        and str(config.max_active_bundles),
+    }
+    return Placement(hints={name: value for name, value in hints.items() if value})
+
+
+def _open_encoder(place: str, model: EncoderModel, cores: Share) -> Encoder:
+    use_tokenizer_threads(cores.threads)
+    gpu = gpu_of_worker(os.environ.get("WORKER_ID", ""), gpu_count()) if model.device == CUDA else 0
+    return Encoder(resolve_model(place), model, cores.threads, gpu)
+
+
+def gpu_of_worker(worker: str, count: int) -> int:
+    """The GPU of a worker process among those that it sees: sibling workers take turns.
+
+    Args:
+        worker: Beam's id of the process, such as `worker_2` or `sdk-0-1`; its last number counts the
+            workers of a machine.
+        count: GPUs.
+
+    Returns:
+        A number below `count`; 0 where there is no id.
+    """
+    numbers = re.findall(r"\d+", worker)
+    return int(numbers[-1]) % max(1, count) if numbers else 0

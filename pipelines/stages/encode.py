@@ -1,0 +1,99 @@
+"""Encodes the embeddings of parts with the trained index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from retro_db.index.filling import (
+    encode_part,
+    pack_entries,
+)
+from retro_db.index.part_keys import load_keys
+from retro_db.index.refining import FINE_PATH, refine_part
+from retro_db.index.structure import faiss, read_index
+from retro_db.index.training import PATH as TEMPLATE_PATH
+from retro_db.manifest.parts import Part, contents_of
+from retro_db.store.contracts import contract
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.threads import Share
+
+from ..engine.jobs import Task, fingerprint
+from ..engine.resume import Build, run_stage
+from .train import VERSION, TrainedIndex
+
+
+@dataclass(frozen=True)
+class EncodedPart:
+    """One part's codes, how many in each range of lists, and its fine codes if they are wanted.
+
+    The numbers are packed: a driver holds them of tens of thousands of parts, a thousand each.
+    """
+
+    file: FileEntry
+    entries: str
+    fine: FileEntry | None
+
+
+@dataclass
+class EncodeJob:
+    """Encodes one part."""
+
+    folder: Folder
+    home: Folder
+    fine: bool
+    dimension: int
+    cores: Share
+    stage: str = field(default="encode", init=False)
+
+    def open(self) -> tuple[faiss.Index, faiss.Index | None]:
+        """The template, and the quantizer of fine codes."""
+        quantizer = read_index(self.home.local(FINE_PATH)) if self.fine else None
+        return read_index(self.home.local(TEMPLATE_PATH)), quantizer
+
+    def run(
+        self,
+        shared: tuple[faiss.Index, faiss.Index | None],
+        part: Part,
+        report: Callable[[int], None],
+    ) -> EncodedPart:
+        """Writes the codes file, and the fine codes."""
+        template, quantizer = shared
+        keys = load_keys(self.folder, part, self.dimension)
+        path = contract("codes").name(part.shard, part.number)
+        file, entries = encode_part(keys, path, template, self.cores.threads, self.folder, report)
+        fine = None
+        if quantizer is not None:
+            path = contract("fine").name(part.shard, part.number)
+            fine = refine_part(keys.embeddings, path, quantizer, self.folder)
+        return EncodedPart(file, pack_entries(entries), fine)
+
+    def files(self, result: EncodedPart) -> list[FileEntry]:
+        """The codes, and the fine codes."""
+        return [file for file in (result.file, result.fine) if file]
+
+
+def encode_stage(
+    build: Build, parts: list[Part], template: TrainedIndex, dimension: int
+) -> list[EncodedPart]:
+    """Encodes parts whose files lie in the folder of the build, each by itself."""
+    fine = template.fine.sha256 if template.fine else None
+    cores = build.engine.share(len(parts))
+    job = EncodeJob(build.folder, build.home, fine is not None, dimension, cores)
+    tasks = [
+        Task(
+            part.name,
+            fingerprint(
+                VERSION,
+                {
+                    "train": [template.file.sha256, fine],
+                    "embed": contents_of(part),
+                    "chunk": part.first_id,
+                },
+            ),
+            part,
+        )
+        for part in parts
+    ]
+    total = sum(part.rows for part in parts)
+    return run_stage(build, job, tasks, EncodedPart, "chunks", total)

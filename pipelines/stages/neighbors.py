@@ -1,0 +1,173 @@
+"""Stage 11: every chunk's neighbors in other documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from retro_db.config import NeighborsConfig
+from retro_db.index.part_keys import key_column
+from retro_db.manifest.parts import Part, contents_of
+from retro_db.reader.database import open as open_database
+from retro_db.reader.opening import open_files, open_table
+from retro_db.search.finder import ChunkTokens, Finder
+from retro_db.search.part_documents import load_documents, load_queries
+from retro_db.search.part_neighbors import neighbors_part
+from retro_db.search.searching import open_searcher
+from retro_db.store.contracts import contract
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.serialize import digest
+from retro_db.threads import Share
+
+from ..engine.jobs import Placement, Task, fingerprint
+from ..engine.resume import Build, run_stage
+from .tune import BuiltIndex, search_groups
+
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class NeighborsPart:
+    """One part's neighbors, and how many of its rows are short of k."""
+
+    file: FileEntry
+    short_rows: int
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Documents that were removed from the database: what a generation's manifest says of them.
+
+    Attributes:
+        generation: Of the database.
+        sha256: Of what was removed.
+    """
+
+    generation: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What is searched: the index, the parts whose chunks are in it, and how the tables look.
+
+    Attributes:
+        home: The database.
+        parts: All of its parts.
+        index: Over their keys.
+        parameters: For the contracts' types: token_type, chunk_tokens, dimension.
+        named: Sources whose documents have ids of their own.
+        removed: Whose chunks are nobody's neighbors any more; None where nothing was removed.
+    """
+
+    home: Folder
+    parts: list[Part]
+    index: BuiltIndex
+    parameters: dict[str, str | int]
+    named: list[str]
+    removed: Removed | None = None
+
+
+@dataclass
+class NeighborsJob:
+    """Finds the neighbors of one part's chunks, of the database or of a query corpus."""
+
+    folder: Folder
+    searched: Searched
+    config: NeighborsConfig
+    namesakes: list[str] | None
+    memory: int
+    cores: Share
+    stage: str = field(default="neighbors", init=False)
+
+    def open(self) -> Finder:
+        """The index, the keys for exact distances, and the tokens that tell duplicates."""
+        home, parts, index = self.searched.home, self.searched.parts, self.searched.index
+        template = index.template.file
+        removed = None
+        if gone := self.searched.removed:
+            removed = open_database(home.url, gone.generation).removed_chunks
+        searcher = open_searcher(home, index.key, template, index.partitions, self.memory, removed)
+        keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
+        tokens = self._tokens(parts)
+        return Finder(searcher, keys, index.search.settings, self.config.max_nprobe, tokens)
+
+    def run(self, shared: Finder, part: Part, report: Callable[[int], None]) -> NeighborsPart:
+        """Writes the neighbors file."""
+        home, parameters = self.searched.home, self.searched.parameters
+        [embeddings] = open_files(home, [part.keys_file], "embeddings", parameters)
+        if self.namesakes is None:
+            documents = load_documents(home, part)
+        else:
+            documents = load_queries(home, part, self.searched.parts, self.namesakes)
+        return NeighborsPart(
+            *neighbors_part(
+                embeddings,
+                documents,
+                self._tokens([part]),
+                contract("neighbors").name(part.shard, part.number),
+                shared,
+                self.config.k,
+                self.cores.threads,
+                self.folder,
+                report,
+            )
+        )
+
+    def files(self, result: NeighborsPart) -> list[FileEntry]:
+        """The neighbors file."""
+        return [result.file]
+
+    def _tokens(self, parts: list[Part]) -> ChunkTokens | None:
+        if not self.config.drop_duplicates:
+            return None
+        entries = [part.chunks for part in parts]
+        table = open_table(self.searched.home, entries, "chunks", self.searched.parameters)
+        return ChunkTokens(table.column("tokens"), table.column("length"))
+
+
+def neighbors_stage(
+    build: Build,
+    parts: list[Part],
+    searched: Searched,
+    namesakes: list[str] | None = None,
+) -> list[NeighborsPart]:
+    """Runs the stage.
+
+    Args:
+        build: The build, of the database or of a query corpus.
+        parts: Its parts, whose neighbors are wanted, their files as the database sees them.
+        searched: Where they are looked for.
+        namesakes: Of a query corpus, the sources whose documents with an id of its own are passed over;
+            None where the parts are the database's own.
+
+    Returns:
+        The files, in order.
+    """
+    config = build.config
+    memory = int(config.index.memory)
+    placement = Placement.in_memory(memory)
+    cores = build.engine.share(len(parts), placement)
+    job = NeighborsJob(build.folder, searched, config.neighbors, namesakes, memory, cores)
+    index, dimension = searched.index, int(searched.parameters["dimension"])
+    keys = ("neighbors.k", "neighbors.max_nprobe", "neighbors.drop_duplicates")
+    decides = config.settings(*keys) | {
+        "index": digest(index.identity),
+        "index.memory": search_groups(index.partitions, index.key, dimension, memory),
+        "embed": digest([[*contents_of(part), part.chunks.sha256] for part in searched.parts]),
+        "queries": namesakes,
+        "removed": searched.removed and searched.removed.sha256,
+    }
+    tasks = [
+        Task(
+            part.name,
+            fingerprint(
+                VERSION,
+                decides | {"chunk": [part.first_id, *contents_of(part), part.chunks.sha256]},
+            ),
+            part,
+        )
+        for part in parts
+    ]
+    total = sum(part.rows for part in parts)
+    return run_stage(build, job, tasks, NeighborsPart, "chunks", total, placement)

@@ -1,0 +1,91 @@
+"""Trains the index on a sample of the embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from retro_db.index.keys import IndexKey, parse_key
+from retro_db.index.part_keys import load_keys
+from retro_db.index.training import train_part, training_points
+from retro_db.manifest.parts import Part, contents_of
+from retro_db.store.folder import FileEntry, Folder
+
+from ..engine.jobs import Placement, Task, fingerprint
+from ..engine.resume import Build, run_stage, sole
+
+VERSION = 4
+
+
+@dataclass(frozen=True)
+class TrainedIndex:
+    """The template, the quantizer of fine codes if there is one, and how many keys trained them."""
+
+    file: FileEntry
+    fine: FileEntry | None
+    points: int
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """What was written."""
+        return [file for file in (self.file, self.fine) if file]
+
+
+@dataclass
+class TrainJob:
+    """Trains the template."""
+
+    folder: Folder
+    key: str
+    fine: str | None
+    dimension: int
+    entries: int
+    points: int
+    seed: int
+    stage: str = field(default="train", init=False)
+
+    def open(self) -> None:
+        """Nothing to share."""
+
+    def run(self, shared: None, parts: list[Part], report: Callable[[int], None]) -> TrainedIndex:
+        """Writes the template."""
+        return TrainedIndex(
+            *train_part(
+                (load_keys(self.folder, part, self.dimension) for part in parts),
+                parse_key(self.key, self.dimension),
+                self.fine,
+                self.dimension,
+                self.entries,
+                self.points,
+                self.seed,
+                self.folder,
+                report,
+            )
+        )
+
+    def files(self, result: TrainedIndex) -> list[FileEntry]:
+        """The template, and the quantizer of fine codes."""
+        return result.files
+
+
+def train_stage(
+    build: Build, parts: list[Part], key: IndexKey, entries: int, dimension: int
+) -> TrainedIndex:
+    """Trains the index on a sample of the parts."""
+    config = build.config
+    fine = None if config.embeddings.keep else config.index.refine
+    # The memory matters only where it bounds the sample.
+    memory = int(config.index.memory)
+    points = training_points(key, dimension, entries, memory)
+    job = TrainJob(build.folder, key.text, fine, dimension, entries, points, config.seed)
+    decides = {
+        "index.key": key.text,
+        "index.refine": fine,
+        "index.memory": points,
+        "seed": config.seed,
+        "embed": [entries, [contents_of(part) for part in parts]],
+    }
+    task = Task("trained", fingerprint(VERSION, decides), parts)
+    total = min(entries, points)
+    placement = Placement.in_memory(memory)
+    return sole(run_stage(build, job, [task], TrainedIndex, "chunks", total, placement))

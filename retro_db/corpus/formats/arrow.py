@@ -1,0 +1,33 @@
+"""Arrow files and streams, batch by batch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from retro_db.config import FilesConfig
+from retro_db.corpus.formats.columns import rows_of, wanted_columns
+from retro_db.corpus.formats.raw import RawRecord
+from retro_db.corpus.pieces import Piece
+from retro_db.corpus.streams import arrow_file
+
+
+def read_records(
+    raw: io.BufferedReader, piece: Piece, source: FilesConfig
+) -> Iterator[tuple[int, RawRecord]]:
+    """Yields the rows of an Arrow file or stream, each with its number."""
+    file = arrow_file(raw, piece.file.bytes)
+    row = 0
+    if raw.peek(6).startswith(b"ARROW1"):
+        reader = pa.ipc.open_file(file)
+        batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        reader = pa.ipc.open_stream(file)
+        batches = iter(reader)
+    columns = wanted_columns(reader.schema, source)
+    for batch in batches:
+        for record in rows_of(batch.select(columns), source):
+            yield row, record
+            row += 1

@@ -1,0 +1,49 @@
+"""Rows of Arrow columns as Python values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from retro_db.config import FilesConfig
+from retro_db.corpus.formats.raw import BadRecord
+
+
+def wanted_columns(schema: pa.Schema, source: FilesConfig) -> list[str]:
+    """Names of the columns to read, as far as they are there."""
+    wanted = [source.text] if source.id is None else [source.text, source.id]
+    return [name for name in wanted if name in schema.names]
+
+
+def rows_of(batch: pa.RecordBatch, source: FilesConfig) -> Iterator[dict[str, Any]]:
+    """The rows of a batch, with what is no UTF-8 marked where it stands."""
+    columns = [_values(column) for column in batch.columns]
+    for number in range(batch.num_rows):
+        yield dict(zip(batch.schema.names, (column[number] for column in columns), strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """A column as Python values. Arrow does not check that its strings are UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column.validate(full=True)
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_binary())
+    else:
+        column.validate(full=True)
+        return column.to_pylist()
+    column.validate(full=True)
+    return [_string(value) for value in column.to_pylist()]
+
+
+def _string(value: bytes | None) -> str | BadRecord | None:
+    if value is None:
+        return None
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRecord("not UTF-8", f"{error.reason} at byte {error.start} of the document")

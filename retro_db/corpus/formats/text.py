@@ -1,0 +1,86 @@
+"""Text files: one document each, or several between separators."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+
+from retro_db.config import FilesConfig
+from retro_db.corpus.formats.raw import BOM, BadRecord, RawRecord
+from retro_db.corpus.pieces import Piece
+from retro_db.corpus.streams import BLOCK, decompressed
+
+# A separator, with what it looks at around itself, is found if it is no longer than this.
+_SEPARATOR_REACH = 1 << 16
+
+
+def read_records(
+    raw: io.BufferedReader, piece: Piece, source: FilesConfig
+) -> Iterator[tuple[int, RawRecord]]:
+    """Yields the documents of a text file, each with the offset of its first byte."""
+    with decompressed(raw, piece.file.name) as stream:
+        if not stream.peek(1):
+            yield 0, BadRecord("empty file")
+        elif source.separator is None:
+            data = stream.read(source.max_document + 1)
+            while len(data) > source.max_document and stream.read(BLOCK):
+                pass  # to the end, where a damaged file shows
+            yield 0, {source.text: _decode(data, source.max_document)}
+        else:
+            pattern = re.compile(source.separator.encode(), re.MULTILINE)
+            for offset, data in split_stream(stream, pattern, source.max_document + 1):
+                yield offset, {source.text: _decode(data, source.max_document)}
+
+
+def _decode(data: bytes, limit: int) -> str | BadRecord:
+    if len(data) > limit:
+        return BadRecord("too long", "more bytes than max_document")
+    try:
+        return data.removeprefix(BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRecord("not UTF-8", f"{error.reason} at byte {error.start} of the document")
+
+
+def split_stream(
+    stream: io.BufferedReader, pattern: re.Pattern[bytes], limit: int
+) -> Iterator[tuple[int, bytes]]:
+    """Divides a stream at every match of a pattern, at constant memory.
+
+    Args:
+        stream: Read to its end.
+        pattern: What matches is left out; one that looks ahead and matches nothing cuts without a
+            loss. It sees 64 KiB around itself.
+        limit: Bytes of a piece that are returned; what is beyond is passed over.
+
+    Returns:
+        The offset of every piece and its first `limit` bytes. Pieces of nothing but white space are
+        left out.
+    """
+    buffer, base = b"", 0  # `base` is the offset of the buffer's first byte
+    piece, begin = bytearray(), 0
+    start = 0  # of the unsearched rest in the buffer
+    ended = False
+    while not ended:
+        block = stream.read(BLOCK)
+        ended = not block
+        buffer += block
+        trusted = len(buffer) if ended else len(buffer) - _SEPARATOR_REACH
+        for match in pattern.finditer(buffer, start):
+            if match.start() >= trusted:
+                break
+            if match.end() == 0 == base:
+                continue
+            piece += buffer[start : min(match.start(), start + limit - len(piece))]
+            if piece.strip():
+                yield begin, bytes(piece)
+            piece.clear()
+            start = match.end()
+            begin = base + start
+        if trusted > start:
+            piece += buffer[start : min(trusted, start + limit - len(piece))]
+            start = trusted
+        kept = max(0, start - _SEPARATOR_REACH)
+        buffer, base, start = buffer[kept:], base + kept, start - kept
+    if piece.strip():
+        yield begin, bytes(piece)

@@ -1,0 +1,70 @@
+"""Verdicts: the documents of a shard that screening leaves out, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retro_db.store.folder import FileEntry, Folder, describe
+
+_VERDICTS = pa.schema(
+    [
+        pa.field("number", pa.int64()),
+        pa.field("reason", pa.string()),
+        pa.field("by", pa.string()),
+        pa.field("similarity", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a record is left out.
+
+    Attributes:
+        number: Of the record in its shard.
+        reason: leakage or duplicate.
+        by: Which document it is too close to.
+        similarity: How close, in Jaccard similarity.
+    """
+
+    number: int
+    reason: str
+    by: str
+    similarity: float
+
+
+def write_verdicts(
+    verdicts: Sequence[Verdict], shard: int, stage: str, folder: Folder
+) -> FileEntry:
+    """Writes the verdicts on one shard.
+
+    Args:
+        verdicts: In the order of their records.
+        shard: Its number.
+        stage: Which one says so: screen, or resolve after duplicates are known.
+        folder: The database.
+
+    Returns:
+        The file, a table under `state/`.
+    """
+    path = f"state/{stage}/verdicts-{shard:07d}.parquet"
+    table = pa.Table.from_pylist([asdict(verdict) for verdict in verdicts], _VERDICTS)
+    with folder.writing(path) as file:
+        pq.write_table(table, file)
+        return describe(file, path, len(verdicts))
+
+
+def read_verdicts(folder: Folder, file: FileEntry) -> list[Verdict]:
+    """The verdicts on one shard, in the order of their records.
+
+    Args:
+        folder: The database.
+        file: What `write_verdicts` returned.
+    """
+    with folder.holding(file) as path:
+        table = pq.read_table(path, schema=_VERDICTS)
+    return [Verdict(**row) for row in table.to_pylist()]

@@ -1,0 +1,284 @@
+"""The manifest: the one file that makes a folder a database, written last and whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from retro_db.store.folder import FileEntry
+from retro_db.store.serialize import digest, to_json
+
+FORMAT = "retro-db"
+VERSION = "1.3"
+TRAIN, VALIDATION = "train", "validation"
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """What became of one corpus: `read` = `documents` + `dropped` + `rejected`.
+
+    Attributes:
+        name: Of the corpus.
+        weight: Sampling weight in training.
+        read: Records in its files.
+        documents: Documents that are in the database.
+        chunks: Of these documents.
+        tokens: Of these documents, without padding.
+        dropped: Good documents that were left out.
+        rejected: Bad records.
+        dropped_by: Dropped documents by reason: fraction, name, leakage, duplicate.
+        rejected_by: Rejected records by reason.
+    """
+
+    name: str
+    weight: float
+    read: int
+    documents: int
+    chunks: int
+    tokens: int
+    dropped: int
+    rejected: int
+    dropped_by: dict[str, int] = field(default_factory=dict)
+    rejected_by: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Totals over all sources.
+
+    Attributes:
+        documents: Kept documents, rows of the documents table.
+        chunks: Rows of the chunks table; ids are 0 to chunks - 1.
+        tokens: Tokens without padding.
+        validation_chunks: Chunks of the validation split: queries, but nobody's neighbors.
+        keyless_chunks: Chunks without any WordPiece: not indexed, without neighbors.
+        indexed_chunks: Entries of the index.
+        short_rows: Chunks with a key that have fewer than k neighbors stored.
+        removed_documents: Documents that were removed since: readers pass over them.
+        removed_chunks: Chunks of these documents.
+    """
+
+    documents: int
+    chunks: int
+    tokens: int
+    validation_chunks: int
+    keyless_chunks: int
+    indexed_chunks: int
+    short_rows: int
+    removed_documents: int = 0
+    removed_chunks: int = 0
+
+
+@dataclass(frozen=True)
+class ChunkInfo:
+    """Chunk length in tokens, stored token type, the id that pads, and the tokenizer's vocabulary."""
+
+    tokens: int
+    token_type: str
+    pad_id: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """The sha256 of `tokenizer/tokenizer.json`."""
+
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """The frozen encoder: folder or hub name without its path, hash of weights, config and tokenizer.
+
+    `batch_tokens` is what a batch held: with it the same device gives the same bytes again.
+    """
+
+    model: str
+    sha256: str
+    dimension: int
+    pooling: str
+    max_length: int
+    dtype: str
+    device: str
+    batch_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class RecallPoint:
+    """Recall@10 against exact search over other documents, measured with one way of searching.
+
+    Attributes:
+        nprobe: Lists visited.
+        recall: Mean over the sampled queries.
+        lower_bound: Of the mean, one-sided, 99%; the mean itself where the queries were all chunks.
+        rerank: Candidates re-ranked.
+        ef_search: Breadth among centroids; None where no graph joins them.
+    """
+
+    nprobe: int
+    recall: float
+    lower_bound: float
+    rerank: int = 200
+    ef_search: int | None = None
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """The index and how it is searched.
+
+    Attributes:
+        key: As trained: optional transform, coarse quantizer, codes. A trailing `fs` means that the
+            4-bit codes are stored plain and become FastScan when loaded.
+        lists: Inverted lists.
+        partitions: Files of inverted lists.
+        nprobe: Lists visited for a query.
+        rerank: Candidates of other documents whose exact distances are computed.
+        ef_search: Breadth of the search among centroids; None where no graph joins them.
+        training_points: Vectors that trained it.
+        template_sha256: Of `index/trained.faissindex`.
+        recall_queries: Queries that the curve was measured with.
+        recall: The measured curve; its last point is that of the settings above.
+        fine_size: Bytes of a fine code; 0 where embeddings were kept.
+    """
+
+    key: str
+    lists: int
+    partitions: int
+    nprobe: int
+    rerank: int
+    training_points: int
+    template_sha256: str
+    recall_queries: int
+    recall: list[RecallPoint]
+    ef_search: int | None = None
+    fine_size: int = 0
+
+
+@dataclass(frozen=True)
+class NeighborsInfo:
+    """Neighbors stored for a chunk."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Files of every table, in reading order.
+
+    `embeddings` is empty where they were not kept, `fine` where they were. `dropped`, `removed` and
+    `renumbered` have no file for every part: they are empty where no document was left out for its
+    content, none was removed, and the database is no compacted one.
+    """
+
+    documents: list[FileEntry]
+    chunks: list[FileEntry]
+    embeddings: list[FileEntry]
+    neighbors: list[FileEntry]
+    dropped: list[FileEntry] = field(default_factory=list)
+    fine: list[FileEntry] = field(default_factory=list)
+    removed: list[FileEntry] = field(default_factory=list)
+    renumbered: list[FileEntry] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """All of them."""
+        return [file for table in TABLES for file in getattr(self, table)]
+
+
+TABLES = tuple(table.name for table in dataclasses.fields(Tables))
+QUERIES = "queries"
+
+
+def query_path(name: str) -> str:
+    """Where a query corpus lies in the database folder."""
+    return f"{QUERIES}/{name}"
+
+
+@dataclass(frozen=True)
+class QueryCorpus:
+    """A further corpus whose chunks have neighbors here and are nobody's themselves.
+
+    Attributes:
+        source: Its name and what became of its records.
+        keyless_chunks: Chunks without any WordPiece.
+        short_rows: Chunks with a key that have fewer than k neighbors.
+        tables: Its files, under `queries/<name>/`; chunk ids count from 0 in them.
+    """
+
+    source: SourceCounts
+    keyless_chunks: int
+    short_rows: int
+    tables: Tables
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a reader may trust: counts, identities, settings and files.
+
+    It holds no absolute path, clock time, runner or worker count: equal builds are equal bytes.
+    """
+
+    counts: Counts
+    sources: list[SourceCounts]
+    chunk: ChunkInfo
+    tokenizer: TokenizerInfo
+    encoder: EncoderInfo
+    index: IndexInfo
+    neighbors: NeighborsInfo
+    config: dict[str, Any]
+    tables: Tables
+    index_files: list[FileEntry]
+    tokenizer_files: list[FileEntry]
+    queries: list[QueryCorpus] = field(default_factory=list)
+    generation: int = 1
+    parent: str | None = None
+    format: str = FORMAT
+    version: str = VERSION
+    sha256: str = field(default="")
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file of the database but the manifest."""
+        queried = [file for query in self.queries for file in query.tables.files]
+        return [*self.tables.files, *self.index_files, *self.tokenizer_files, *queried]
+
+    @property
+    def files_by_table(self) -> dict[str, list[FileEntry]]:
+        """The same, by what they are part of; those of query corpora together."""
+        return {
+            **{table: getattr(self.tables, table) for table in TABLES},
+            "index": self.index_files,
+            "tokenizer": self.tokenizer_files,
+            QUERIES: [file for query in self.queries for file in query.tables.files],
+        }
+
+    @property
+    def template_file(self) -> FileEntry:
+        """The trained index."""
+        return self.index_files[0]
+
+    @property
+    def partition_files(self) -> list[FileEntry]:
+        """Ranges of inverted lists, in order."""
+        return self.index_files[len(self.index_files) - self.index.partitions :]
+
+    @property
+    def type_parameters(self) -> dict[str, str | int]:
+        """Values of the parameters that the contracts' types name."""
+        return {
+            "token_type": self.chunk.token_type,
+            "chunk_tokens": self.chunk.tokens,
+            "dimension": self.encoder.dimension,
+            "k": self.neighbors.k,
+            "fine_size": self.index.fine_size,
+        }
+
+    def sealed(self) -> Manifest:
+        """The manifest with its own sha256, over its canonical JSON without that field."""
+        return dataclasses.replace(self, sha256=digest(without_seal(to_json(self))))
+
+
+def without_seal(data: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a manifest without its own sha256: what that is computed over."""
+    return {key: value for key, value in data.items() if key != "sha256"}

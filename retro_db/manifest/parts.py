@@ -1,0 +1,83 @@
+"""Parts of a database: descriptors that stages pass to one another, never payload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from retro_db.manifest.model import Tables
+from retro_db.store.folder import FileEntry
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the database on its way through the stages.
+
+    Attributes:
+        shard: The planned shard that it came from.
+        number: Roll-over number within the shard.
+        first_id: Global id of its first chunk.
+        chunks: Its chunks file.
+        documents: Its documents file.
+        embeddings: Its embeddings file, once there is one.
+    """
+
+    shard: int
+    number: int
+    first_id: int
+    chunks: FileEntry
+    documents: FileEntry
+    embeddings: FileEntry | None = None
+
+    @property
+    def name(self) -> str:
+        """As in its file names."""
+        return f"part-{self.shard:07d}-{self.number:04d}"
+
+    def below(self, place: str) -> Part:
+        """The same part, its files seen from further up."""
+        embeddings = self.embeddings and self.embeddings.below(place)
+        return replace(
+            self,
+            chunks=self.chunks.below(place),
+            documents=self.documents.below(place),
+            embeddings=embeddings,
+        )
+
+    @property
+    def keys_file(self) -> FileEntry:
+        """Its embeddings file, which the embed stage wrote.
+
+        Raises:
+            ValueError: There is none yet.
+        """
+        if self.embeddings is None:
+            raise ValueError(f"{self.name} is not embedded yet")
+        return self.embeddings
+
+    @property
+    def rows(self) -> int:
+        """Its chunks."""
+        return self.chunks.rows or 0
+
+
+def contents_of(part: Part) -> tuple[str, str]:
+    """Hashes of what the index is made of, for fingerprints: documents and keys."""
+    return part.documents.sha256, part.keys_file.sha256
+
+
+def listed_parts(tables: Tables) -> list[Part]:
+    """The parts of a finished database, or of a query corpus in it.
+
+    Args:
+        tables: As its manifest lists them, with embeddings.
+
+    Returns:
+        Every part in order, numbered anew.
+    """
+    parts: list[Part] = []
+    first_id = 0
+    files = zip(tables.chunks, tables.documents, tables.embeddings, strict=True)
+    for number, (chunks, documents, embeddings) in enumerate(files):
+        parts.append(Part(number, 0, first_id, chunks, documents, embeddings))
+        first_id += chunks.rows or 0
+    return parts

@@ -1,0 +1,335 @@
+"""The plan: every part of a build and their sums, before anything runs.
+
+There are no rules of its own where a build has one: shards are packed, keys chosen, lists cut and tables
+written by the functions that a build calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_db.config import Config
+from retro_db.index.filling import cut_lists, range_bounds
+from retro_db.index.keys import POINT_COPIES, choose_key, parse_key
+from retro_db.index.sizing import ID_BYTES, index_sizes
+from retro_db.index.training import training_points
+from retro_db.manifest.files import FILE as MANIFEST
+from retro_db.manifest.files import manifest_text
+from retro_db.manifest.model import TABLES, IndexInfo, Manifest
+from retro_db.plan.corpus_facts import Facts, Layout, share_out
+from retro_db.plan.hours import HoursPlan, plan_hours
+from retro_db.plan.manifests import Files, index_info, planned_manifest
+from retro_db.plan.stage_plan import StagePlan, plan_stages
+from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
+from retro_db.screening.duplicates import BAND_ENTRY, count_partitions
+from retro_db.screening.grams import Bands
+from retro_db.search.searching import group_partitions, resident_bytes
+from retro_db.store.folder import FileEntry
+from retro_db.tokens.tokenizer import token_type_for
+
+# English words in a token, about, each of which begins a gram; and bytes of a gram's hash.
+_WORDS_PER_TOKEN, _BYTES_PER_GRAM = 0.75, 8
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """One table: its files, rows and bytes, and the bytes for each chunk of the corpus."""
+
+    table: str
+    files: int
+    rows: int
+    bytes: int
+    bytes_per_chunk: float
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """The index.
+
+    Attributes:
+        key: Given, or what `auto` stands for.
+        dimension: Of the keys.
+        lists: Inverted lists.
+        entries: Chunks that it holds: those of training documents.
+        entry_bytes: Of one, code and id.
+        partitions: Files of lists.
+        memory: What a worker may use: `index.memory`.
+        training_points: Keys that train it.
+        training_bytes: Memory that they take, three times float32 [points, d].
+        loaded_bytes: What the template and all partitions take when opened.
+        search_groups: Groups of partitions that are opened one after another; 1 where all fit.
+        search_bytes: What the template and the largest group take.
+    """
+
+    key: str
+    dimension: int
+    lists: int
+    entries: int
+    entry_bytes: int
+    partitions: int
+    memory: int
+    training_points: int
+    training_bytes: int
+    loaded_bytes: int
+    search_groups: int
+    search_bytes: int
+
+    def described(self, config: Config) -> IndexInfo:
+        """What the manifest says of it, untuned."""
+        return index_info(
+            config, self.key, self.lists, self.partitions, self.training_points, self.dimension
+        )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums.
+
+    Attributes:
+        files: Of all tables.
+        bytes: Of all tables.
+        bytes_per_chunk: The same for each chunk of the corpus.
+        temporary_bytes: Of what lies beside them until the build ends.
+        peak_bytes: Of both.
+        tasks: Of all stages.
+        descriptor_bytes: That cross stage boundaries.
+        shuffled_bytes: Payload that is shuffled: band keys, where duplicates are looked for.
+        list_requests: Of all stages.
+    """
+
+    files: int
+    bytes: int
+    bytes_per_chunk: float
+    temporary_bytes: int
+    peak_bytes: int
+    tasks: int
+    descriptor_bytes: int
+    shuffled_bytes: int
+    list_requests: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole build.
+
+    Attributes:
+        source: Where documents and tokens are known from.
+        documents: That are kept.
+        tokens: Of them.
+        input_bytes: Of the files, or of their ranges, that shards are made of.
+        chunks: Of the corpus.
+        queried_chunks: Of further corpora, whose neighbors are looked for as well.
+        chunk_tokens: m.
+        token_type: Of stored tokens.
+        dimension: Of the keys.
+        k: Neighbors of a chunk.
+        shards: Of the corpus.
+        parts: Files of each of its tables.
+        largest_part: Chunks of the largest.
+        tables: What stays, the manifest last.
+        temporary: What lies beside it until the build ends.
+        index: The index.
+        stages: In order.
+        hours: Of the stages for which a rate is known.
+        totals: The sums.
+    """
+
+    source: str
+    documents: int
+    tokens: int
+    input_bytes: int
+    chunks: int
+    queried_chunks: int
+    chunk_tokens: int
+    token_type: str
+    dimension: int
+    k: int
+    shards: int
+    parts: int
+    largest_part: int
+    tables: list[TablePlan]
+    temporary: list[TablePlan]
+    index: IndexPlan
+    stages: list[StagePlan]
+    hours: list[HoursPlan]
+    totals: Totals
+
+
+def make_plan(config: Config, facts: Facts, chunks_per_second: float | None = None) -> Plan:
+    """Plans a build.
+
+    Args:
+        config: Its settings.
+        facts: What there is to build from.
+        chunks_per_second: What a device of the user's embeds; a published rate where left out.
+
+    Raises:
+        IndexKeyError: The key is malformed, or so many chunks and so much memory cannot train it.
+    """
+    layouts, files = _lay_out(config, facts)
+    chunks, more = layouts[0].chunks, sum(layout.chunks for layout in layouts[1:])
+    index, built = plan_index(config, facts.dimension, chunks)
+    tables = _tables(planned_manifest(config, facts, files, built, index.described(config)))
+    bands = _band_keys(config, facts)
+    temporary = _temporary(config, facts, layouts[0], files, index, bands)
+    stages = plan_stages(config, facts, files, index.partitions, count_partitions(bands, 1))
+    return Plan(
+        source=facts.source,
+        documents=facts.corpus.documents,
+        tokens=facts.corpus.tokens,
+        input_bytes=sum(shard.bytes for shard in facts.corpus.shards),
+        chunks=chunks,
+        queried_chunks=more,
+        chunk_tokens=config.chunk.tokens,
+        token_type=token_type_for(facts.vocab_size).name,
+        dimension=facts.dimension,
+        k=config.neighbors.k,
+        shards=len(facts.corpus.shards),
+        parts=len(layouts[0].rows),
+        largest_part=int(layouts[0].rows.max()),
+        tables=tables,
+        temporary=temporary,
+        index=index,
+        stages=stages,
+        hours=plan_hours(chunks + more, facts.dimension, facts.on_gpu, chunks_per_second),
+        totals=_sum_up(tables, temporary, stages, bands * BAND_ENTRY.itemsize, chunks),
+    )
+
+
+def plan_manifest(config: Config, facts: Facts) -> Manifest:
+    """The manifest that a build would write, but for hashes and what tuning finds.
+
+    Args:
+        config: Of the build.
+        facts: What there is to build from.
+
+    Raises:
+        IndexKeyError: As for `make_plan`.
+    """
+    layouts, files = _lay_out(config, facts)
+    index, built = plan_index(config, facts.dimension, layouts[0].chunks)
+    return planned_manifest(config, facts, files, built, index.described(config))
+
+
+def _lay_out(config: Config, facts: Facts) -> tuple[list[Layout], list[Files]]:
+    """Parts and files of the corpus, then of each query corpus."""
+    corpora, chunk = [facts.corpus, *facts.queries], config.chunk
+    layouts = [corpus.lay_out(chunk.tokens, chunk.part_rows) for corpus in corpora]
+    pairs = zip(corpora, layouts, strict=True)
+    return layouts, [corpus_files(corpus, layout, facts, config) for corpus, layout in pairs]
+
+
+def _tables(manifest: Manifest) -> list[TablePlan]:
+    """What the manifest lists, and itself."""
+    chunks, tables = manifest.counts.chunks, manifest.tables
+    listed = {name: getattr(tables, name) for name in TABLES} | {
+        "index": manifest.index_files,
+        "tokenizer": manifest.tokenizer_files,
+        "queries": [file for query in manifest.queries for file in query.tables.files],
+        "manifest": [FileEntry(MANIFEST, len(manifest_text(manifest)), "")],
+    }
+    return [_table(name, files, chunks) for name, files in listed.items() if files]
+
+
+def _temporary(
+    config: Config,
+    facts: Facts,
+    layout: Layout,
+    files: Sequence[Files],
+    index: IndexPlan,
+    bands: int,
+) -> list[TablePlan]:
+    """Codes; keys where they are not kept; grams and band keys where duplicates are looked for."""
+    chunks = layout.chunks
+    entries = share_out(index.entries, layout.rows)
+    codes = arrow_files("codes", layout, entries, code_size=index.entry_bytes - ID_BYTES)
+    temporary = [_table("codes", codes, chunks)]
+    if not config.embeddings.keep:
+        keys = [file for one in files for file in one["embeddings"]]
+        temporary.append(_table("embeddings", keys, chunks))
+    if bands:
+        size = round(facts.corpus.tokens * _WORDS_PER_TOKEN) * _BYTES_PER_GRAM
+        size += bands * _BYTES_PER_GRAM
+        shards, documents = len(facts.corpus.shards), facts.corpus.documents
+        temporary.append(TablePlan("signatures", shards, documents, size, round(size / chunks, 3)))
+    return temporary
+
+
+def plan_index(config: Config, dimension: int, chunks: int) -> tuple[IndexPlan, list[FileEntry]]:
+    """The index, its entries spread evenly over the lists.
+
+    Args:
+        config: Of the build.
+        dimension: d.
+        chunks: Of the corpus, validation included.
+
+    Returns:
+        What it takes, and its files.
+
+    Raises:
+        IndexKeyError: The key is malformed, or so many chunks and so much memory cannot train it.
+    """
+    settings, memory = config.index, int(config.index.memory)
+    entries = max(1, round(chunks * (1 - config.split.validation)))
+    key = settings.key if settings.key != "auto" else choose_key(entries, dimension, memory)
+    parsed = parse_key(key, dimension)
+    sizes = index_sizes(parsed, dimension)
+    points = min(entries, training_points(parsed, dimension, entries, memory))
+    bounds = range_bounds(parsed.lists)
+    spread = np.diff(entries * bounds // parsed.lists)
+    ranges = cut_lists(settings, spread, parsed.lists, sizes.entry)
+    files = index_files(config, dimension, ranges, entries, sizes)
+    loaded = [resident_bytes(file.bytes, parsed) for file in files[-len(ranges) :]]
+    groups = group_partitions(loaded, memory)
+    template = files[0].bytes
+    plan = IndexPlan(
+        key=key,
+        dimension=dimension,
+        lists=parsed.lists,
+        entries=entries,
+        entry_bytes=sizes.entry,
+        partitions=len(ranges),
+        memory=memory,
+        training_points=points,
+        training_bytes=points * POINT_COPIES * 4 * dimension,
+        loaded_bytes=template + sum(loaded),
+        search_groups=len(groups),
+        search_bytes=template + max(sum(loaded[first:end]) for first, end in groups),
+    )
+    return plan, files
+
+
+def _band_keys(config: Config, facts: Facts) -> int:
+    """Of all documents; 0 where duplicates are not looked for."""
+    if config.dedup.jaccard is None:
+        return 0
+    return facts.corpus.documents * Bands.for_threshold(config.dedup.jaccard).count
+
+
+def _table(name: str, files: Sequence[FileEntry], chunks: int) -> TablePlan:
+    size, rows = sum(file.bytes for file in files), sum(file.rows or 0 for file in files)
+    return TablePlan(name, len(files), rows, size, round(size / chunks, 3))
+
+
+def _sum_up(
+    tables: Sequence[TablePlan],
+    temporary: Sequence[TablePlan],
+    stages: Sequence[StagePlan],
+    shuffled: int,
+    chunks: int,
+) -> Totals:
+    size, more = (sum(table.bytes for table in held) for held in (tables, temporary))
+    return Totals(
+        files=sum(table.files for table in tables),
+        bytes=size,
+        bytes_per_chunk=round(size / chunks, 3),
+        temporary_bytes=more,
+        peak_bytes=size + more,
+        tasks=sum(stage.tasks for stage in stages),
+        descriptor_bytes=sum(stage.descriptor_bytes for stage in stages),
+        shuffled_bytes=shuffled,
+        list_requests=sum(stage.list_requests for stage in stages),
+    )

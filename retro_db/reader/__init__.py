@@ -1,0 +1,1 @@
+"""Reading a database: NumPy, PyArrow and fsspec alone."""

@@ -1,0 +1,78 @@
+"""Opens the files of tables, and checks them against the manifest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from retro_db.errors import DamagedFileError
+from retro_db.store.contracts import contract
+from retro_db.store.copied import CopiedFile
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.gathering import Table
+from retro_db.store.parquet_tables import read_parquet
+from retro_db.store.tables import IpcFile, TableFile
+
+
+def read_documents(folder: Folder, entry: FileEntry, chunks: int) -> pa.Table:
+    """Reads the documents of one part, which have its chunks one after another.
+
+    Args:
+        folder: Where the file is.
+        entry: What the manifest or the completion records say of it.
+        chunks: Of the part.
+
+    Returns:
+        One row per document; `first_chunk` counts from the part's first.
+
+    Raises:
+        DamagedFileError: The file is missing, of another size, or holds something else.
+    """
+    where = f"{folder.url}: {entry.path}"
+    schema = contract("documents").schema()
+    with folder.holding(entry) as path:
+        table = read_parquet(path, schema, entry.rows or 0, where)
+    firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
+    # Numbers up to the chunks, of which no sum is too large.
+    sane = ((counts >= 0) & (counts <= chunks) & (firsts >= 0) & (firsts <= chunks)).all()
+    ends = np.concatenate([[0], firsts + counts])
+    if not sane or (ends[:-1] != firsts).any() or ends[-1] != chunks:
+        raise DamagedFileError(
+            f"{where}: first_chunk and chunk_count do not tile the chunks; run verify"
+        )
+    return table
+
+
+def open_table(
+    folder: Folder, entries: list[FileEntry], table: str, parameters: dict[str, str | int]
+) -> Table:
+    """An Arrow table, if it has any files or not; arguments and errors are those of `open_files`."""
+    files = open_files(folder, entries, table, parameters)
+    return Table(files, contract(table).schema(**parameters))
+
+
+def open_files(
+    folder: Folder, entries: list[FileEntry], table: str, parameters: dict[str, str | int]
+) -> list[TableFile]:
+    """Opens the files of an Arrow table; on object stores, each when it is first read.
+
+    Args:
+        folder: Where they are.
+        entries: What the manifest or the completion records say of them.
+        table: Name of the contract.
+        parameters: For the contract's types; those that it does not name are ignored.
+
+    Returns:
+        One open file for each entry.
+
+    Raises:
+        DamagedFileError: A file is missing, of another size, or holds something else.
+    """
+    agreed = contract(table)
+    schema = agreed.schema(**parameters)
+    if not folder.is_local:
+        return [CopiedFile(folder, entry, schema, agreed.batch_rows) for entry in entries]
+    return [
+        IpcFile(folder.verified(entry), schema, entry.rows or 0, agreed.batch_rows)
+        for entry in entries
+    ]

@@ -1,0 +1,1 @@
+"""Documents too close to evaluation texts, or to one another."""

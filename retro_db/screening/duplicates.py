@@ -1,0 +1,251 @@
+"""Near-duplicate documents: pairs that share a band, compared exactly, and which of each pair stays."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import numpy as np
+import pyarrow as pa
+from xxhash import xxh3_128_digest
+
+from retro_db.corpus.selection import DUPLICATE
+from retro_db.corpus.verdicts import Verdict, read_verdicts, write_verdicts
+from retro_db.screening.grams import jaccard
+from retro_db.screening.screening import ScreenedShard
+from retro_db.screening.signatures import SignatureFile
+from retro_db.store.folder import FileEntry, Folder, describe
+
+# A document's number over all shards: the shard's above, its row in the signatures below.
+_ROW_BITS = 40
+# A band key and its document.
+BAND_ENTRY = np.dtype([("key", "<u8"), ("document", "<u8")])
+# Entries of one partition: 64 MB.
+_PARTITION_ENTRIES = 1 << 22
+# In a band with more different documents than this, only the first so many are compared with all.
+_MOST_COMPARED = 1000
+_OPEN_FILES = 64
+_PAIRS = pa.schema(
+    [
+        pa.field("first", pa.uint64()),
+        pa.field("second", pa.uint64()),
+        pa.field("similarity", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SignedShard:
+    """The signatures of one shard."""
+
+    number: int
+    file: FileEntry
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The near-duplicate pairs of one partition of the bands."""
+
+    file: FileEntry
+
+
+def count_partitions(documents: int, bands: int) -> int:
+    """Into how many parts the band keys are divided, each small enough for one worker's memory.
+
+    Args:
+        documents: That have keys.
+        bands: Keys of a document.
+    """
+    return max(1, -(-documents * bands // _PARTITION_ENTRIES))
+
+
+def band_entries(
+    shard: SignedShard, folder: Folder, partitions: int
+) -> Iterator[tuple[int, bytes]]:
+    """The band keys of a shard's documents, to be brought together by partition.
+
+    Args:
+        shard: Whose signatures are read.
+        folder: The database.
+        partitions: Among which keys are divided.
+
+    Returns:
+        Partitions with packed pairs of key and document, both little-endian uint64.
+    """
+    with folder.holding(shard.file) as path:
+        keys = SignatureFile(path).keys
+    entries = np.empty(keys.size, BAND_ENTRY)
+    entries["key"] = keys.reshape(-1)
+    documents = np.arange(len(keys), dtype=np.uint64) + np.uint64(shard.number << _ROW_BITS)
+    entries["document"] = np.repeat(documents, keys.shape[1])
+    partition = entries["key"] % np.uint64(partitions)
+    order = np.argsort(partition, kind="stable")
+    bounds = np.searchsorted(partition[order], np.arange(partitions + 1))
+    for number, (low, high) in enumerate(pairwise(bounds)):
+        if low < high:
+            yield number, entries[order[low:high]].tobytes()
+
+
+def find_pairs(
+    partition: int,
+    blocks: Iterable[bytes],
+    shards: Sequence[SignedShard],
+    similarity: float,
+    folder: Folder,
+) -> Pairs:
+    """Compares documents that share a band, and writes the pairs that are close enough.
+
+    Args:
+        partition: Number of the part of all band keys.
+        blocks: What `band_entries` gave for it, in any order.
+        shards: All of them.
+        similarity: Jaccard similarity from which a pair counts.
+        folder: The database.
+
+    Returns:
+        The file of pairs, first before second, in order.
+    """
+    entries = np.concatenate(
+        [np.empty(0, BAND_ENTRY), *(np.frombuffer(b, BAND_ENTRY) for b in blocks)]
+    )
+    entries = entries[np.lexsort((entries["document"], entries["key"]))]
+    files = _Signatures(shards, folder)
+    same = np.flatnonzero(entries["key"][1:] == entries["key"][:-1])
+    pairs: list[tuple[int, int, float]] = []
+    # Runs of equal keys: each begins where an equal neighbor follows and none comes before.
+    starts = same[np.diff(same, prepend=-2) > 1] if len(same) else same
+    for start in starts.tolist():
+        key = entries["key"][start]
+        end = start + 1
+        while end < len(entries) and entries["key"][end] == key:
+            end += 1
+        pairs += _close_pairs(key, entries["document"][start:end].tolist(), files, similarity)
+    pairs.sort()
+    path = f"state/pairs/part-{partition:07d}.arrow"
+    columns = list(zip(*pairs, strict=True)) or [(), (), ()]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, _PAIRS, strict=True)]
+    with folder.writing(path) as file:
+        with pa.ipc.new_file(str(file), _PAIRS) as sink:
+            sink.write_table(pa.Table.from_arrays(arrays, schema=_PAIRS))
+        return Pairs(describe(file, path, len(pairs)))
+
+
+def _close_pairs(
+    key: np.uint64, documents: Sequence[int], files: _Signatures, similarity: float
+) -> Iterator[tuple[int, int, float]]:
+    """Pairs of one band. Those that share an earlier band too were found there."""
+    originals: dict[bytes, int] = {}
+    different: list[int] = []
+    width = len(files.keys(documents[0]))
+    different_keys = np.empty((min(len(documents), _MOST_COMPARED), width), np.uint64)
+    for second in documents:
+        grams, keys = files.grams(second), files.keys(second)
+        original = originals.setdefault(xxh3_128_digest(grams.tobytes()), second)
+        if original != second:
+            # What a copy is close to, its original is close to as well.
+            if keys[0] == key:
+                yield original, second, 1.0
+            continue
+        first_common = keys[np.argmax(different_keys[: len(different)] == keys, axis=1)]
+        for number in np.flatnonzero(first_common == key):
+            first = different[number]
+            found = jaccard(files.grams(first), grams)
+            if found >= similarity:
+                yield first, second, found
+        if len(different) < len(different_keys):
+            different_keys[len(different)] = keys
+            different.append(second)
+
+
+class _Signatures:
+    """The signatures of all shards, by document; few files are open at a time."""
+
+    def __init__(self, shards: Sequence[SignedShard], folder: Folder) -> None:
+        files = {shard.number: shard.file for shard in shards}
+
+        def read(shard: int) -> SignatureFile:
+            with folder.holding(files[shard]) as path:
+                return SignatureFile(path)
+
+        self._open = functools.lru_cache(_OPEN_FILES)(read)
+
+    def _find(self, document: int) -> tuple[SignatureFile, int]:
+        return self._open(document >> _ROW_BITS), document & ((1 << _ROW_BITS) - 1)
+
+    def grams(self, document: int) -> np.ndarray:
+        """Grams of a document."""
+        file, row = self._find(document)
+        return file.grams(row)
+
+    def keys(self, document: int) -> np.ndarray:
+        """Band keys of a document."""
+        file, row = self._find(document)
+        return file.keys[row]
+
+    def describe(self, document: int) -> tuple[int, str]:
+        """Number of a document's record in its shard, and its id."""
+        file, row = self._find(document)
+        return int(file.numbers[row]), file.id(row)
+
+
+def keep_first(pairs: Iterable[tuple[int, int, float]]) -> dict[int, tuple[int, float]]:
+    """Which documents are left out: those close to an earlier one that is kept.
+
+    Args:
+        pairs: First, second and similarity, first < second, in any order.
+
+    Returns:
+        For each document that is left out, the kept one it is closest to (the first of several), and
+        how close.
+    """
+    out: dict[int, tuple[int, float]] = {}
+    ordered = sorted(set(pairs), key=lambda pair: (pair[1], -pair[2], pair[0]))
+    for second, group in groupby(ordered, key=lambda pair: pair[1]):
+        for first, _, similarity in group:
+            if first not in out:
+                out[second] = (first, similarity)
+                break
+            if similarity == 1.0:
+                # A copy of one that is left out is as close as that to the one that is kept.
+                out[second] = out[first]
+                break
+    return out
+
+
+def resolve(
+    screened: Mapping[int, ScreenedShard],
+    shards: Sequence[SignedShard],
+    pairs: Sequence[Pairs],
+    sources: Mapping[int, str],
+    folder: Folder,
+) -> dict[int, FileEntry]:
+    """Decides about all pairs, and writes the verdicts on every shard anew.
+
+    Args:
+        screened: What screening wrote, by shard.
+        shards: Their signatures.
+        pairs: Of all partitions; held in memory, some 200 bytes a pair.
+        sources: Name of each shard's corpus.
+        folder: The database.
+
+    Returns:
+        The verdicts on each shard, those of leakage included.
+    """
+    found: set[tuple[int, int, float]] = set()
+    for part in pairs:
+        with folder.holding(part.file) as path:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        found.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    files = _Signatures(shards, folder)
+    verdicts = {number: read_verdicts(folder, shard.verdicts) for number, shard in screened.items()}
+    for document, (kept, similarity) in sorted(keep_first(found).items()):
+        number, _ = files.describe(document)
+        _, name = files.describe(kept)
+        by = f"{sources[kept >> _ROW_BITS]}:{name}"
+        verdicts[document >> _ROW_BITS].append(Verdict(number, DUPLICATE, by, similarity))
+    return {
+        shard: write_verdicts(sorted(own, key=lambda v: v.number), shard, "resolve", folder)
+        for shard, own in verdicts.items()
+    }

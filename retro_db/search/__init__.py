@@ -1,0 +1,1 @@
+"""Searching an index, tuning the search, and what is found."""

@@ -1,0 +1,155 @@
+"""Search by text, for evaluation and sampling; needs the extra `build`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.models import (
+    CPU,
+    CPU_BATCH_TOKENS,
+    CUDA,
+    EncoderModel,
+    gpu_count,
+    resolve_model,
+)
+from retro_db.errors import InputError
+from retro_db.index.refining import FINE_PATH, FineKeys
+from retro_db.reader.database import Database
+from retro_db.search.finder import Finder
+from retro_db.search.reranking import Keys
+from retro_db.search.searching import QueryBlock, SearchSettings, open_searcher
+from retro_db.store.entries import read_bounded
+from retro_db.store.serialize import DecodeError, from_json, parse_json
+from retro_db.threads import available_cores
+
+LOCATIONS = "state/locations.json"
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Where a build found its models: kept beside the database, never in the manifest."""
+
+    encoder: str
+
+
+def open_encoder(database: Database, encoder: str | None = None) -> Encoder:
+    """The encoder that a database was built with.
+
+    Args:
+        database: Whose.
+        encoder: Folder or hub name; where the build found it, if left out.
+
+    Raises:
+        InputError: It is not known where the encoder is.
+        ModelError: It cannot be loaded, or is another one than the build's.
+    """
+    info = database.manifest.encoder
+    model = EncoderModel(
+        sha256=info.sha256,
+        dimension=info.dimension,
+        pooling=info.pooling,
+        max_length=info.max_length,
+        batch_tokens=CPU_BATCH_TOKENS,
+        device=CUDA if gpu_count() else CPU,
+        dtype=info.dtype,
+    )
+    name = encoder or _recorded_encoder(database)
+    return Encoder(resolve_model(name), model, threads=available_cores())
+
+
+def _recorded_encoder(database: Database) -> str:
+    where = f"{database.folder.url}/{LOCATIONS}"
+    try:
+        recorded = read_bounded(database.folder, LOCATIONS)
+        if recorded is not None:
+            return from_json(Locations, parse_json(recorded)).encoder
+    except DecodeError as error:
+        raise InputError(f"{where}: {error}; give --encoder") from error
+    raise InputError(
+        f"{database.folder.url}: does not know where its encoder {database.manifest.encoder.model} is; "
+        "give --encoder"
+    )
+
+
+class Retriever:
+    """The database's encoder and index, opened for queries.
+
+    Args:
+        database: Opened with `retro_db.open`.
+        encoder: Folder or hub name of the encoder; where the build found it, if left out.
+        memory: Bytes that the index may take; a larger one is opened partition by partition at every
+            search, so give it many texts at a time. None for no limit.
+
+    Raises:
+        ModelError: The encoder cannot be found, or is another one than the build's.
+        DamagedFileError: A file of the index is missing or of another size.
+    """
+
+    def __init__(
+        self, database: Database, encoder: str | None = None, memory: int | None = None
+    ) -> None:
+        self.database = database
+        index = database.manifest.index
+        self._encoder = open_encoder(database, encoder)
+        manifest = database.manifest
+        for entry in manifest.index_files:
+            database.folder.verified(entry)
+        searcher = open_searcher(
+            database.folder,
+            index.key,
+            manifest.template_file,
+            manifest.partition_files,
+            memory,
+            removed=database.removed_chunks,
+        )
+        settings = SearchSettings(index.nprobe, index.rerank, index.ef_search)
+        self._finder = Finder(searcher, self._open_keys(), settings)
+
+    def _open_keys(self) -> Keys:
+        """What candidates are re-ranked by: the kept embeddings, or else their fine codes."""
+        database = self.database
+        if database.manifest.tables.embeddings or not database.manifest.tables.fine:
+            return database.embeddings
+        return FineKeys(database.folder.local(FINE_PATH), database.fine_codes)
+
+    def search(
+        self, texts: Sequence[str], k: int = 5, exclude: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest chunks of texts, without the removed ones.
+
+        Args:
+            texts: Queries, cut at the encoder's `max_length`.
+            k: Neighbors of a text.
+            exclude: For each text, a range of chunk ids, first to end - 1, not to be found.
+
+        Returns:
+            ids int64 [n, k] by ascending (distance, id), -1 where there are fewer or the text has no
+            WordPiece, and squared L2 distances float32 [n, k], infinity there.
+
+        Raises:
+            InputError: `texts` is a string, or `exclude` has another length.
+        """
+        if isinstance(texts, str):
+            raise InputError("texts: a single string; give a list of texts")
+        if exclude is not None and len(exclude) != len(texts):
+            raise InputError(f"exclude: {len(exclude)} ranges for {len(texts)} texts")
+        # Stored keys are float16: so are queries, so that a stored chunk is at distance 0 of itself.
+        keys = self._encoder.encode(texts).astype(np.float16).astype(np.float32)
+        ids = np.full((len(texts), k), -1, np.int64)
+        distances = np.full((len(texts), k), np.inf, np.float32)
+        keyed = np.flatnonzero(keys.any(axis=1))
+        blocks = [
+            QueryBlock(keys[[row]], () if exclude is None else (exclude[row],)) for row in keyed
+        ]
+        settings = self._finder.settings
+        finder = replace(self._finder, settings=replace(settings, rerank=max(k, settings.rerank)))
+        with ThreadPoolExecutor(available_cores()) as pool:
+            found = finder.find(blocks, k, pool)
+        for row, (near, away) in zip(keyed, found, strict=True):
+            ids[row], distances[row] = near[0], away[0]
+        return ids, distances

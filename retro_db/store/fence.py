@@ -1,0 +1,81 @@
+"""What a write passes before it takes its name: the fence of the build that owns the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One run of a build.
+
+    Attributes:
+        token: Unlike that of every other run.
+        host: Of its driver, for people.
+        machine: Where its driver's pid means something: a container may share the host's name alone.
+        pid: Of its driver.
+        born: What tells the driver from a later process with its pid.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    born: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process is the driver."""
+        return (self.machine, self.pid) == (_machine(), os.getpid())
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the driver ran on this machine and is dead."""
+        return self.machine == _machine() and _born(self.pid) != self.born
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@cache
+def _machine() -> str:
+    """This run of the kernel, and this of its spaces of process numbers."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def _born(pid: int) -> str:
+    """Ticks from the machine's start to the process's, empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def this_process() -> Owner:
+    """The owner that this process is, as the driver of a new run."""
+    pid = os.getpid()
+    return Owner(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _born(pid))
+
+
+class Fence(Protocol):
+    """What a write passes before it takes its name. Picklable: it goes to the workers."""
+
+    owner: Owner
+
+    def passing(self) -> contextlib.AbstractContextManager[None]:
+        """Holds the gate open for the block.
+
+        Raises:
+            OwnershipLostError: The build that began the write no longer owns the folder.
+        """
+
+    def stands(self) -> bool:
+        """Whether the driver is known to be alive, as far as this process can tell."""

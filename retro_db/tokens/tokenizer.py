@@ -1,0 +1,219 @@
+"""The language model's tokenizer: text to ids and back, special tokens being plain text."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as RustTokenizer
+
+from retro_db.errors import DamagedFileError, ModelError
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.tokens.segments import LONGEST_SEGMENT, SEGMENT, is_cut_before_spaces, segments
+from retro_db.tokens.sentencepiece_model import convert_model
+
+FOLDER = "tokenizer"
+_SETTINGS = "tokenizer_config.json"
+_SEGMENTS_AT_ONCE = 32
+
+
+def token_type_for(vocab_size: int) -> np.dtype:
+    """uint16 where every id fits, else uint32.
+
+    Args:
+        vocab_size: Ids are below it.
+    """
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class Tokenizer:
+    """A fast HuggingFace tokenizer, used so that no text is lost and none is invented.
+
+    Special tokens in a text are encoded as the characters that they are, and none is added.
+
+    Args:
+        definition: The text of a tokenizer.json.
+        settings: What tokenizer_config.json holds, which names the padding token.
+    """
+
+    def __init__(self, definition: str, settings: dict[str, Any]) -> None:
+        self.definition = definition
+        self.settings = settings
+        self._rust = RustTokenizer.from_str(definition)
+        self._rust.encode_special_tokens = True
+        self._rust.no_truncation()
+        padding = self._rust.padding
+        self._rust.no_padding()
+        self.vocab_size = self._largest_id() + 1
+        self.pad_id = self._pad_id(padding)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"definition": self.definition, "settings": self.settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @classmethod
+    def load(cls, path: str) -> Tokenizer:
+        """Loads a tokenizer.json, a SentencePiece model, a folder with one, or a hub name.
+
+        Args:
+            path: Where it is. Hub names stand for fast tokenizers; no code of theirs is run.
+
+        Raises:
+            ModelError: There is no such tokenizer, or it is not a fast one.
+        """
+        file = Path(os.path.expanduser(path))
+        if file.is_dir():
+            names = ["tokenizer.json", *sorted(found.name for found in file.glob("*.model"))]
+            file = next((file / name for name in names if (file / name).exists()), file / names[0])
+        if file.suffix == ".model" and file.exists():
+            return cls(*convert_model(file))
+        if file.exists():
+            return cls._from_file(file)
+        if path.startswith((".", "/", "~")) or path.endswith((".json", ".model", "/")):
+            raise ModelError(f"tokenizer.path: {file} does not exist; correct the path")
+        return cls._from_hub(path)
+
+    @classmethod
+    def _from_file(cls, file: Path) -> Tokenizer:
+        settings = file.with_name(_SETTINGS)
+        try:
+            content = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
+            return cls(file.read_text("utf-8"), content)
+        except Exception as error:
+            raise ModelError(f"tokenizer.path: {file} is no tokenizer: {error}") from error
+
+    @classmethod
+    def _from_hub(cls, name: str) -> Tokenizer:
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+            rust = loaded.backend_tokenizer
+        except (OSError, ValueError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"tokenizer.path: {name} is neither a folder with a tokenizer.json nor a fast "
+                f"tokenizer on the hub ({reason})"
+            ) from error
+        names = ("pad_token", "eos_token")
+        settings = {name: getattr(loaded, name) for name in names if getattr(loaded, name)}
+        return cls(rust.to_str(), settings)
+
+    @classmethod
+    def of_database(cls, folder: Folder, listed: Sequence[FileEntry] = ()) -> Tokenizer:
+        """The tokenizer that a database keeps.
+
+        Args:
+            folder: The database.
+            listed: What its manifest says of the tokenizer's files, once there is one.
+
+        Raises:
+            DamagedFileError: Its files are missing, of another size or no tokenizer.
+        """
+        for entry in listed:
+            with folder.holding(entry):
+                pass
+        try:
+            definition = folder.read(f"{FOLDER}/tokenizer.json").decode("utf-8")
+            return cls(definition, json.loads(folder.read(f"{FOLDER}/{_SETTINGS}")))
+        except Exception as error:
+            raise DamagedFileError(
+                f"{folder.url}: {FOLDER} holds no tokenizer ({error}); restore it"
+            ) from error
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What a database keeps: names and contents, loadable by transformers as a folder."""
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        return {
+            "tokenizer.json": self.definition.encode("utf-8"),
+            _SETTINGS: json.dumps(settings, indent=1, sort_keys=True).encode("utf-8"),
+        }
+
+    @property
+    def sha256(self) -> str:
+        """Of its definition."""
+        return hashlib.sha256(self.definition.encode("utf-8")).hexdigest()
+
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends documents in corpora stored as tokens; None where the settings name none."""
+        return self._named_id("eos_token")
+
+    @property
+    def token_type(self) -> np.dtype:
+        """What its ids are stored as."""
+        return token_type_for(self.vocab_size)
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, as arrays of `token_type`; long texts are encoded in segments."""
+        parts = [list(self._segments(text)) for text in texts]
+        encodings = self._rust.encode_batch_fast(
+            list(itertools.chain.from_iterable(parts)), add_special_tokens=False
+        )
+        ids = (np.array(encoding.ids, dtype=self.token_type) for encoding in encodings)
+        return [
+            next(ids) if len(part) == 1 else np.concatenate(list(itertools.islice(ids, len(part))))
+            for part in parts
+        ]
+
+    def encode_long(self, text: str) -> Iterator[np.ndarray]:
+        """Ids of one long text, a part at a time, equal to those of the whole.
+
+        Args:
+            text: One that `can_encode`.
+
+        Returns:
+            Arrays of `token_type` that together are the text's ids.
+        """
+        parts = self._segments(text)
+        while group := list(itertools.islice(parts, _SEGMENTS_AT_ONCE)):
+            yield np.concatenate(self.encode(group))
+
+    def can_encode(self, text: str) -> bool:
+        """Whether a text can be tokenized in bounded memory: whole, or in segments if it is long."""
+        if 4 * len(text) <= LONGEST_SEGMENT:
+            return True
+        return all(
+            4 * len(part) <= LONGEST_SEGMENT or len(part.encode("utf-8")) <= LONGEST_SEGMENT
+            for part in self._segments(text)
+        )
+
+    def _segments(self, text: str) -> Iterator[str]:
+        return segments(text) if len(text) > SEGMENT and self._can_cut else iter([text])
+
+    @functools.cached_property
+    def _can_cut(self) -> bool:
+        return is_cut_before_spaces(self._rust)
+
+    def decode(self, rows: Iterable[np.ndarray]) -> list[str]:
+        """Text of each row of ids (without padding); characters cut at an end become U+FFFD."""
+        return self._rust.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
+
+    def _largest_id(self) -> int:
+        vocabulary = self._rust.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise ModelError("tokenizer: its vocabulary is empty")
+        return max(vocabulary.values())
+
+    def _pad_id(self, padding: dict[str, Any] | None) -> int:
+        """The tokenizer's own padding id, else 0: `length` decides what is padding."""
+        own = self._named_id("pad_token")
+        if own is not None:
+            return own
+        return int(padding["pad_id"]) if padding else 0
+
+    def _named_id(self, setting: str) -> int | None:
+        token = self.settings.get(setting)
+        if isinstance(token, dict):
+            token = token.get("content")
+        return None if token is None else self._rust.token_to_id(token)

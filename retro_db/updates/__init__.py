@@ -1,0 +1,1 @@
+"""Changes to a finished database: removal and compaction."""

@@ -1,0 +1,104 @@
+"""The generations of a database, and whether each follows from the one before."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from retro_db.errors import DatabaseError, NotADatabaseError
+from retro_db.manifest.files import FILE, generation_path, manifest_path, read_manifest
+from retro_db.manifest.model import VERSION, Manifest
+from retro_db.reader.database import Database
+from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.records import RECORDS
+from retro_db.store.serialize import to_json
+from retro_db.verify.ledger import Ledger, one_line
+
+
+@dataclass(frozen=True)
+class History:
+    """The manifests of a database, oldest first, the current one last.
+
+    Attributes:
+        manifests: By generation; one that is missing or damaged is left out.
+    """
+
+    manifests: dict[int, Manifest]
+
+    @property
+    def current(self) -> Manifest:
+        """The manifest that readers trust."""
+        return self.manifests[max(self.manifests)]
+
+    @property
+    def superseded(self) -> list[FileEntry]:
+        """Files that only older generations list."""
+        current = {entry.path for entry in self.current.files}
+        older = itertools.chain.from_iterable(one.files for one in self.manifests.values())
+        return list({entry.path: entry for entry in older if entry.path not in current}.values())
+
+    @functools.cached_property
+    def first_listed(self) -> dict[FileEntry, Manifest]:
+        """The oldest manifest that lists each file as it is now."""
+        return {
+            entry: manifest
+            for manifest in reversed(self.manifests.values())
+            for entry in manifest.files
+        }
+
+
+def read_history(database: Database, ledger: Ledger) -> History:
+    """Reads the manifests that earlier generations left.
+
+    Args:
+        database: Opened.
+        ledger: Told of those that are missing or damaged.
+
+    Returns:
+        All that could be read.
+    """
+    current = database.manifest.generation
+    manifests = {}
+    for number in range(1, current):
+        try:
+            manifests[number] = read_manifest(database.folder, manifest_path(number))
+        except NotADatabaseError:
+            ledger.problems.append(f"{manifest_path(number)}: missing")
+        except DatabaseError as error:
+            ledger.problems.append(one_line(error))
+    return History({**manifests, current: database.manifest})
+
+
+def check_history(folder: Folder, history: History) -> Iterator[str]:
+    """Every manifest is the text that was written, and each names the one before it as its parent."""
+    last = history.current.generation
+    for number, manifest in history.manifests.items():
+        path = FILE if number == last else manifest_path(number)
+        if folder.read(path) != _written(folder.read(path), manifest):
+            yield f"{path}: its bytes are not those that were written"
+        if manifest.generation != number or number < 1:
+            yield f"{path}: generation {manifest.generation} where {max(number, 1)} belongs"
+        before = history.manifests.get(number - 1)
+        if number == 1 and manifest.parent is not None:
+            yield f"{path}: the first generation has a parent"
+        if before is not None and manifest.parent != before.sha256:
+            yield f"{path}: its parent is not {manifest_path(number - 1)}"
+    listed: dict[str, FileEntry] = {}
+    for entry in itertools.chain.from_iterable(one.files for one in history.manifests.values()):
+        if listed.setdefault(entry.path, entry) != entry:
+            yield f"{entry.path}: two generations list it with other contents"
+
+
+def _written(raw: bytes, manifest: Manifest) -> bytes:
+    """What writing the manifest again gives; other versions have other fields than this release's."""
+    data = to_json(manifest) if manifest.version == VERSION else json.loads(raw)
+    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("ascii")
+
+
+def is_begun(database: Database) -> bool:
+    """Whether an append is under way or was stopped; its files are not the database's yet."""
+    place = generation_path(database.manifest.generation + 1)
+    return database.folder.exists(f"{place}/{RECORDS}")

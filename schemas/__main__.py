@@ -1,0 +1,36 @@
+"""`make schemas`: writes the JSON Schemas of the manifest and the configuration from their classes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from retro_db.config import Config
+from retro_db.manifest.model import Manifest
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Both schemas by file name."""
+    manifest = TypeAdapter(Manifest).json_schema()
+    for part in (manifest, *manifest["$defs"].values()):
+        part["additionalProperties"] = False
+    return {
+        "config.schema.json": {"$schema": _DIALECT} | Config.model_json_schema(),
+        "manifest.schema.json": {"$schema": _DIALECT} | manifest,
+    }
+
+
+def rendered() -> dict[str, str]:
+    """Both schemas as they stand in their files."""
+    return {name: json.dumps(schema, indent=2) + "\n" for name, schema in schemas().items()}
+
+
+if __name__ == "__main__":
+    for name, text in rendered().items():
+        Path(sys.argv[1], name).write_text(text, "utf-8")
