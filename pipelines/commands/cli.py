@@ -15,6 +15,7 @@ from retro_db.errors import ExecutionError, RetroDBError, of_environment
 
 from ..engine import pool
 from ..engine.console import Console
+from ..stages import STAGES
 from .signals import SIGNALED, Stopped, stopping
 
 _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
@@ -67,6 +68,7 @@ def cli() -> None:
 )
 @_BEAM_OPTIONS
 def build(
+    *,
     config: str,
     overrides: tuple[str, ...],
     workers: int,
@@ -97,7 +99,7 @@ def build(
     if refresh and not adds:
         raise click.UsageError("--refresh belongs to --append")
     if adds:
-        show_built(settings.output, append(settings, engine, console, refresh), console)
+        show_built(settings.output, append(settings, engine, console, refresh=refresh), console)
     elif dry_run:
         tell_build(settings, engine, console)
     elif smoke is not None:
@@ -130,6 +132,7 @@ def build(
 )
 @_JSON
 def plan(
+    *,
     config: str | None,
     overrides: tuple[str, ...],
     k: str | None,
@@ -321,26 +324,30 @@ def export(database: str, out: str, to: str, **settings: Any) -> None:
     export_to_megatron(database, out, MegatronSettings(**settings), Console())
 
 
-def stage_command(stage: str) -> click.Command:
-    """The command of one stage alone: `python -m retro_db_pipelines.STAGE CONFIG.yaml`."""
+@cli.command()
+@click.argument("name", metavar="NAME", type=click.Choice(list(STAGES)))
+@_CONFIG
+@_SET
+@_WORKERS
+@_BEAM_OPTIONS
+def stage(
+    *,
+    name: str,
+    config: str,
+    overrides: tuple[str, ...],
+    workers: int,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Run one stage of a build alone; the stages before it must be complete.
 
-    @click.command(help=f"Run the stage {stage} alone; the ones before it must be done.")
-    @_CONFIG
-    @_SET
-    @_WORKERS
-    @_BEAM_OPTIONS
-    def command(
-        config: str, overrides: tuple[str, ...], workers: int, beam_options: tuple[str, ...]
-    ) -> None:
-        from retro_db.config import load_config
+    NAME index stands for the four stages train, encode, assemble and tune.
+    """
+    from retro_db.config import load_config
 
-        from ..builds.build import run_one
-        from ..engine.runner import Engine
+    from ..builds.build import build_stage
+    from ..engine.runner import Engine
 
-        engine = Engine(workers, beam_options)
-        run_one(stage, load_config(config, overrides), engine, Console())
-
-    return command
+    build_stage(name, load_config(config, overrides), Engine(workers, beam_options), Console())
 
 
 def run(arguments: Sequence[str], command: click.Command = cli) -> int:

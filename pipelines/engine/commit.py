@@ -23,7 +23,7 @@ from .progress import TaskProgress
 
 
 @dataclass
-class RunShards(beam.PTransform):
+class RunTasks(beam.PTransform):
     """Runs a job over tasks, each of which commits its own output.
 
     Args:
@@ -43,7 +43,7 @@ class RunShards(beam.PTransform):
         if self.processes:
             do: beam.DoFn = HandToProcesses(self.stage, self.job, self.processes)
         else:
-            do = CommitShard(self.stage, self.job)
+            do = CommitTask(self.stage, self.job)
         run = beam.ParDo(do).with_output_types(str)
         hints = self.placement.hints
         return (
@@ -53,7 +53,7 @@ class RunShards(beam.PTransform):
         )
 
 
-class CommitShard(beam.DoFn):
+class CommitTask(beam.DoFn):
     """Runs one task and writes its completion record last."""
 
     def __init__(self, stage: str, job: Brief) -> None:

@@ -20,7 +20,7 @@ from retro_db.threads import Share
 from . import pool
 from .beam import DebugOptions, GoogleCloudOptions, PipelineOptions, StandardOptions, beam
 from .briefs import BRIEFS, Brief, ReadBrief
-from .commit import RunShards
+from .commit import RunTasks
 from .failures import FAILURES, read_failures
 from .jobs import Job, Placement, Task
 
@@ -166,7 +166,7 @@ class Engine:
         _ = (
             pipeline
             | f"{job.stage} tasks" >> ReadBrief(Brief.write(job.folder, "tasks", tasks))
-            | job.stage >> RunShards(job.stage, brief, placement, processes)
+            | job.stage >> RunTasks(job.stage, brief, placement, processes)
         )
         return pipeline
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from retro_db.errors import ExecutionError
+from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
 from retro_db.reader.opening import open_files, read_documents
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry
 from retro_db.updates.compaction import (
     CompactedPart,
     OldPart,
     compact_part,
 )
 
-from ..engine.jobs import Task, fingerprint
-from ..engine.resume import Build, run_stage
+from ..engine.actions import Build
+from ..engine.jobs import Job, Stage, Task, fingerprint
 
 VERSION = 1
 
@@ -84,23 +84,19 @@ class OldDatabase:
 
 
 @dataclass
-class CompactJob:
+class CompactJob(Job):
     """Copies one part without its removed documents."""
 
-    folder: Folder
+    stage: ClassVar[str] = "compact"
     source: OldDatabase
-    stage: str = field(default="compact", init=False)
 
     def open(self) -> OldDatabase:
-        """The old database."""
         return self.source
 
-    def run(self, shared: OldDatabase, number: int, report: Callable[[int], None]) -> CompactedPart:
-        """Writes three tables."""
-        return compact_part(shared.part(number), number, self.folder, report)
+    def run(self, shared: OldDatabase, number: int, meter: Meter, /) -> CompactedPart:
+        return compact_part(shared.part(number), number, self.folder, meter)
 
     def files(self, result: CompactedPart) -> list[FileEntry]:
-        """The three."""
         return [result.chunks, result.documents, result.embeddings]
 
 
@@ -111,4 +107,4 @@ def compact_stage(build: Build, source: OldDatabase) -> list[CompactedPart]:
     mark = fingerprint(VERSION, {"database": source.sha256})
     tasks = [Task(f"part-{number:07d}", mark, number) for number in range(len(entries))]
     total = sum(entry.rows or 0 for entry in entries)
-    return run_stage(build, job, tasks, CompactedPart, "chunks", total)
+    return build.run(Stage(job, tasks, CompactedPart, "chunks", total))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from retro_db.index.filling import quantization_error
 from retro_db.index.part_keys import load_keys
 from retro_db.index.structure import faiss, read_index
 from retro_db.manifest.parts import Part, contents_of
+from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry, Folder
 
-from ..engine.jobs import Task, fingerprint
-from ..engine.resume import Build, run_stage, sole
+from ..engine.actions import Build
+from ..engine.jobs import Job, Stage, Task, fingerprint
+from ..engine.resume import sole
 from .train import TrainedIndex
 
 VERSION = 1
@@ -37,18 +40,16 @@ class Drift:
 
 
 @dataclass
-class DriftJob:
+class DriftJob(Job):
     """Compares samples of old and new keys."""
 
-    folder: Folder
+    stage: ClassVar[str] = "drift"
     home: Folder
     template: FileEntry
     dimension: int
     seed: int
-    stage: str = field(default="drift", init=False)
 
     def open(self) -> faiss.Index:
-        """The template."""
         with self.home.holding(self.template) as path:
             return read_index(path)
 
@@ -56,15 +57,11 @@ class DriftJob:
         self,
         shared: faiss.Index,
         item: tuple[list[Part], list[Part]],
-        report: Callable[[int], None],
+        meter: Meter,
+        /,
     ) -> Drift:
-        """Encodes and decodes the samples."""
         old, new = (quantization_error(shared, self._sample(parts)) for parts in item)
         return Drift(old, new)
-
-    def files(self, result: Drift) -> list[FileEntry]:
-        """None: the record is the result."""
-        return []
 
     def _sample(self, parts: list[Part]) -> np.ndarray:
         found = [np.empty((0, self.dimension), np.float16), *self._keys(parts)]
@@ -102,4 +99,4 @@ def drift_stage(
         "seed": build.config.seed,
     }
     task = Task("drift", fingerprint(VERSION, decides), (old, new))
-    return sole(run_stage(build, job, [task], Drift, "chunks", 2 * _KEYS))
+    return sole(build.run(Stage(job, [task], Drift, "chunks", 2 * _KEYS)))

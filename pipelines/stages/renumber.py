@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from retro_db.index.filling import partition_path
+from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.updates.compaction import (
@@ -14,8 +15,8 @@ from retro_db.updates.compaction import (
     read_renumbering,
 )
 
-from ..engine.jobs import Task, fingerprint
-from ..engine.resume import Build, run_stage
+from ..engine.actions import Build
+from ..engine.jobs import Job, Stage, Task, fingerprint
 from .compact import VERSION
 
 
@@ -27,30 +28,26 @@ class RenumberedPartition:
 
 
 @dataclass
-class RenumberJob:
+class RenumberJob(Job):
     """Gives the entries of one partition their new ids."""
 
-    folder: Folder
+    stage: ClassVar[str] = "renumber"
     home: Folder
     renumbered: FileEntry
-    stage: str = field(default="renumber", init=False)
 
     def open(self) -> Renumbering:
-        """The map from old ids to new."""
         return read_renumbering(self.folder, self.renumbered)
 
     def run(
-        self, shared: Renumbering, item: tuple[int, FileEntry], report: Callable[[int], None]
+        self, shared: Renumbering, item: tuple[int, FileEntry], meter: Meter, /
     ) -> RenumberedPartition:
-        """Writes the partition."""
         number, partition = item
         with self.home.intact(partition) as held:
             file = compact_partition(held, shared, partition_path(number), self.folder)
-        report(file.rows or 0)
+        meter(file.rows or 0)
         return RenumberedPartition(file)
 
     def files(self, result: RenumberedPartition) -> list[FileEntry]:
-        """The partition."""
         return [result.file]
 
 
@@ -63,5 +60,5 @@ def renumber_stage(build: Build, database: Database, renumbered: FileEntry) -> l
         for number, partition in enumerate(database.manifest.partition_files)
     ]
     total = database.manifest.counts.indexed_chunks
-    done = run_stage(build, job, tasks, RenumberedPartition, "chunks", total)
+    done = build.run(Stage(job, tasks, RenumberedPartition, "chunks", total))
     return [one.file for one in done]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from retro_db.config import Config
 from retro_db.corpus.planning import Shard, plan_evaluation
+from retro_db.meter import Meter
 from retro_db.screening.duplicates import (
     Pairs,
     SignedShard,
@@ -27,46 +29,40 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.serialize import digest
 from retro_db.tokens.tokenizer import Tokenizer
 
+from ..engine.actions import Build
 from ..engine.beam import beam
 from ..engine.briefs import Brief, ReadBrief
-from ..engine.jobs import Deal, Placement, Task, fingerprint
-from ..engine.resume import Build, run_stage, sole
+from ..engine.jobs import Deal, Job, Placement, Stage, Task, fingerprint
+from ..engine.resume import sole
 from .tokenizer import TokenizerFiles
 
 VERSION = 2
 
 
 @dataclass
-class EvaluationJob:
+class EvaluationJob(Job):
     """Signs the evaluation documents."""
 
+    stage: ClassVar[str] = "evaluation"
+    part_of: ClassVar[str | None] = "screen"
     config: Config
-    folder: Folder
-    stage: str = field(default="evaluation", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(self, shared: None, shards: list[Shard], report: Callable[[int], None]) -> FileEntry:
-        """Writes one file of signatures."""
+    def run(self, shared: None, shards: list[Shard], meter: Meter, /) -> FileEntry:
         return write_evaluation(shards, self.config.leakage, self.folder)
 
     def files(self, result: FileEntry) -> list[FileEntry]:
-        """The signatures."""
         return [result]
 
 
 @dataclass
-class ScreenJob:
+class ScreenJob(Job):
     """Screens one planned shard."""
 
+    stage: ClassVar[str] = "screen"
     config: Config
-    folder: Folder
     home: Folder
-    stage: str = field(default="screen", init=False)
 
     def open(self) -> tuple[Tokenizer, EvaluationSet | None]:
-        """The tokenizer, and the evaluation documents if there are any."""
         leakage = self.config.leakage
         evaluation = open_evaluation(self.folder, leakage) if leakage.paths else None
         return Tokenizer.of_database(self.home), evaluation
@@ -75,39 +71,31 @@ class ScreenJob:
         self,
         shared: tuple[Tokenizer, EvaluationSet | None],
         shard: Shard,
-        report: Callable[[int], None],
+        meter: Meter,
+        /,
     ) -> ScreenedShard:
-        """Writes verdicts and signatures."""
-        return screen_shard(shard, self.config, *shared, self.folder, report)
+        return screen_shard(shard, self.config, *shared, self.folder, meter)
 
     def files(self, result: ScreenedShard) -> list[FileEntry]:
-        """Verdicts, and signatures where there are any."""
         return [file for file in (result.verdicts, result.signatures) if file]
 
 
 @dataclass
-class PairsJob:
+class PairsJob(Job):
     """Compares the documents that share a band, in one partition of the bands."""
 
-    folder: Folder
+    stage: ClassVar[str] = "pairs"
+    part_of: ClassVar[str | None] = "screen"
     shards: list[SignedShard]
     similarity: float
-    stage: str = field(default="pairs", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(
-        self, shared: None, item: tuple[int, Iterable[bytes]], report: Callable[[int], None]
-    ) -> Pairs:
-        """Writes the pairs."""
+    def run(self, shared: None, item: tuple[int, Iterable[bytes]], meter: Meter, /) -> Pairs:
         partition, blocks = item
         found = find_pairs(partition, blocks, self.shards, self.similarity, self.folder)
-        report(1)
+        meter(1)
         return found
 
     def files(self, result: Pairs) -> list[FileEntry]:
-        """The pairs."""
         return [result.file]
 
 
@@ -162,26 +150,21 @@ def _gathered(group: tuple[int, dict[str, Iterable]]) -> Iterator[Task]:
 
 
 @dataclass
-class ResolveJob:
+class ResolveJob(Job):
     """Decides which document of every pair stays."""
 
-    folder: Folder
+    stage: ClassVar[str] = "resolve"
+    part_of: ClassVar[str | None] = "screen"
     sources: dict[int, str]
     screened: dict[int, ScreenedShard]
     shards: list[SignedShard]
-    stage: str = field(default="resolve", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(self, shared: None, pairs: list[Pairs], report: Callable[[int], None]) -> Resolved:
-        """Writes the verdicts on every shard."""
+    def run(self, shared: None, pairs: list[Pairs], meter: Meter, /) -> Resolved:
         found = resolve(self.screened, self.shards, pairs, self.sources, self.folder)
-        report(len(found))
+        meter(len(found))
         return Resolved([found[number] for number in sorted(found)])
 
     def files(self, result: Resolved) -> list[FileEntry]:
-        """The verdicts."""
         return result.verdicts
 
 
@@ -211,21 +194,21 @@ def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[FileEntry | No
 def _evaluate(build: Build) -> FileEntry:
     settings = build.config.leakage
     shards = plan_evaluation(settings, int(build.config.chunk.shard_size))
-    job = EvaluationJob(build.config, build.folder)
+    job = EvaluationJob(build.folder, build.config)
     decides = {
         "leakage": settings.model_dump(mode="json", exclude={"names"}),
         "input": [[shard.identity, shard.stamp] for shard in shards],
     }
     task = Task("evaluation", fingerprint(VERSION, decides), shards)
     size = sum(shard.bytes for shard in shards)
-    return sole(run_stage(build, job, [task], FileEntry, "bytes", size))
+    return sole(build.run(Stage(job, [task], FileEntry, "bytes", size)))
 
 
 def _screen(
     build: Build, tokenizer: TokenizerFiles, evaluation: FileEntry | None
 ) -> list[ScreenedShard]:
     config = build.config
-    job = ScreenJob(config, build.folder, build.home)
+    job = ScreenJob(build.folder, config, build.home)
     keys = ("seed", "leakage.ngram", "leakage.jaccard", "leakage.names", "dedup.jaccard")
     decides = config.settings(*keys) | {
         "tokenizer": [tokenizer.sha256, tokenizer.end_id],
@@ -241,7 +224,7 @@ def _screen(
         for shard in build.shards
     ]
     size = sum(shard.bytes for shard in build.shards)
-    return run_stage(build, job, tasks, ScreenedShard, "bytes", size)
+    return build.run(Stage(job, tasks, ScreenedShard, "bytes", size))
 
 
 def read_settings(config: Config, shard: Shard) -> dict[str, object]:
@@ -282,7 +265,7 @@ def _find_duplicates(
         for number in range(partitions)
     ]
     gather = Placement(spread=GatherBands(build.folder, signed, partitions))
-    pairs = run_stage(build, pairs_job, tasks, Pairs, "partitions", partitions, gather)
+    pairs = build.run(Stage(pairs_job, tasks, Pairs, "partitions", partitions, gather))
 
     sources = {number: shard.source for number, shard in enumerate(build.shards)}
     job = ResolveJob(build.folder, sources, dict(enumerate(screened)), signed)
@@ -292,5 +275,5 @@ def _find_duplicates(
         "corpus": [*sources.values()],
     }
     task = Task("resolve", fingerprint(VERSION, decides), pairs)
-    resolved = sole(run_stage(build, job, [task], Resolved, "shards", len(screened)))
+    resolved = sole(build.run(Stage(job, [task], Resolved, "shards", len(screened))))
     return resolved.verdicts
