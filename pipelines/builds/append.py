@@ -223,7 +223,7 @@ def _run(
 
 
 def _embedded(build: Build, database: Database, model: EncoderModel) -> EmbeddedCorpus:
-    """The new corpus in chunks, with embeddings, its ids behind those of the database."""
+    """The new corpus with embeddings; its ids follow the ids of the database."""
     tokenizer = _tokenizer_files(database)
     chunked = chunk_stage(build, tokenizer, screen_stage(build, tokenizer))
     _check_new(build, database.manifest, chunked.shards)

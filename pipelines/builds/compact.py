@@ -39,7 +39,7 @@ _MARK = "state/compacting"
 
 
 def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest:
-    """Writes a database anew without its removed documents; an interrupted run is continued.
+    """Writes a new database without the removed documents of another; continues an interrupted run.
 
     Embeddings and codes are copied, and the trained index stays. Neighbors are searched again: with fewer
     codes in the way, a chunk that lost none may have nearer ones.

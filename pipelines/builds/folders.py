@@ -128,10 +128,10 @@ def owned_folder(folder: Folder) -> Iterator[Folder]:
         ExecutionError: A disk or the memory refused something later.
     """
     path = Path(log_place(folder))
-    with ExitStack() as held:
+    with ExitStack() as resources:
         try:
-            owned = held.enter_context(owning(folder))
-            held.enter_context(chatter_to(path))
+            owned = resources.enter_context(owning(folder))
+            resources.enter_context(chatter_to(path))
         except OSError as error:
             raise InputError(
                 f"output: {folder.url} cannot be written: {error.strerror or error}; name another folder, "

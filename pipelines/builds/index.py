@@ -50,7 +50,7 @@ def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyles
 
     Args:
         build: The build.
-        chunked: Shards whose chunks are to be indexed, but for those of validation documents.
+        chunked: Shards whose chunks are to be indexed, except chunks of validation documents.
         dimension: Dimension d of the embeddings.
         keyless: Number of chunks without an embedding, known once all are embedded.
 

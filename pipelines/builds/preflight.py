@@ -78,7 +78,7 @@ def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
     _check_inputs(estimate)
     chunks = estimate.chunks(config.chunk.tokens)
     parts = len(old.tables.chunks) + len(build.shards) + chunks // config.chunk.part_rows
-    # The index is written anew, with what is in it.
+    # The index is rewritten with all its entries.
     index = sum(entry.bytes for entry in old.partition_files)
     needed = index + chunks * _chunk_bytes(config, old.index.key, old.encoder.dimension)
     build.console.say(
@@ -169,7 +169,7 @@ def allow_files(parts: int) -> str:
     """Lets this process and its workers have each part's tables open, as they do while they search.
 
     Args:
-        parts: Of every table.
+        parts: Number of files of every table.
 
     Returns:
         What is needed and allowed, for people.

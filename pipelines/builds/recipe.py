@@ -112,11 +112,8 @@ class Recipe:
 
     def _searched(self) -> Searched:
         config = self.build.config
-        parameters: dict[str, str | int] = {
-            "token_type": self.tokenizer.token_type,
-            "chunk_tokens": config.chunk.tokens,
-            "dimension": self.model.dimension,
-        }
+        parameters = self.tokenizer.parameters(config.chunk.tokens)
+        parameters["dimension"] = self.model.dimension
         named = [source.name for source in config.corpus if source.id]
         return Searched(self.build.home, self.corpus.parts, self.index, parameters, named)
 

@@ -25,8 +25,8 @@ _SET = click.option(
 _WORKERS = click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Shards worked on side by side on a machine, which its cores are divided among: here as many "
-    "processes, 1 if left out. With another runner, what it does: a shard on each core if left out.",
+    help="Tasks that run side by side on a machine and share its cores. On this machine each has a process, "
+    "and the default is 1; with another runner the default is a task on each core.",
 )
 _BEAM_OPTIONS = click.argument(
     "beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]"
@@ -51,7 +51,7 @@ def cli() -> None:
     flag_value=1000,
     type=click.IntRange(min=1),
     metavar="[DOCUMENTS]",
-    help="Try every stage on a sample of about 1,000 documents, verify it, and tell what the whole "
+    help="Try every stage on a sample of about 1,000 documents, verify it, and say what the whole "
     "build would take.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and why.")
@@ -111,7 +111,9 @@ def build(
 @cli.command()
 @click.argument("config", metavar="[CONFIG.yaml]", required=False, type=click.Path())
 @_SET
-@click.option("--tokens", metavar="COUNT", help="Plan for so many tokens, such as 1.75T or 300B.")
+@click.option(
+    "--tokens", metavar="COUNT", help="Size of the corpus in tokens, such as 1.75T or 300B."
+)
 @click.option(
     "--tokens-per-document",
     metavar="COUNT",
@@ -142,7 +144,7 @@ def plan(
     as_json: bool,
     **corpus: str | None,
 ) -> None:
-    """Say what a build would take, of a configuration or of so many tokens, before anything runs."""
+    """Say what a build would take, for a configuration or a number of tokens, before anything runs."""
     from .plan import CorpusOptions, plan_build
     from .show import show_plan
 
@@ -214,7 +216,7 @@ def verify(database: str, recompute: float, encoder: str | None, as_json: bool) 
 @click.option("--save", metavar="FILE", help="Parquet file for the figures of every chunk.")
 @_JSON
 def leakage(database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:
-    """Measure how much of an evaluation set's chunks stands in their neighbors, word for word.
+    """Measure how much of an evaluation set its neighbors contain, word for word.
 
     r(C) is the longest run of tokens that a chunk has in common with one of its neighbors and its
     continuation, over the chunk's length.
@@ -226,7 +228,7 @@ def leakage(database: str, queries: str | None, k: int, save: str | None, as_jso
 
 @cli.command()
 @_DATABASE
-@click.option("--out", metavar="FILE", help="Path or URL; report/report.html in DB if left out.")
+@click.option("--out", metavar="FILE", help="Path or URL; by default report/report.html in DB.")
 def report(database: str, out: str | None) -> None:
     """Write a page about a database: one HTML file that needs no network."""
     import retro_db
@@ -246,7 +248,7 @@ def report(database: str, out: str | None) -> None:
     help="One document per line: its id, or its source, a tab and its id.",
 )
 def remove(database: str, documents: str) -> None:
-    """Remove documents: they are no neighbors and no training text from now on.
+    """Remove documents: they are neither neighbors nor training text from now on.
 
     Ids stay as they are, and what was opened before goes on undisturbed.
     """
@@ -263,7 +265,7 @@ def remove(database: str, documents: str) -> None:
 @_WORKERS
 @_BEAM_OPTIONS
 def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]) -> None:
-    """Write DB anew, in the folder NEW, without what was removed, and the map from old ids to new."""
+    """Copy DB to the folder NEW without what was removed, with a map from old ids to new."""
     from ..builds.compact import compact as run_compact
     from ..engine.runner import Engine
     from .show import show_built
@@ -284,7 +286,7 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="Of the whole training; about one epoch if left out.",
+    help="Samples of the whole training; by default about one epoch.",
 )
 @click.option(
     "--batch-size",
@@ -305,7 +307,7 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
     type=click.IntRange(min=0),
     default=100,
     show_default=True,
-    help="Batches of an evaluation; with 0, validation documents are left out.",
+    help="Batches of an evaluation; 0 exports no validation documents.",
 )
 @click.option(
     "--seed",
@@ -314,7 +316,9 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
     show_default=True,
     help="Decides the order of samples; the trainer's for everything.",
 )
-@click.option("--end-token", help="What ends documents; the tokenizer's eos_token if left out.")
+@click.option(
+    "--end-token", help="Token that ends documents; by default the tokenizer's eos_token."
+)
 def export(database: str, out: str, to: str, **settings: Any) -> None:
     """Write DB in another trainer's layout to the folder OUT: as a project of Megatron-LM's Retro."""
     from retro_db.export import MegatronSettings

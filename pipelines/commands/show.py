@@ -216,7 +216,7 @@ def show_plan(plan: Plan, as_json: bool, console: Console) -> None:
             f"{hours.chunks_per_second:,g} chunks/s ({hours.source})"
         )
     console.say(
-        "           A rate is that of its source, not of your machines: measure with "
+        "           Rates come from the sources named, not from your machines: measure with "
         "benchmarks/embedding.py, give --chunks-per-second"
     )
 

@@ -18,7 +18,7 @@ from ..engine.console import Console
 from ..engine.runner import Engine
 from .show import show_built
 
-# Their work is bounded by settings and evaluation texts, not by the corpus. So is that of query corpora.
+# Settings and evaluation texts bound the work of these stages, not the corpus; so do query corpora.
 _BOUNDED = ("tokenizer", "evaluation", "train", "sample")
 
 

@@ -1,4 +1,4 @@
-"""Stage 3: documents to chunks."""
+"""Cuts documents into chunks."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class ChunkJob(Job):
         /,
     ) -> ChunkedShard:
         shard, screened = item
-        found = read_verdicts(self.folder, screened) if screened else []
-        verdicts = {verdict.number: verdict for verdict in found}
+        stored = read_verdicts(self.folder, screened) if screened else []
+        verdicts = {verdict.number: verdict for verdict in stored}
         return chunk_shard(shard, self.config, shared, self.folder, verdicts, meter)
 
     def files(self, result: ChunkedShard) -> list[FileEntry]:

@@ -1,4 +1,4 @@
-"""Copies parts without their removed documents."""
+"""Copies the parts of a database without their removed documents."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class OldDatabase:
     """The database that is compacted. Picklable: opened where it is needed.
 
     Args:
-        url: Of the database.
-        generation: Which one, as removals and appends may go on.
-        sha256: Of its manifest.
+        url: URL of the database.
+        generation: Generation that is copied: removals and appends may go on meanwhile.
+        sha256: Hash of its manifest.
     """
 
     def __init__(self, url: str, generation: int, sha256: str) -> None:
@@ -52,14 +52,14 @@ class OldDatabase:
         """The database as it is there now.
 
         Raises:
-            ExecutionError: It was built anew in the meantime.
+            ExecutionError: Another build has replaced it.
         """
-        found = open_database(self._url, self._generation)
-        if found.manifest.sha256 != self.sha256:
+        database = open_database(self._url, self._generation)
+        if database.manifest.sha256 != self.sha256:
             raise ExecutionError(
-                f"{self._url}: built anew in the meantime; compact it into a new folder"
+                f"{self._url}: another build has replaced it; compact it into a new folder"
             )
-        return found
+        return database
 
     def part(self, number: int) -> OldPart:
         """One part, opened; every byte of it is what was written.

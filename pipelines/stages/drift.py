@@ -1,4 +1,4 @@
-"""Do the codes of a trained index fit new keys as well as the old ones?"""
+"""Measures whether the codes of a trained index fit new embeddings as well as the old ones."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from ..engine.resume import sole
 from .train import TrainedIndex
 
 VERSION = 1
-# Keys of each kind: the mean of their errors is then good to about a hundredth.
+# Embeddings of each kind: the mean of their errors is then good to about a hundredth.
 _KEYS = 4000
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Mean squared distances of keys from what their codes stand for."""
+    """Mean squared distances of embeddings from what their codes decode to."""
 
     old_error: float
     new_error: float
 
     @property
     def growth(self) -> float:
-        """How many times larger that of the new keys is; 1 where there is none at all."""
+        """Error of the new embeddings over the error of the old ones; 1 if neither has any."""
         return self.new_error / self.old_error if self.old_error > 0 else 1.0
 
 
 @dataclass
 class DriftJob(Job):
-    """Compares samples of old and new keys."""
+    """Compares samples of old and new embeddings."""
 
     stage: ClassVar[str] = "drift"
     home: Folder
@@ -64,8 +64,7 @@ class DriftJob(Job):
         return Drift(old, new)
 
     def _sample(self, parts: list[Part]) -> np.ndarray:
-        found = [np.empty((0, self.dimension), np.float16), *self._keys(parts)]
-        return np.concatenate(found)
+        return np.concatenate([np.empty((0, self.dimension), np.float16), *self._keys(parts)])
 
     def _keys(self, parts: list[Part]) -> Iterator[np.ndarray]:
         share = _KEYS / max(sum(part.rows for part in parts), 1)
@@ -73,24 +72,21 @@ class DriftJob(Job):
             keys = load_keys(self.home, part, self.dimension)
             step = keys.embeddings.batch_rows
             for start in range(0, part.rows, step):
-                rows, found = keys.read(start, start + step)
-                yield found[fractions_of(rows + part.first_id, self.seed + 2) < share]
+                rows, embeddings = keys.read(start, start + step)
+                yield embeddings[fractions_of(rows + part.first_id, self.seed + 2) < share]
 
 
 def drift_stage(
     build: Build, old: list[Part], new: list[Part], template: TrainedIndex, dimension: int
 ) -> Drift:
-    """Runs the stage.
+    """Compares the errors of old and new parts.
 
     Args:
         build: The build that adds.
         old: Parts of the database, their files as it sees them.
-        new: Parts that are added, the same way.
+        new: Parts that are added, their files as the database sees them.
         template: The trained index.
-        dimension: d.
-
-    Returns:
-        The errors of both.
+        dimension: Dimension d of the embeddings.
     """
     job = DriftJob(build.folder, build.home, template.file, dimension, build.config.seed)
     decides = {

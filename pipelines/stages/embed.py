@@ -1,4 +1,4 @@
-"""Stage 4: chunks to keys, by the frozen BERT."""
+"""Embeds chunks with the frozen BERT."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class EmbeddedPart:
-    """One part's keys, and how many chunks have none."""
+    """One part's embeddings, and how many of its chunks have none."""
 
     file: FileEntry
     keyless: int
@@ -92,7 +92,7 @@ class ProbeJob(Job):
 def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
     """Tries a worker's GPU, before any shard is worked on; a CPU needs no trial.
 
-    Where the keys are there already, no GPU is needed to go on.
+    Once the embeddings exist, no GPU is needed to go on.
 
     Returns:
         The model with its `batch_tokens`.
@@ -137,10 +137,7 @@ def embed_stage(
     """
     parts = corpus.parts
     config = build.config
-    parameters: dict[str, str | int] = {
-        "token_type": tokenizer.token_type,
-        "chunk_tokens": config.chunk.tokens,
-    }
+    parameters = tokenizer.parameters(config.chunk.tokens)
     place = config.encoder.model
     cores = build.engine.share(len(parts))
     job = EmbedJob(build.folder, place, model, build.home, cores, parameters)
@@ -186,7 +183,7 @@ def gpu_of_worker(worker: str, count: int) -> int:
         count: GPUs.
 
     Returns:
-        A number below `count`; 0 where there is no id.
+        A number below `count`; 0 if the process has no id.
     """
     numbers = re.findall(r"\d+", worker)
     return int(numbers[-1]) % max(1, count) if numbers else 0

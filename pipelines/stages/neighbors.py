@@ -1,4 +1,4 @@
-"""Stage 11: every chunk's neighbors in other documents."""
+"""Finds the neighbors of every chunk in other documents."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class RenumberJob(Job):
         self, shared: Renumbering, item: tuple[int, FileEntry], meter: Meter, /
     ) -> RenumberedPartition:
         number, partition = item
-        with self.home.intact(partition) as held:
-            file = compact_partition(held, shared, partition_path(number), self.folder)
+        with self.home.intact(partition) as path:
+            file = compact_partition(path, shared, partition_path(number), self.folder)
         meter(file.rows or 0)
         return RenumberedPartition(file)
 
@@ -60,5 +60,5 @@ def renumber_stage(build: Build, database: Database, renumbered: FileEntry) -> l
         for number, partition in enumerate(database.manifest.partition_files)
     ]
     total = database.manifest.counts.indexed_chunks
-    done = build.run(Stage(job, tasks, RenumberedPartition, "chunks", total))
-    return [one.file for one in done]
+    results = build.run(Stage(job, tasks, RenumberedPartition, "chunks", total))
+    return [result.file for result in results]

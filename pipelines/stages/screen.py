@@ -1,4 +1,4 @@
-"""Stage 2: which documents are left out for their content, where the configuration asks for it."""
+"""Decides which documents are left out for their content, if the configuration asks for it."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ class PairsJob(Job):
 
     def run(self, shared: None, item: tuple[int, Iterable[bytes]], meter: Meter, /) -> Pairs:
         partition, blocks = item
-        found = find_pairs(partition, blocks, self.shards, self.similarity, self.folder)
+        pairs = find_pairs(partition, blocks, self.shards, self.similarity, self.folder)
         meter(1)
-        return found
+        return pairs
 
     def files(self, result: Pairs) -> list[FileEntry]:
         return [result.file]
@@ -144,9 +144,9 @@ def _by_partition(task: Task) -> tuple[int, Task]:
 
 def _gathered(group: tuple[int, dict[str, Iterable]]) -> Iterator[Task]:
     """The task of a partition with its blocks; none if it was done before."""
-    partition, found = group
-    for task in found["tasks"]:
-        yield replace(task, item=(partition, list(found["blocks"])))
+    partition, gathered = group
+    for task in gathered["tasks"]:
+        yield replace(task, item=(partition, list(gathered["blocks"])))
 
 
 @dataclass
@@ -160,9 +160,9 @@ class ResolveJob(Job):
     shards: list[SignedShard]
 
     def run(self, shared: None, pairs: list[Pairs], meter: Meter, /) -> Resolved:
-        found = resolve(self.screened, self.shards, pairs, self.sources, self.folder)
-        meter(len(found))
-        return Resolved([found[number] for number in sorted(found)])
+        verdicts = resolve(self.screened, self.shards, pairs, self.sources, self.folder)
+        meter(len(verdicts))
+        return Resolved([verdicts[number] for number in sorted(verdicts)])
 
     def files(self, result: Resolved) -> list[FileEntry]:
         return result.verdicts
@@ -176,10 +176,10 @@ class Resolved:
 
 
 def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[FileEntry | None]:
-    """Runs the stages that the configuration asks for.
+    """Screens the corpus as the configuration asks.
 
     Returns:
-        The verdicts on every shard; None where nothing is screened.
+        The verdicts on every shard; None for each if nothing is screened.
     """
     config = build.config
     if not config.leakage.paths and config.dedup.jaccard is None:

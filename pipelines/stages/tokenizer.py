@@ -1,4 +1,4 @@
-"""Stage 1: the tokenizer, loaded or trained, kept in the database."""
+"""Loads or trains the tokenizer, and keeps it in the database."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ class TokenizerFiles:
     token_type: str
     pad_id: int
     end_id: int | None
+
+    def parameters(self, chunk_tokens: int) -> dict[str, str | int]:
+        """Parameters of the contracts' types that are known once there is a tokenizer.
+
+        Args:
+            chunk_tokens: Tokens of a chunk.
+        """
+        return {"token_type": self.token_type, "chunk_tokens": chunk_tokens}
 
 
 @dataclass
@@ -76,9 +84,9 @@ def sample_texts(
 
     Args:
         shards: The plan.
-        config: Of the build.
-        wanted: Bytes of text, about; everything where there is no more.
-        report: Told, now and again, how many more bytes of the files were read.
+        config: Configuration of the build.
+        wanted: Bytes of text, about; a smaller corpus is taken whole.
+        report: Called with the number of bytes read since the last call.
     """
     order = sorted(shards, key=lambda shard: fraction_of("train", config.seed, *_names(shard)))
     chosen, size = [], 0
@@ -102,13 +110,13 @@ def sample_texts(
 
 
 def _names(shard: Shard) -> list[str]:
-    """What a shard is on every machine: its place and time of change do not count."""
+    """What identifies a shard on every machine, whatever its path and time of change."""
     begins = (str(piece.range.begin if piece.range else 0) for piece in shard.pieces)
     return [shard.source, *(piece.file.name for piece in shard.pieces), *begins]
 
 
 def tokenizer_stage(build: Build) -> TokenizerFiles:
-    """Runs the stage."""
+    """Loads or trains the tokenizer."""
     settings = build.config.tokenizer
     if settings.train is None:
         shards = []

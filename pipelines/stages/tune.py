@@ -1,4 +1,4 @@
-"""Stages 8 to 10: sample queries, find their exact neighbors part by part, tune the search to them."""
+"""Tunes the search: samples queries, finds their exact neighbors part by part, and measures recall."""
 
 from __future__ import annotations
 
@@ -113,9 +113,10 @@ class SampleJob(Job):
             rows = sample_rows(part.first_id, part.rows, chunks, self.seed)
             if len(rows):
                 embeddings = load_keys(self.home, part, self.dimension).embeddings
-                found = read_queries(rows, embeddings, load_documents(self.home, part))
-                vectors.append(found[0])
-                own.append(found[1])
+                documents = load_documents(self.home, part)
+                part_vectors, part_own = read_queries(rows, embeddings, documents)
+                vectors.append(part_vectors)
+                own.append(part_own)
                 meter(len(rows))
         file = _save(self.folder, _QUERIES_PATH, np.concatenate(vectors), np.concatenate(own))
         return TuningFile(file)
@@ -139,8 +140,8 @@ class TruthJob(Job):
 
     def run(self, shared: tuple[np.ndarray, np.ndarray], part: Part, meter: Meter, /) -> TuningFile:
         keys = load_keys(self.home, part, self.dimension)
-        found = exact_neighbors(*shared, keys, _EXACT, self.cores.threads, meter)
-        return TuningFile(_save(self.folder, f"state/tuning/{part.name}.npz", *found))
+        neighbors = exact_neighbors(*shared, keys, _EXACT, self.cores.threads, meter)
+        return TuningFile(_save(self.folder, f"state/tuning/{part.name}.npz", *neighbors))
 
     def files(self, result: TuningFile) -> list[FileEntry]:
         return [result.file]
