@@ -114,7 +114,7 @@ def test_training_again_gives_the_same_tokenizer(model: str) -> None:
 _TRAIN = """
 import sys
 from retro_db.config import TrainTokenizerConfig
-from retro_db.tokenizer_training import train_tokenizer
+from retro_db.tokens.tokenizer_training import train_tokenizer
 texts = [f"some words {n * n} that are-repeated {n % 7}, with other's words" for n in range(3000)]
 settings = TrainTokenizerConfig(model=sys.argv[1], vocab_size=400)
 print(train_tokenizer(texts, settings).definition)
@@ -219,9 +219,9 @@ def records(output: Path) -> list[str]:
 
 _CHUNK = """
 import resource, sys
-from retro_db_pipelines.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run
 for stage in ("tokenizer", "chunk"):
-    assert run([sys.argv[1]], stage_command(stage)) == 0
+    assert run(["stage", stage, sys.argv[1]]) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
