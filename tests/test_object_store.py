@@ -469,7 +469,7 @@ def test_the_least_recently_used_copy_leaves(
 ) -> None:
     monkeypatch.setattr(copied, "_LOOK_SECONDS", 0.0)
     entries = local.open().tables.chunks
-    firsts = np.cumsum([0, *(entry.rows or 0 for entry in entries)])[:3]
+    firsts = np.cumsum([0, *(entry.rows for entry in entries)])[:3]
     sizes = [entry.bytes for entry in entries[:3]]
     other = tmp_path / "other-file"
     other.write_bytes(b"of somebody else")

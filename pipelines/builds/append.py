@@ -25,7 +25,7 @@ from retro_db.manifest.model import Counts, Manifest, QueryCorpus, SourceCounts,
 from retro_db.manifest.parts import Part, listed_parts
 from retro_db.reader.database import Database
 from retro_db.search.searching import count_lists, list_lengths
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.records import StageRecords
 from retro_db.store.serialize import digest
 from retro_db.tokens.tokenizer import Tokenizer
@@ -277,7 +277,7 @@ def _warn(
     build: Build, old: Manifest, assembled: Sequence[AssembledPartition], drift: Drift
 ) -> None:
     """Says when the trained index fits less and less what is in it."""
-    entries = sum(one.file.rows or 0 for one in assembled)
+    entries = sum(one.file.rows for one in assembled)
     trained = _trained(build.home, old)
     added = entries - trained.counts.indexed_chunks
     # Faiss's imbalance factor: how much longer a search takes than over equal lists.
@@ -352,7 +352,7 @@ def _counts(old: Counts, added: _Added, refresh: bool) -> Counts:
         tokens=old.tokens + new["tokens"],
         validation_chunks=old.validation_chunks + new["validation_chunks"],
         keyless_chunks=old.keyless_chunks + added.keyless,
-        indexed_chunks=sum(file.rows or 0 for file in added.index.partitions),
+        indexed_chunks=sum(file.rows for file in added.index.partitions),
         short_rows=short if refresh else old.short_rows + short,
     )
 
@@ -377,7 +377,7 @@ def _sum(one: SourceCounts, other: SourceCounts) -> SourceCounts:
     return replace(other, **numbers, dropped_by=dict(dropped), rejected_by=dict(rejected))
 
 
-def _tables(build: Build, old: Tables, added: _Added, neighbors: list[FileEntry]) -> Tables:
+def _tables(build: Build, old: Tables, added: _Added, neighbors: list[TableEntry]) -> Tables:
     dropped = [s.left_out.below(build.place) for s in added.chunked if s.left_out]
     return replace(
         old,

@@ -308,7 +308,7 @@ def _manifest(config: Config, results: _Results) -> Manifest:
         counts=Counts(
             **total_counts(chunked),
             keyless_chunks=results.keyless,
-            indexed_chunks=sum(file.rows or 0 for file in index.partitions),
+            indexed_chunks=sum(file.rows for file in index.partitions),
             short_rows=sum(part.short_rows for part in found),
         ),
         sources=[source_counts(chunked, source.name, source.weight) for source in config.corpus],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from retro_db.config import Config
 from retro_db.errors import CorpusError, InputError
@@ -17,7 +17,7 @@ from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
 from retro_db.search.retriever import LOCATIONS
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.updates.compaction import (
     CompactedPart,
@@ -38,6 +38,8 @@ from .build import write_stages
 from .folders import OWNERSHIP, check_output, finished, mark_finished, owned_folder, sweep
 from .index import say_index
 from .preflight import allow_files, check_disk, held_bytes
+
+Entry = TypeVar("Entry", bound=FileEntry)
 
 REMOVED = "removed"
 # Of which compaction a folder is.
@@ -166,7 +168,7 @@ def _parts(copied: Sequence[CompactedPart]) -> list[Part]:
     for number, one in enumerate(copied):
         if one.documents.rows:
             parts.append(Part(number, 0, first_id, one.chunks, one.documents, one.embeddings))
-            first_id += one.chunks.rows or 0
+            first_id += one.chunks.rows
     return parts
 
 
@@ -200,7 +202,7 @@ def _compact_queries(
     return replace(query, tables=replace(tables, neighbors=neighbors), short_rows=short)
 
 
-def _copy(source: Folder, entry: FileEntry, target: Folder, path: str) -> FileEntry:
+def _copy(source: Folder, entry: Entry, target: Folder, path: str) -> Entry:
     """Copies a file byte for byte."""
     with target.writing(path) as temporary, source.intact(entry) as held:
         shutil.copyfile(held, temporary)
@@ -214,7 +216,7 @@ def _manifest(
     index: BuiltIndex,
     found: Sequence[NeighborsPart],
     queries: list[QueryCorpus],
-    renumbered: FileEntry,
+    renumbered: TableEntry,
 ) -> Manifest:
     old = database.manifest
     left = [one for one in copied if one.documents.rows]
@@ -226,12 +228,12 @@ def _manifest(
         old,
         counts=replace(
             old.counts,
-            documents=sum(one.documents.rows or 0 for one in left),
-            chunks=sum(one.chunks.rows or 0 for one in left),
+            documents=sum(one.documents.rows for one in left),
+            chunks=sum(one.chunks.rows for one in left),
             tokens=sum(one.tokens for one in left),
             validation_chunks=sum(one.validation_chunks for one in left),
             keyless_chunks=sum(one.keyless for one in left),
-            indexed_chunks=sum(file.rows or 0 for file in index.partitions),
+            indexed_chunks=sum(file.rows for file in index.partitions),
             short_rows=sum(part.short_rows for part in found),
             removed_documents=0,
             removed_chunks=0,
@@ -257,7 +259,7 @@ def _manifest(
 def _source(old: SourceCounts, left: Sequence[CompactedPart]) -> SourceCounts:
     """What is left of a source; what was removed counts as dropped."""
     own = [one for one in left if one.source == old.name]
-    documents = sum(one.documents.rows or 0 for one in own)
+    documents = sum(one.documents.rows for one in own)
     removed = old.documents - documents
     reasons = dict(old.dropped_by)
     if removed:
@@ -265,7 +267,7 @@ def _source(old: SourceCounts, left: Sequence[CompactedPart]) -> SourceCounts:
     return replace(
         old,
         documents=documents,
-        chunks=sum(one.chunks.rows or 0 for one in own),
+        chunks=sum(one.chunks.rows for one in own),
         tokens=sum(one.tokens for one in own),
         dropped=old.dropped + removed,
         dropped_by=reasons,

@@ -14,8 +14,8 @@ def total_counts(chunked: list[ChunkedShard]) -> dict[str, int]:
     """Documents, chunks, tokens and validation chunks of shards, by the names of `Counts`."""
     written = [part for shard in chunked for part in shard.parts]
     return {
-        "documents": sum(part.documents.rows or 0 for part in written),
-        "chunks": sum(part.chunks.rows or 0 for part in written),
+        "documents": sum(part.documents.rows for part in written),
+        "chunks": sum(part.chunks.rows for part in written),
         "tokens": sum(part.tokens for part in written),
         "validation_chunks": sum(part.validation_chunks for part in written),
     }

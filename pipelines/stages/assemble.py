@@ -21,7 +21,7 @@ from retro_db.index.structure import faiss, inverted_file, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.index.training import predict_size
 from retro_db.reader.opening import open_files
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.store.tables import TableFile
 
@@ -35,7 +35,7 @@ from .train import VERSION, TrainedIndex
 class AssembledPartition:
     """One range of lists, and the sum of their squared lengths: what searches take grows with it."""
 
-    file: FileEntry
+    file: TableEntry
     squares: int
 
 
@@ -58,7 +58,7 @@ class AssembleJob:
 
     folder: Folder
     home: Folder
-    codes: list[FileEntry]
+    codes: list[TableEntry]
     stage: str = field(default="assemble", init=False)
 
     def open(self) -> tuple[faiss.Index, list[TableFile]]:
@@ -110,7 +110,7 @@ def assemble_stage(
         )
         for lists in ranges
     ]
-    total = sum(part.file.rows or 0 for part in codes)
+    total = sum(part.file.rows for part in codes)
     placement = Placement.in_memory(int(build.config.index.memory))
     return run_stage(build, job, tasks, AssembledPartition, "chunks", total, placement)
 

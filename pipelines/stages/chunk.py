@@ -13,7 +13,7 @@ from retro_db.corpus.planning import Shard
 from retro_db.corpus.verdicts import read_verdicts
 from retro_db.errors import CorpusError
 from retro_db.manifest.parts import Part
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ class ChunkJob:
     def run(
         self,
         shared: Tokenizer,
-        item: tuple[Shard, FileEntry | None],
+        item: tuple[Shard, TableEntry | None],
         report: Callable[[int], None],
     ) -> ChunkedShard:
         """Writes chunks and documents."""
@@ -56,12 +56,14 @@ class ChunkJob:
 
     def files(self, result: ChunkedShard) -> list[FileEntry]:
         """Every part's two files, and the table of what was left out."""
-        files = [file for part in result.parts for file in (part.chunks, part.documents)]
+        files: list[FileEntry] = [
+            file for part in result.parts for file in (part.chunks, part.documents)
+        ]
         return [*files, result.left_out] if result.left_out else files
 
 
 def chunk_stage(
-    build: Build, tokenizer: TokenizerFiles, screened: Sequence[FileEntry | None]
+    build: Build, tokenizer: TokenizerFiles, screened: Sequence[TableEntry | None]
 ) -> tuple[list[ChunkedShard], list[Part]]:
     """Runs the stage, and stops where a source has too many bad records.
 
@@ -106,7 +108,7 @@ def parts_of(chunked: list[ChunkedShard]) -> list[Part]:
     for shard in chunked:
         for roll_over, written in enumerate(shard.parts):
             parts.append(Part(shard.number, roll_over, first_id, written.chunks, written.documents))
-            first_id += written.chunks.rows or 0
+            first_id += written.chunks.rows
     return parts
 
 

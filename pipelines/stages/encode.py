@@ -15,7 +15,7 @@ from retro_db.index.structure import faiss, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.threads import Share
 
 from ..engine.jobs import Task, fingerprint
@@ -30,9 +30,9 @@ class EncodedPart:
     The numbers are packed: a driver holds them of tens of thousands of parts, a thousand each.
     """
 
-    file: FileEntry
+    file: TableEntry
     entries: str
-    fine: FileEntry | None
+    fine: TableEntry | None
 
 
 @dataclass

@@ -15,7 +15,7 @@ from retro_db.search.part_documents import load_documents, load_queries
 from retro_db.search.part_neighbors import neighbors_part
 from retro_db.search.searching import open_searcher
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.threads import Share
 
@@ -30,7 +30,7 @@ VERSION = 2
 class NeighborsPart:
     """One part's neighbors, and how many of its rows are short of k."""
 
-    file: FileEntry
+    file: TableEntry
     short_rows: int
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from retro_db.index.filling import partition_path
 from retro_db.reader.database import Database
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.updates.compaction import (
     Renumbering,
     compact_partition,
@@ -23,7 +23,7 @@ from .compact import VERSION
 class RenumberedPartition:
     """One range of lists with new ids."""
 
-    file: FileEntry
+    file: TableEntry
 
 
 @dataclass
@@ -32,7 +32,7 @@ class RenumberJob:
 
     folder: Folder
     home: Folder
-    renumbered: FileEntry
+    renumbered: TableEntry
     stage: str = field(default="renumber", init=False)
 
     def open(self) -> Renumbering:
@@ -46,7 +46,7 @@ class RenumberJob:
         number, partition = item
         with self.home.intact(partition) as held:
             file = compact_partition(held, shared, partition_path(number), self.folder)
-        report(file.rows or 0)
+        report(file.rows)
         return RenumberedPartition(file)
 
     def files(self, result: RenumberedPartition) -> list[FileEntry]:
@@ -54,7 +54,7 @@ class RenumberJob:
         return [result.file]
 
 
-def renumber_stage(build: Build, database: Database, renumbered: FileEntry) -> list[FileEntry]:
+def renumber_stage(build: Build, database: Database, renumbered: TableEntry) -> list[TableEntry]:
     """Runs the stage over every partition of the old database."""
     job = RenumberJob(build.folder, database.folder, renumbered)
     mark = fingerprint(VERSION, {"database": database.manifest.sha256})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,7 +33,7 @@ from retro_db.search.tuning import (
     sample_rows,
     tune,
 )
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share
 
@@ -122,7 +122,7 @@ class TuneJob:
     home: Folder
     key: str
     template: FileEntry
-    partitions: list[FileEntry]
+    partitions: Sequence[FileEntry]
     memory: int
     dimension: int
     depths: tuple[int, ...]
@@ -164,7 +164,7 @@ class TuneJob:
 
 
 def search_groups(
-    partitions: list[FileEntry], key: str, dimension: int, memory: int
+    partitions: Sequence[FileEntry], key: str, dimension: int, memory: int
 ) -> list[tuple[int, int]]:
     """Partitions that are opened together: they decide among candidates that are equally far."""
     parsed = parse_key(key, dimension)
@@ -176,7 +176,7 @@ def tune_stages(
     parts: list[Part],
     key: str,
     template: FileEntry,
-    partitions: list[FileEntry],
+    partitions: Sequence[FileEntry],
     dimension: int,
 ) -> Tuned:
     """Runs the three stages.
@@ -254,8 +254,8 @@ class BuiltIndex:
     key: str
     lists: int
     template: TrainedIndex
-    partitions: list[FileEntry]
-    fine: list[FileEntry]
+    partitions: list[TableEntry]
+    fine: list[TableEntry]
     search: Tuned
 
     def described(self, info: IndexInfo) -> IndexInfo:

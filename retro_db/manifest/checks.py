@@ -127,14 +127,12 @@ def _check_tables(
         field = f"{where}tables.{name}"
         width = _row_bytes(manifest, name) if entries else None
         for number, entry in enumerate(entries):
-            if entry.rows is None:
-                raise DecodeError(f"{field}[{number}].rows: missing")
             if width is not None and entry.rows * width > entry.bytes:
                 raise DecodeError(f"{field}[{number}].rows: more than {entry.bytes} bytes hold")
     rows = [entry.rows for entry in tables.chunks]
     for name in ("chunks", "documents"):
         count = getattr(counts, name)
-        if sum(entry.rows or 0 for entry in getattr(tables, name)) != count:
+        if sum(entry.rows for entry in getattr(tables, name)) != count:
             field = f"{where}source.{name}" if where else f"counts.{name}"
             raise DecodeError(f"{field}: {count} is not the sum of the files' rows")
     for name in _PARALLEL:

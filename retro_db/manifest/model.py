@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.store.serialize import digest, to_json
 
 FORMAT = "retro-db"
@@ -171,17 +171,17 @@ class Tables:
     content, none was removed, and the database is no compacted one.
     """
 
-    documents: list[FileEntry]
-    chunks: list[FileEntry]
-    embeddings: list[FileEntry]
-    neighbors: list[FileEntry]
-    dropped: list[FileEntry] = field(default_factory=list)
-    fine: list[FileEntry] = field(default_factory=list)
-    removed: list[FileEntry] = field(default_factory=list)
-    renumbered: list[FileEntry] = field(default_factory=list)
+    documents: list[TableEntry]
+    chunks: list[TableEntry]
+    embeddings: list[TableEntry]
+    neighbors: list[TableEntry]
+    dropped: list[TableEntry] = field(default_factory=list)
+    fine: list[TableEntry] = field(default_factory=list)
+    removed: list[TableEntry] = field(default_factory=list)
+    renumbered: list[TableEntry] = field(default_factory=list)
 
     @property
-    def files(self) -> list[FileEntry]:
+    def files(self) -> list[TableEntry]:
         """All of them."""
         return [file for table in TABLES for file in getattr(self, table)]
 

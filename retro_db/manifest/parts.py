@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from retro_db.manifest.model import Tables
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import TableEntry
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Part:
     shard: int
     number: int
     first_id: int
-    chunks: FileEntry
-    documents: FileEntry
-    embeddings: FileEntry | None = None
+    chunks: TableEntry
+    documents: TableEntry
+    embeddings: TableEntry | None = None
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Part:
         )
 
     @property
-    def keys_file(self) -> FileEntry:
+    def keys_file(self) -> TableEntry:
         """Its embeddings file, which the embed stage wrote.
 
         Raises:
@@ -57,7 +57,7 @@ class Part:
     @property
     def rows(self) -> int:
         """Its chunks."""
-        return self.chunks.rows or 0
+        return self.chunks.rows
 
 
 def contents_of(part: Part) -> tuple[str, str]:
@@ -79,5 +79,5 @@ def listed_parts(tables: Tables) -> list[Part]:
     files = zip(tables.chunks, tables.documents, tables.embeddings, strict=True)
     for number, (chunks, documents, embeddings) in enumerate(files):
         parts.append(Part(number, 0, first_id, chunks, documents, embeddings))
-        first_id += chunks.rows or 0
+        first_id += chunks.rows
     return parts

@@ -18,7 +18,7 @@ from retro_db.reader.opening import open_table, read_documents
 from retro_db.reader.rows import ids_in, pack
 from retro_db.store.cache import Cache, parse_bytes
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.gathering import ColumnReader, Rows, Table
 from retro_db.store.parquet_tables import read_parquet
 
@@ -93,7 +93,7 @@ class Corpus:
         return f"<retro_db.Corpus in {redacted(self.folder.url)!r}: {len(self):,} chunks>"
 
     def __len__(self) -> int:
-        return sum(entry.rows or 0 for entry in self.tables.chunks)
+        return sum(entry.rows for entry in self.tables.chunks)
 
     @functools.cached_property
     def chunks(self) -> Chunks:
@@ -164,7 +164,7 @@ class Corpus:
     def _document_part(self, number: int) -> pa.Table:
         """The documents of one file, their first chunks as global ids."""
         entry, chunks = self.tables.documents[number], self.tables.chunks[number]
-        table = read_documents(self.folder, entry, chunks.rows or 0)
+        table = read_documents(self.folder, entry, chunks.rows)
         position = table.schema.get_field_index("first_chunk")
         shifted = pa.array(table["first_chunk"].to_numpy() + self.first_chunks[number])
         return table.set_column(position, table.schema.field(position), shifted)
@@ -188,7 +188,7 @@ class Corpus:
         tables = [self._parquet(entry, schema) for entry in self.tables.removed]
         rows = [np.empty(0, np.int64), *(table["document"].to_numpy() for table in tables)]
         found = np.sort(np.concatenate(rows))
-        total = sum(entry.rows or 0 for entry in self.tables.documents)
+        total = sum(entry.rows for entry in self.tables.documents)
         if len(found) and (found[0] < 0 or found[-1] >= total or (np.diff(found) == 0).any()):
             raise DamagedFileError(
                 f"{self.folder.url}: removed: a document is out of range or stands twice; run verify"
@@ -248,10 +248,10 @@ class Corpus:
         inside = slice(*np.searchsorted(self.removed, [first, first + count]))
         return self.removed[inside] - first
 
-    def _parquet(self, entry: FileEntry, schema: pa.Schema) -> pa.Table:
+    def _parquet(self, entry: TableEntry, schema: pa.Schema) -> pa.Table:
         where = f"{self.folder.url}: {entry.path}"
         with self.folder.holding(entry) as path:
-            return read_parquet(path, schema, entry.rows or 0, where)
+            return read_parquet(path, schema, entry.rows, where)
 
     def column(self, table: str, column: str) -> ColumnReader:
         """One column of an Arrow table over all its files.
@@ -451,6 +451,6 @@ class Neighbors:
         return gone if gone.any() else None
 
 
-def _starts(entries: list[FileEntry]) -> np.ndarray:
+def _starts(entries: list[TableEntry]) -> np.ndarray:
     """First global row of every file, and the total: int64 [files + 1]."""
-    return np.cumsum([0, *(entry.rows or 0 for entry in entries)], dtype=np.int64)
+    return np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)

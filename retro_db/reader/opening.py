@@ -8,13 +8,13 @@ import pyarrow as pa
 from retro_db.errors import DamagedFileError
 from retro_db.store.contracts import contract
 from retro_db.store.copied import CopiedFile
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.gathering import Table
 from retro_db.store.parquet_tables import read_parquet
 from retro_db.store.tables import IpcFile, TableFile
 
 
-def read_documents(folder: Folder, entry: FileEntry, chunks: int) -> pa.Table:
+def read_documents(folder: Folder, entry: TableEntry, chunks: int) -> pa.Table:
     """Reads the documents of one part, which have its chunks one after another.
 
     Args:
@@ -31,7 +31,7 @@ def read_documents(folder: Folder, entry: FileEntry, chunks: int) -> pa.Table:
     where = f"{folder.url}: {entry.path}"
     schema = contract("documents").schema()
     with folder.holding(entry) as path:
-        table = read_parquet(path, schema, entry.rows or 0, where)
+        table = read_parquet(path, schema, entry.rows, where)
     firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
     # Numbers up to the chunks, of which no sum is too large.
     sane = ((counts >= 0) & (counts <= chunks) & (firsts >= 0) & (firsts <= chunks)).all()
@@ -44,7 +44,7 @@ def read_documents(folder: Folder, entry: FileEntry, chunks: int) -> pa.Table:
 
 
 def open_table(
-    folder: Folder, entries: list[FileEntry], table: str, parameters: dict[str, str | int]
+    folder: Folder, entries: list[TableEntry], table: str, parameters: dict[str, str | int]
 ) -> Table:
     """An Arrow table, if it has any files or not; arguments and errors are those of `open_files`."""
     files = open_files(folder, entries, table, parameters)
@@ -52,7 +52,7 @@ def open_table(
 
 
 def open_files(
-    folder: Folder, entries: list[FileEntry], table: str, parameters: dict[str, str | int]
+    folder: Folder, entries: list[TableEntry], table: str, parameters: dict[str, str | int]
 ) -> list[TableFile]:
     """Opens the files of an Arrow table; on object stores, each when it is first read.
 
@@ -73,6 +73,5 @@ def open_files(
     if not folder.is_local:
         return [CopiedFile(folder, entry, schema, agreed.batch_rows) for entry in entries]
     return [
-        IpcFile(folder.verified(entry), schema, entry.rows or 0, agreed.batch_rows)
-        for entry in entries
+        IpcFile(folder.verified(entry), schema, entry.rows, agreed.batch_rows) for entry in entries
     ]

@@ -68,7 +68,7 @@ class Sequences:
         self.runs: list[Run] = []
         self._rows = rows
         self._packing = packing
-        most = sum(entry.rows or 0 for entry in corpus.tables.documents)
+        most = sum(entry.rows for entry in corpus.tables.documents)
         table = mapped_zeros(np.int64, 3, most)
         pieces, row = 0, 0
         for source, firsts, counts in chosen_documents(corpus, split):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from retro_db.store.cache import use
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.tables import IpcFile, TableFile
 
 # To say that a copy is used, and see that it is still there, takes as long as reading a row or two.
@@ -50,9 +50,9 @@ class CopiedFile(TableFile):
     """
 
     def __init__(
-        self, folder: Folder, entry: FileEntry, schema: pa.Schema, batch_rows: int
+        self, folder: Folder, entry: TableEntry, schema: pa.Schema, batch_rows: int
     ) -> None:
-        super().__init__(schema, entry.rows or 0, batch_rows)
+        super().__init__(schema, entry.rows, batch_rows)
         self._folder = folder
         self._entry = entry
         self._mapped: _Mapped | None = None

@@ -11,9 +11,9 @@ import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self, overload
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -36,8 +36,8 @@ class FileEntry:
     Attributes:
         path: Relative to the database folder, with forward slashes.
         bytes: Size of the file.
-        sha256: Of its content, in hexadecimal.
-        rows: Rows of the table in it; None where the file is no table.
+        sha256: Hash of its content, in hexadecimal.
+        rows: Rows of a table, or entries of an index partition; None for other files.
     """
 
     path: str
@@ -45,9 +45,27 @@ class FileEntry:
     sha256: str
     rows: int | None = None
 
-    def below(self, place: str) -> FileEntry:
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields are equal: a table's entry equals the same file's in a record."""
+        return isinstance(other, FileEntry) and vars(self) == vars(other)
+
+    def below(self, place: str) -> Self:
         """The same file, seen from further up: `place` is the folder that its path counts from."""
         return replace(self, path=f"{place}/{self.path}") if place else self
+
+
+@dataclass(frozen=True, eq=False)
+class TableEntry(FileEntry):
+    """One committed file whose rows are counted: a table, or an index partition.
+
+    Attributes:
+        path: Relative to the database folder, with forward slashes.
+        bytes: Size of the file.
+        sha256: Hash of its content, in hexadecimal.
+        rows: Rows of the table, or entries of the partition.
+    """
+
+    rows: int = field()  # required: without `field()` it would inherit the default
 
 
 class Folder:
@@ -392,20 +410,31 @@ def _abort_uploads(fs: Any, root: str) -> None:
             )
 
 
+@overload
+def describe(file: Path, path: str, rows: None = None) -> FileEntry: ...
+
+
+@overload
+def describe(file: Path, path: str, rows: int) -> TableEntry: ...
+
+
 def describe(file: Path, path: str, rows: int | None = None) -> FileEntry:
     """Size and checksum of a local file, under the name that it has in the database.
 
     Args:
         file: On a local disk.
         path: Its name in the database.
-        rows: Of the table in it, if it is one.
+        rows: Rows of the table or entries of the index partition in it; None for other files.
 
     Returns:
         The entry for a manifest or a record.
     """
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileEntry(path=path, bytes=file.stat().st_size, sha256=sha256, rows=rows)
+    size = file.stat().st_size
+    if rows is None:
+        return FileEntry(path, size, sha256)
+    return TableEntry(path, size, sha256, rows)
 
 
 def _sync(path: Path) -> None:
