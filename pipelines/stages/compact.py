@@ -75,7 +75,7 @@ class OldDatabase:
                 pass
         documents = read_documents(folder, tables.documents[number], entries["chunks"].rows)
         first = sum(before.rows for before in tables.documents[:number])
-        kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removed)
+        kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removals.documents)
         chunks, embeddings = (
             open_files(folder, [entry], name, database.parameters)[0]
             for name, entry in entries.items()

@@ -86,7 +86,7 @@ class NeighborsJob:
         template = index.template.file
         removed = None
         if gone := self.searched.removed:
-            removed = open_database(home.url, gone.generation).removed_chunks
+            removed = open_database(home.url, gone.generation).removals.chunks
         searcher = open_searcher(home, index.key, template, index.partitions, self.memory, removed)
         keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
         tokens = self._tokens(parts)

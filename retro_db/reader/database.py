@@ -14,13 +14,13 @@ from retro_db.errors import DamagedFileError, InputError
 from retro_db.manifest.files import manifest_path, read_manifest
 from retro_db.manifest.model import Manifest, Tables
 from retro_db.printing import redacted
-from retro_db.reader.opening import open_table, read_documents
-from retro_db.reader.rows import ids_in, pack
+from retro_db.reader.opening import open_table, read_documents, read_rows
+from retro_db.reader.removals import Removals
+from retro_db.reader.rows import pack
 from retro_db.store.cache import Cache, parse_bytes
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.gathering import ColumnReader, Rows, Table
-from retro_db.store.parquet_tables import read_parquet
 
 
 def open(  # noqa: A001 - read as retro_db.open
@@ -175,6 +175,11 @@ class Corpus:
         return _starts(self.tables.chunks)
 
     @functools.cached_property
+    def removals(self) -> Removals:
+        """The removed documents and their chunks."""
+        return Removals(self.folder, self.tables)
+
+    @property
     def removed(self) -> np.ndarray:
         """Rows of `documents` that were removed, int64 [R], ascending.
 
@@ -184,16 +189,23 @@ class Corpus:
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        schema = contract("removed").schema()
-        tables = [self._parquet(entry, schema) for entry in self.tables.removed]
-        rows = [np.empty(0, np.int64), *(table["document"].to_numpy() for table in tables)]
-        found = np.sort(np.concatenate(rows))
-        total = sum(entry.rows for entry in self.tables.documents)
-        if len(found) and (found[0] < 0 or found[-1] >= total or (np.diff(found) == 0).any()):
-            raise DamagedFileError(
-                f"{self.folder.url}: removed: a document is out of range or stands twice; run verify"
-            )
-        return found
+        return self.removals.documents
+
+    @property
+    def removed_chunks(self) -> np.ndarray:
+        """Ids of the removed documents' chunks, int64 [n], ascending."""
+        return self.removals.chunks
+
+    def is_removed(self, ids: np.ndarray | list[int]) -> np.ndarray:
+        """Whether chunks belong to a removed document.
+
+        Args:
+            ids: Chunk ids of any shape, such as rows of neighbors; -1 marks a missing neighbor.
+
+        Returns:
+            bool, in the shape of the ids; False for -1.
+        """
+        return self.removals.has_chunks(ids)
 
     @functools.cached_property
     def renumbered(self) -> pa.Table:
@@ -204,54 +216,8 @@ class Corpus:
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        schema = contract("renumbered").schema()
-        tables = [self._parquet(entry, schema) for entry in self.tables.renumbered]
-        return pa.concat_tables(tables) if tables else schema.empty_table()
-
-    @functools.cached_property
-    def removed_chunks(self) -> np.ndarray:
-        """Ids of the removed documents' chunks, int64 [n], ascending."""
-        firsts, ends = self._removed_ranges
-        return ids_in(firsts, ends - firsts)
-
-    def is_removed(self, ids: np.ndarray | list[int]) -> np.ndarray:
-        """Whether chunks are of a removed document.
-
-        Args:
-            ids: Chunk ids of any shape, such as rows of neighbors; -1 is no chunk.
-
-        Returns:
-            bool, of the ids' shape.
-        """
-        wanted = np.asarray(ids, dtype=np.int64)
-        if not len(self.removed):
-            return np.zeros(wanted.shape, bool)
-        firsts, ends = self._removed_ranges
-        place = np.searchsorted(firsts, wanted, side="right") - 1
-        return (place >= 0) & (wanted < ends[place])
-
-    @functools.cached_property
-    def _removed_ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """First chunk of each removed document and the one after its last: int64 [R] each."""
-        firsts, counts, base = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-        for table in self.document_parts() if len(self.removed) else ():
-            rows = self.removed_among(base, len(table))
-            gone = table.select(["first_chunk", "chunk_count"]).take(rows)
-            firsts.append(gone["first_chunk"].to_numpy())
-            counts.append(gone["chunk_count"].to_numpy())
-            base += len(table)
-        begins = np.concatenate(firsts)
-        return begins, begins + np.concatenate(counts)
-
-    def removed_among(self, first: int, count: int) -> np.ndarray:
-        """Which of so many documents from one on were removed, counted from that one: int64 [r]."""
-        inside = slice(*np.searchsorted(self.removed, [first, first + count]))
-        return self.removed[inside] - first
-
-    def _parquet(self, entry: TableEntry, schema: pa.Schema) -> pa.Table:
-        where = f"{self.folder.url}: {entry.path}"
-        with self.folder.holding(entry) as path:
-            return read_parquet(path, schema, entry.rows, where)
+        tables = [read_rows(self.folder, entry, "renumbered") for entry in self.tables.renumbered]
+        return pa.concat_tables(tables) if tables else contract("renumbered").schema().empty_table()
 
     def column(self, table: str, column: str) -> ColumnReader:
         """One column of an Arrow table over all its files.
@@ -416,7 +382,7 @@ class Neighbors:
     def __init__(self, corpus: Corpus, found_in: Corpus) -> None:
         self._ids = corpus.column("neighbors", "ids")
         self._distances = corpus.column("neighbors", "distances")
-        self._found_in = found_in if found_in.tables.removed else None
+        self._removals = found_in.removals if found_in.tables.removed else None
         self._count = len(found_in)
         self._url = corpus.folder.url
 
@@ -432,23 +398,23 @@ class Neighbors:
         stored = self._ids[ids]
         if stored.size and (stored.min() < -1 or stored.max() >= self._count):
             raise DamagedFileError(f"{self._url}: neighbors: an id is out of range; run verify")
-        gone = self._gone(stored)
-        return stored if gone is None else pack(stored, ~gone, -1)
+        removed = self._removed_among(stored)
+        return stored if removed is None else pack(stored, ~removed, -1)
 
     def distances(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
         """Their squared L2 distances, float32 [n, k]; infinity where there is none."""
         stored = self._distances[ids]
-        if self._found_in is None:
+        if self._removals is None:
             return stored
-        gone = self._gone(self._ids[ids])
-        return stored if gone is None else pack(stored, ~gone, np.inf)
+        removed = self._removed_among(self._ids[ids])
+        return stored if removed is None else pack(stored, ~removed, np.inf)
 
-    def _gone(self, stored: np.ndarray) -> np.ndarray | None:
-        """Which stored neighbors were removed, bool [n, k]; None where none was."""
-        if self._found_in is None:
+    def _removed_among(self, stored: np.ndarray) -> np.ndarray | None:
+        """Which of some stored neighbors were removed, bool [n, k]; None if none was."""
+        if self._removals is None:
             return None
-        gone = self._found_in.is_removed(stored)
-        return gone if gone.any() else None
+        removed = self._removals.has_chunks(stored)
+        return removed if removed.any() else None
 
 
 def _starts(entries: list[TableEntry]) -> np.ndarray:

@@ -14,6 +14,22 @@ from retro_db.store.parquet_tables import read_parquet
 from retro_db.store.tables import IpcFile, TableFile
 
 
+def read_rows(folder: Folder, entry: TableEntry, table: str) -> pa.Table:
+    """Reads one file of a Parquet table.
+
+    Args:
+        folder: Folder of the database.
+        entry: The file as the manifest or the completion records list it.
+        table: Name of the contract, such as `removed`.
+
+    Raises:
+        DamagedFileError: The file is missing, of another size, or holds something else.
+    """
+    with folder.holding(entry) as path:
+        where = f"{folder.url}: {entry.path}"
+        return read_parquet(path, contract(table).schema(), entry.rows, where)
+
+
 def read_documents(folder: Folder, entry: TableEntry, chunks: int) -> pa.Table:
     """Reads the documents of one part, which have its chunks one after another.
 
@@ -28,17 +44,14 @@ def read_documents(folder: Folder, entry: TableEntry, chunks: int) -> pa.Table:
     Raises:
         DamagedFileError: The file is missing, of another size, or holds something else.
     """
-    where = f"{folder.url}: {entry.path}"
-    schema = contract("documents").schema()
-    with folder.holding(entry) as path:
-        table = read_parquet(path, schema, entry.rows, where)
+    table = read_rows(folder, entry, "documents")
     firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
     # Numbers up to the chunks, of which no sum is too large.
     sane = ((counts >= 0) & (counts <= chunks) & (firsts >= 0) & (firsts <= chunks)).all()
     ends = np.concatenate([[0], firsts + counts])
     if not sane or (ends[:-1] != firsts).any() or ends[-1] != chunks:
         raise DamagedFileError(
-            f"{where}: first_chunk and chunk_count do not tile the chunks; run verify"
+            f"{folder.url}: {entry.path}: first_chunk and chunk_count do not tile the chunks; run verify"
         )
     return table
 

@@ -117,7 +117,7 @@ def chosen_documents(
         wanted = counts > 0
         if split is not None:
             wanted &= pc.equal(table["split"], split).to_numpy()
-        wanted[corpus.removed_among(base, len(table))] = False
+        wanted[corpus.removals.documents_among(base, len(table))] = False
         rows = np.flatnonzero(wanted)
         firsts = table["first_chunk"].to_numpy()
         for source, chosen in _of_one_source(table["source"], rows):

@@ -67,7 +67,7 @@ def renumber(database: Database) -> Renumbering:
     """The runs of chunks of a database that are not removed."""
     documents = database.documents
     kept = documents["chunk_count"].to_numpy() > 0
-    kept[database.removed] = False
+    kept[database.removals.documents] = False
     firsts = documents["first_chunk"].to_numpy()[kept]
     counts = documents["chunk_count"].to_numpy()[kept]
     if not len(firsts):

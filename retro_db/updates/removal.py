@@ -71,7 +71,7 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
     database = Database(folder, read_manifest(folder))
     named = read_list(Path(listed), [source.name for source in database.manifest.sources])
     found = find_documents(database, named, str(listed))
-    rows = np.setdiff1d(found, database.removed)
+    rows = np.setdiff1d(found, database.removals.documents)
     chunks = int(database.documents["chunk_count"].take(rows).to_numpy().sum())
     manifest = database.manifest
     if len(rows):
