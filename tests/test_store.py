@@ -87,8 +87,10 @@ def test_tables_give_back_their_rows(
         # A file's last row has zeros behind it.
         behind = [np.append(part[1:], np.zeros_like(part[:1]), axis=0) for part in expected]
         pairs = np.stack([whole, np.concatenate(behind)], axis=1)
+        # Opened anew, so that no batch was read before.
+        opened = Table(files)
         assert np.array_equal(
-            table.take_pairs("pair", table.rows(ids)), pairs[ids].reshape(-1, 2, 2)
+            opened.take_pairs("pair", opened.rows(ids)), pairs[ids].reshape(-1, 2, 2)
         )
         start = data.draw(st.integers(0, sizes[-1]))
         stop = data.draw(st.integers(start, sizes[-1]))
@@ -97,6 +99,17 @@ def test_tables_give_back_their_rows(
         column[[len(whole)]]
     with pytest.raises(IndexError):
         column[[-1]]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4])
+def test_a_row_is_followed_by_one_in_a_batch_that_was_not_read(
+    tmp_path: Path, batch_rows: int
+) -> None:
+    pair = write(tmp_path / "a", 11, [11], batch_rows)
+    for row in range(10):
+        table = Table([IpcFile(tmp_path / "a", SCHEMA, 11, batch_rows)])
+        [both] = table.take_pairs("pair", table.rows([row]))
+        assert np.array_equal(both, pair[row : row + 2])
 
 
 def test_a_table_without_files_has_no_rows() -> None:
