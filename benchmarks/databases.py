@@ -127,7 +127,7 @@ def _write(
     path = agreed.name(number, 0)
     with (
         folder.writing(path) as file,
-        TableWriter(file, schema, agreed.batch_rows, agreed.format == "parquet") as writer,
+        TableWriter(file, schema, agreed.batch_rows, parquet=agreed.format == "parquet") as writer,
     ):
         for block in blocks:
             writer.append(block)

@@ -649,7 +649,7 @@ def rewrite(db: Path, table: str, change: Callable[[dict[str, Any]], None]) -> N
     change(columns)
     (db / entry.path).unlink()
     parquet = agreed.format == "parquet"
-    with TableWriter(db / entry.path, schema, agreed.batch_rows, parquet) as writer:
+    with TableWriter(db / entry.path, schema, agreed.batch_rows, parquet=parquet) as writer:
         writer.append(columns)
     relist(db, entry.path)
 

@@ -456,7 +456,7 @@ def test_a_cache_for_a_single_file_serves_all(local: Project, remote: str, tmp_p
     with pytest.raises(InputError, match=rf"cache_bytes: .* has {size:,} bytes .* give it more"):
         check_rows(small, local)
     assert sum(copies(tmp_path / "small").values()) < size
-    with pytest.raises(InputError, match="cache_bytes: 'much' is no size"):
+    with pytest.raises(InputError, match="cache_bytes: 'much' is not a size"):
         retro_db.open(remote, cache_bytes="much")
 
 

@@ -209,7 +209,7 @@ def rewrite(db: Path, table: str, alter: Callable[[Columns], None], part: int = 
         columns = {name: file.read(name).copy() for name in schema.names}
     alter(columns)
     path.unlink()
-    with TableWriter(path, schema, agreed.batch_rows, agreed.format == "parquet") as writer:
+    with TableWriter(path, schema, agreed.batch_rows, parquet=agreed.format == "parquet") as writer:
         writer.append(columns)
     reseal(db, entry.path, writer.rows)
 

@@ -174,7 +174,7 @@ def _write(
     path = agreed.name(number, 0)
     with folder.writing(path) as temporary:
         parquet = agreed.format == "parquet"
-        with TableWriter(temporary, schema, agreed.batch_rows, parquet) as writer:
+        with TableWriter(temporary, schema, agreed.batch_rows, parquet=parquet) as writer:
             for batch in batches:  # type: ignore[attr-defined]
                 writer.append(batch)
         return describe(temporary, path, writer.rows)
