@@ -31,22 +31,22 @@ def read_rows(folder: Folder, entry: TableEntry, table: str) -> pa.Table:
 
 
 def read_documents(folder: Folder, entry: TableEntry, chunks: int) -> pa.Table:
-    """Reads the documents of one part, which have its chunks one after another.
+    """Reads the documents of one part, and checks that they tile its chunks.
 
     Args:
-        folder: Where the file is.
-        entry: What the manifest or the completion records say of it.
-        chunks: Of the part.
+        folder: Folder of the database.
+        entry: The file as the manifest or the completion records list it.
+        chunks: Number of chunks of the part.
 
     Returns:
-        One row per document; `first_chunk` counts from the part's first.
+        One row per document; `first_chunk` counts from the part's first chunk.
 
     Raises:
         DamagedFileError: The file is missing, of another size, or holds something else.
     """
     table = read_rows(folder, entry, "documents")
     firsts, counts = table["first_chunk"].to_numpy(), table["chunk_count"].to_numpy()
-    # Numbers up to the chunks, of which no sum is too large.
+    # Numbers are at most `chunks`, so that their sums do not overflow.
     sane = ((counts >= 0) & (counts <= chunks) & (firsts >= 0) & (firsts <= chunks)).all()
     ends = np.concatenate([[0], firsts + counts])
     if not sane or (ends[:-1] != firsts).any() or ends[-1] != chunks:
@@ -59,7 +59,7 @@ def read_documents(folder: Folder, entry: TableEntry, chunks: int) -> pa.Table:
 def open_table(
     folder: Folder, entries: list[TableEntry], table: str, parameters: dict[str, str | int]
 ) -> Table:
-    """An Arrow table, if it has any files or not; arguments and errors are those of `open_files`."""
+    """An Arrow table, which may have no files; arguments and errors are those of `open_files`."""
     files = open_files(folder, entries, table, parameters)
     return Table(files, contract(table).schema(**parameters))
 
@@ -70,10 +70,10 @@ def open_files(
     """Opens the files of an Arrow table; on object stores, each when it is first read.
 
     Args:
-        folder: Where they are.
-        entries: What the manifest or the completion records say of them.
+        folder: Folder of the database.
+        entries: The files as the manifest or the completion records list them.
         table: Name of the contract.
-        parameters: For the contract's types; those that it does not name are ignored.
+        parameters: Values for the contract's types; those that it does not name are ignored.
 
     Returns:
         One open file for each entry.
