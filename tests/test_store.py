@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 import retro_db
 from retro_db.errors import DamagedFileError, DatabaseError, ManifestError, UnsupportedVersionError
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.gathering import Table
 from retro_db.store.records import Record, StageRecords
-from retro_db.store.serialize import DecodeError, digest, from_json
+from retro_db.store.serialize import DecodeError, digest, from_json, to_json
 from retro_db.store.tables import IpcFile
 from retro_db.store.writing import TableWriter
 from retro_db_pipelines.commands.cli import run
@@ -335,3 +335,16 @@ def test_json_is_decoded_strictly() -> None:
             from_json(FileEntry, good | change)
     with pytest.raises(DecodeError, match="path: missing"):
         from_json(FileEntry, {"bytes": 1, "sha256": "s"})
+
+
+def test_entries_of_tables_have_rows_and_equal_those_in_records() -> None:
+    table = {"path": "a", "bytes": 1, "sha256": "s", "rows": 2}
+    entry = from_json(TableEntry, table)
+    assert to_json(entry) == table
+    assert entry == from_json(FileEntry, table)
+    assert hash(entry) == hash(from_json(FileEntry, table))
+    assert isinstance(entry.below("queries/asked"), TableEntry)
+    with pytest.raises(DecodeError, match=r"x\.rows: expected int, found null"):
+        from_json(TableEntry, table | {"rows": None}, "x")
+    with pytest.raises(DecodeError, match=r"x\.rows: missing"):
+        from_json(TableEntry, {"path": "a", "bytes": 1, "sha256": "s"}, "x")

@@ -83,7 +83,7 @@ class Table:
             ids: Integers of any shape, or a single one.
 
         Raises:
-            IndexError: An id is no integer, negative or too large; -1 marks a missing neighbor, not a row.
+            IndexError: An id is not an integer, or out of range: -1 marks a missing neighbor, not a row.
             DamagedFileError: A file is missing, is not the listed one, or cannot be decoded.
         """
         given = np.asarray(ids)
@@ -230,7 +230,7 @@ class ColumnReader:
             A new array: the shape of the ids followed by that of a row.
 
         Raises:
-            IndexError: An id is no integer, negative or too large; -1 marks a missing neighbor, not a row.
+            IndexError: An id is not an integer, or out of range: -1 marks a missing neighbor, not a row.
             DamagedFileError: A file is missing, is not the listed one, or cannot be decoded.
         """
         if isinstance(ids, slice):
