@@ -123,7 +123,7 @@ class Stages:
         for number, part in enumerate(self.parts):
             path = table.name(number, 0)
             entry, counted = encode_part(part, path, self.template, THREADS, self.folder, quiet)
-            rows = entry.rows or 0
+            rows = entry.rows
             file = IpcFile(self.folder.local(path), schema, rows, table.batch_rows)
             self._codes.append(file)
             self._entries.append(counted)

@@ -24,7 +24,7 @@ from retro_db.manifest.files import FILE, read_manifest, write_manifest
 from retro_db.plan import given_facts
 from retro_db.plan.build_plan import plan_manifest
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.gathering import Table
 from retro_db.store.records import Record, StageRecords
 from retro_db.store.serialize import to_json
@@ -67,8 +67,8 @@ def write_and_read_manifest(folder: Path) -> dict[str, Any]:
     return {"bytes": database.size(FILE), "chunks": manifest.counts.chunks}
 
 
-def entry(table: str, number: int, rows: int) -> FileEntry:
-    return FileEntry(contract(table).name(number, 0), 0, _SHA256, rows)
+def entry(table: str, number: int, rows: int) -> TableEntry:
+    return TableEntry(contract(table).name(number, 0), 0, _SHA256, rows)
 
 
 def chunked(number: int, rows: int) -> ChunkedShard:

@@ -168,6 +168,10 @@ def more_rows_than_bytes(manifest: Manifest) -> None:
     manifest["counts"]["chunks"] = 1 << 40
 
 
+def missing_rows(manifest: Manifest) -> None:
+    del manifest["tables"]["chunks"][0]["rows"]
+
+
 def fine_of_nothing(manifest: Manifest) -> None:
     manifest["tables"]["fine"] = [{**manifest["tables"]["chunks"][0], "path": "fine/a"}]
 
@@ -216,6 +220,7 @@ VIOLATIONS: dict[str, tuple[Callable[[Manifest], None], str]] = {
     "too many bytes": (put(*CHUNKS, "bytes", 1 << 63), r"tables\.chunks\[0\]\.bytes"),
     "rows": (put(*CHUNKS, "rows", -1), r"tables\.chunks\[0\]\.rows"),
     "no rows": (put(*CHUNKS, "rows", None), r"tables\.chunks\[0\]\.rows"),
+    "missing rows": (missing_rows, r"tables\.chunks\[0\]\.rows: missing"),
     "sha256": (put(*CHUNKS, "sha256", "A" * 64), r"tables\.chunks\[0\]\.sha256"),
     "index sha256": (put("index_files", 0, "sha256", ""), r"index_files\[0\]\.sha256"),
     "token type": (put("chunk", "token_type", "uint64"), r"chunk\.token_type"),
@@ -639,12 +644,12 @@ def rewrite(db: Path, table: str, change: Callable[[dict[str, Any]], None]) -> N
     if agreed.format == "parquet":
         columns: dict[str, Any] = pq.read_table(db / entry.path).to_pydict()
     else:
-        file = IpcFile(db / entry.path, schema, entry.rows or 0, agreed.batch_rows)
+        file = IpcFile(db / entry.path, schema, entry.rows, agreed.batch_rows)
         columns = {name: file.read(name).copy() for name in schema.names}
     change(columns)
     (db / entry.path).unlink()
     parquet = agreed.format == "parquet"
-    with TableWriter(db / entry.path, schema, agreed.batch_rows, parquet) as writer:
+    with TableWriter(db / entry.path, schema, agreed.batch_rows, parquet=parquet) as writer:
         writer.append(columns)
     relist(db, entry.path)
 

@@ -87,7 +87,7 @@ def fill(folder: Folder, template: faiss.Index, parts: list[PartKeys], partition
         path = contract("codes").name(number, 0)
         entry, counts = encode_part(part, path, template, 1, folder, quiet)
         entries.append(counts)
-        file = IpcFile(folder.local(path), schema, entry.rows or 0, contract("codes").batch_rows)
+        file = IpcFile(folder.local(path), schema, entry.rows, contract("codes").batch_rows)
         codes.append(file)
     ranges = list_ranges(np.sum(entries, axis=0), inverted_file(template).nlist, partitions)
     assert len(ranges) == partitions

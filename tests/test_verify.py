@@ -209,7 +209,7 @@ def rewrite(db: Path, table: str, alter: Callable[[Columns], None], part: int = 
         columns = {name: file.read(name).copy() for name in schema.names}
     alter(columns)
     path.unlink()
-    with TableWriter(path, schema, agreed.batch_rows, agreed.format == "parquet") as writer:
+    with TableWriter(path, schema, agreed.batch_rows, parquet=agreed.format == "parquet") as writer:
         writer.append(columns)
     reseal(db, entry.path, writer.rows)
 
@@ -749,23 +749,23 @@ def appended(db: Path, parts: int) -> None:
     database = retro_db.open(str(db))
     manifest = database.manifest
     held = {name: entries[:parts] for name, entries in vars(manifest.tables).items()}
-    chunks = sum(entry.rows or 0 for entry in held["chunks"])
+    chunks = sum(entry.rows for entry in held["chunks"])
     keys = database.embeddings[:chunks].astype(np.float64)
     documents = database.chunks.documents(np.arange(chunks))
     k = manifest.neighbors.k
     for number, entry in enumerate(held["chunks"]):
-        first = sum(one.rows or 0 for one in held["chunks"][:number])
+        first = sum(one.rows for one in held["chunks"][:number])
         rewrite(
             db,
             "neighbors",
-            lambda columns, own=slice(first, first + (entry.rows or 0)): columns.update(
+            lambda columns, own=slice(first, first + entry.rows): columns.update(
                 brute_force(keys, documents, own, k)
             ),
             number,
         )
     manifest = retro_db.open(str(db)).manifest
     held = {name: entries[:parts] for name, entries in vars(manifest.tables).items()}
-    there = sum(entry.rows or 0 for entry in held["documents"])
+    there = sum(entry.rows for entry in held["documents"])
     counts = dataclasses.replace(manifest.counts, chunks=chunks, documents=there)
     old = dataclasses.replace(manifest, tables=Tables(**held), counts=counts, queries=[])
     write_manifest(Folder(str(db)), old)

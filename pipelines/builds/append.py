@@ -289,7 +289,7 @@ def _warn(
     build: Build, old: Manifest, assembled: Sequence[AssembledPartition], drift: Drift
 ) -> None:
     """Warns if the trained index fits its entries less and less."""
-    entries = sum(partition.file.rows or 0 for partition in assembled)
+    entries = sum(partition.file.rows for partition in assembled)
     squares = sum(partition.squares for partition in assembled)
     first = _first_generation(build.home, old)
     new_share = (entries - first.counts.indexed_chunks) / max(entries, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from retro_db.config import Config
 from retro_db.errors import CorpusError, InputError
@@ -15,7 +16,7 @@ from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
 from retro_db.search.retriever import LOCATIONS
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.updates.compaction import CompactedPart, Renumbering, renumber, write_renumbering
 
@@ -33,6 +34,8 @@ from .index import tune_index
 from .manifest import compacted_manifest, searched_again
 from .preflight import allow_files, check_disk, held_bytes
 from .queries import find_query_neighbors
+
+Entry = TypeVar("Entry", bound=FileEntry)
 
 # Which compaction a folder belongs to.
 _MARK = "state/compacting"
@@ -163,7 +166,7 @@ def _parts(copied: Sequence[CompactedPart]) -> list[Part]:
     for number, part in enumerate(copied):
         if part.documents.rows:
             parts.append(Part(number, 0, first_id, part.chunks, part.documents, part.embeddings))
-            first_id += part.chunks.rows or 0
+            first_id += part.chunks.rows
     return parts
 
 
@@ -186,8 +189,8 @@ def _query_corpora(build: Build, database: Database, searched: Searched) -> list
 
 
 def _copy_tables(
-    database: Database, entries: Sequence[FileEntry], target: Folder, place: str, table: str
-) -> list[FileEntry]:
+    database: Database, entries: Sequence[TableEntry], target: Folder, place: str, table: str
+) -> list[TableEntry]:
     """Copies the files of a table, numbered from 0, to a place in the new database."""
     return [
         _copy(database.folder, entry, target, f"{place}{contract(table).name(number, 0)}")
@@ -195,7 +198,7 @@ def _copy_tables(
     ]
 
 
-def _copy(source: Folder, entry: FileEntry, target: Folder, path: str) -> FileEntry:
+def _copy(source: Folder, entry: Entry, target: Folder, path: str) -> Entry:
     """Copies a file byte for byte."""
     with target.writing(path) as temporary, source.intact(entry) as original:
         shutil.copyfile(original, temporary)

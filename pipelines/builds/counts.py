@@ -31,8 +31,8 @@ def total_counts(shards: Iterable[ChunkedShard]) -> Totals:
     """Adds up what shards hold."""
     parts = [part for shard in shards for part in shard.parts]
     return Totals(
-        documents=sum(part.documents.rows or 0 for part in parts),
-        chunks=sum(part.chunks.rows or 0 for part in parts),
+        documents=sum(part.documents.rows for part in parts),
+        chunks=sum(part.chunks.rows for part in parts),
         tokens=sum(part.tokens for part in parts),
         validation_chunks=sum(part.validation_chunks for part in parts),
     )

@@ -42,7 +42,7 @@ def announce_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> N
 def training_chunks(chunked: list[ChunkedShard]) -> int:
     """Number of chunks of training documents."""
     written = [part for shard in chunked for part in shard.parts]
-    return sum((part.chunks.rows or 0) - part.validation_chunks for part in written)
+    return sum(part.chunks.rows - part.validation_chunks for part in written)
 
 
 def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyless: int = 0) -> str:

@@ -24,7 +24,7 @@ from retro_db.manifest.model import (
     Tables,
     TokenizerInfo,
 )
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import TableEntry
 from retro_db.updates.compaction import CompactedPart
 
 from ..engine.actions import Build
@@ -128,7 +128,7 @@ def _built_tables(
     neighbors: NeighborsTable,
     *,
     keeps_embeddings: bool,
-    fine: Sequence[FileEntry] = (),
+    fine: Sequence[TableEntry] = (),
 ) -> Tables:
     parts = corpus.parts
     return Tables(
@@ -266,8 +266,8 @@ def compacted_manifest(
     index: BuiltIndex,
     neighbors: NeighborsTable,
     queries: list[QueryCorpus],
-    dropped: list[FileEntry],
-    renumbered: FileEntry,
+    dropped: list[TableEntry],
+    renumbered: TableEntry,
 ) -> Manifest:
     """The manifest of a database that was made of another without its removed documents.
 
@@ -285,8 +285,8 @@ def compacted_manifest(
         old,
         counts=replace(
             old.counts,
-            documents=sum(part.documents.rows or 0 for part in parts),
-            chunks=sum(part.chunks.rows or 0 for part in parts),
+            documents=sum(part.documents.rows for part in parts),
+            chunks=sum(part.chunks.rows for part in parts),
             tokens=sum(part.tokens for part in parts),
             validation_chunks=sum(part.validation_chunks for part in parts),
             keyless_chunks=sum(part.keyless for part in parts),
@@ -316,7 +316,7 @@ def compacted_manifest(
 def _remaining_source(old: SourceCounts, parts: Sequence[CompactedPart]) -> SourceCounts:
     """The counts of a source whose removed documents count as dropped."""
     parts = [part for part in parts if part.source == old.name]
-    documents = sum(part.documents.rows or 0 for part in parts)
+    documents = sum(part.documents.rows for part in parts)
     removed = old.documents - documents
     reasons = dict(old.dropped_by)
     if removed:
@@ -324,7 +324,7 @@ def _remaining_source(old: SourceCounts, parts: Sequence[CompactedPart]) -> Sour
     return replace(
         old,
         documents=documents,
-        chunks=sum(part.chunks.rows or 0 for part in parts),
+        chunks=sum(part.chunks.rows for part in parts),
         tokens=sum(part.tokens for part in parts),
         dropped=old.dropped + removed,
         dropped_by=reasons,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from retro_db.encoder.models import EncoderModel
 from retro_db.index.keys import parse_key
 from retro_db.manifest.model import QueryCorpus
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import TableEntry
 from retro_db.store.serialize import digest, to_json
 
 from ..engine.actions import Build
@@ -48,7 +48,7 @@ class Recipe:
     """
 
     tokenizer: TokenizerFiles
-    screened: list[FileEntry | None]
+    screened: list[TableEntry | None]
     chunked: ChunkedCorpus
     corpus: EmbeddedCorpus
     index: BuiltIndex

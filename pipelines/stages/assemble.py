@@ -22,7 +22,7 @@ from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.index.training import predict_size
 from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.store.tables import TableFile
 
@@ -36,7 +36,7 @@ from .train import VERSION, TrainedIndex
 class AssembledPartition:
     """One range of lists, and the sum of their squared lengths: what searches take grows with it."""
 
-    file: FileEntry
+    file: TableEntry
     squares: int
 
 
@@ -59,7 +59,7 @@ class AssembleJob(Job):
 
     stage: ClassVar[str] = "assemble"
     home: Folder
-    codes: list[FileEntry]
+    codes: list[TableEntry]
 
     def open(self) -> tuple[faiss.Index, list[TableFile]]:
         template = read_index(self.home.local(TEMPLATE_PATH))
@@ -108,7 +108,7 @@ def assemble_stage(
         )
         for lists in ranges
     ]
-    total = sum(part.file.rows or 0 for part in codes)
+    total = sum(part.file.rows for part in codes)
     placement = Placement.in_memory(int(build.config.index.memory))
     return build.run(Stage(job, tasks, AssembledPartition, "chunks", total, placement))
 

@@ -15,7 +15,7 @@ from retro_db.corpus.verdicts import read_verdicts
 from retro_db.errors import CorpusError
 from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ class ChunkJob(Job):
     def run(
         self,
         shared: Tokenizer,
-        item: tuple[Shard, FileEntry | None],
+        item: tuple[Shard, TableEntry | None],
         meter: Meter,
         /,
     ) -> ChunkedShard:
@@ -55,7 +55,9 @@ class ChunkJob(Job):
         return chunk_shard(shard, self.config, shared, self.folder, verdicts, meter)
 
     def files(self, result: ChunkedShard) -> list[FileEntry]:
-        files = [file for part in result.parts for file in (part.chunks, part.documents)]
+        files: list[FileEntry] = [
+            file for part in result.parts for file in (part.chunks, part.documents)
+        ]
         return [*files, result.left_out] if result.left_out else files
 
 
@@ -73,7 +75,7 @@ class ChunkedCorpus:
 
 
 def chunk_stage(
-    build: Build, tokenizer: TokenizerFiles, screened: Sequence[FileEntry | None]
+    build: Build, tokenizer: TokenizerFiles, screened: Sequence[TableEntry | None]
 ) -> ChunkedCorpus:
     """Cuts the documents of every shard into chunks.
 
@@ -113,7 +115,7 @@ def parts_of(chunked: list[ChunkedShard]) -> list[Part]:
     for shard in chunked:
         for roll_over, written in enumerate(shard.parts):
             parts.append(Part(shard.number, roll_over, first_id, written.chunks, written.documents))
-            first_id += written.chunks.rows or 0
+            first_id += written.chunks.rows
     return parts
 
 

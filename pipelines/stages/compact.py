@@ -73,9 +73,9 @@ class OldDatabase:
         for entry in (tables.documents[number], *entries.values()):
             with folder.intact(entry):
                 pass
-        documents = read_documents(folder, tables.documents[number], entries["chunks"].rows or 0)
-        first = sum(before.rows or 0 for before in tables.documents[:number])
-        kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removed)
+        documents = read_documents(folder, tables.documents[number], entries["chunks"].rows)
+        first = sum(before.rows for before in tables.documents[:number])
+        kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removals.documents)
         chunks, embeddings = (
             open_files(folder, [entry], name, database.parameters)[0]
             for name, entry in entries.items()
@@ -106,5 +106,5 @@ def compact_stage(build: Build, source: OldDatabase) -> list[CompactedPart]:
     entries = source.database.tables.chunks
     mark = fingerprint(VERSION, {"database": source.sha256})
     tasks = [Task(f"part-{number:07d}", mark, number) for number in range(len(entries))]
-    total = sum(entry.rows or 0 for entry in entries)
+    total = sum(entry.rows for entry in entries)
     return build.run(Stage(job, tasks, CompactedPart, "chunks", total))

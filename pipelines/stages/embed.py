@@ -16,7 +16,7 @@ from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ VERSION = 2
 class EmbeddedPart:
     """One part's embeddings, and how many of its chunks have none."""
 
-    file: FileEntry
+    file: TableEntry
     keyless: int
 
 

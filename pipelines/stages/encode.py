@@ -16,7 +16,7 @@ from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.threads import Share
 
 from ..engine.actions import Build
@@ -31,9 +31,9 @@ class EncodedPart:
     The numbers are packed: a driver holds them of tens of thousands of parts, a thousand each.
     """
 
-    file: FileEntry
+    file: TableEntry
     entries: str
-    fine: FileEntry | None
+    fine: TableEntry | None
 
 
 @dataclass

@@ -16,7 +16,7 @@ from retro_db.search.part_documents import load_documents, load_queries
 from retro_db.search.part_neighbors import neighbors_part
 from retro_db.search.searching import open_searcher
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.threads import Share
 
@@ -31,7 +31,7 @@ VERSION = 2
 class NeighborsPart:
     """One part's neighbors, and how many of its rows are short of k."""
 
-    file: FileEntry
+    file: TableEntry
     short_rows: int
 
 
@@ -85,7 +85,7 @@ class NeighborsJob(Job):
         template = index.template.file
         removed = None
         if removal := self.searched.removed:
-            removed = open_database(home.url, removal.generation).removed_chunks
+            removed = open_database(home.url, removal.generation).removals.chunks
         searcher = open_searcher(home, index.key, template, index.partitions, self.memory, removed)
         keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
         tokens = self._tokens(parts)
@@ -132,7 +132,7 @@ class NeighborsTable:
         short_rows: Number of chunks with an embedding that have fewer than k neighbors.
     """
 
-    files: list[FileEntry]
+    files: list[TableEntry]
     short_rows: int
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from retro_db.index.filling import partition_path
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.updates.compaction import (
     Renumbering,
     compact_partition,
@@ -24,7 +24,7 @@ from .compact import VERSION
 class RenumberedPartition:
     """One range of lists with new ids."""
 
-    file: FileEntry
+    file: TableEntry
 
 
 @dataclass
@@ -33,7 +33,7 @@ class RenumberJob(Job):
 
     stage: ClassVar[str] = "renumber"
     home: Folder
-    renumbered: FileEntry
+    renumbered: TableEntry
 
     def open(self) -> Renumbering:
         return read_renumbering(self.folder, self.renumbered)
@@ -44,14 +44,14 @@ class RenumberJob(Job):
         number, partition = item
         with self.home.intact(partition) as path:
             file = compact_partition(path, shared, partition_path(number), self.folder)
-        meter(file.rows or 0)
+        meter(file.rows)
         return RenumberedPartition(file)
 
     def files(self, result: RenumberedPartition) -> list[FileEntry]:
         return [result.file]
 
 
-def renumber_stage(build: Build, database: Database, renumbered: FileEntry) -> list[FileEntry]:
+def renumber_stage(build: Build, database: Database, renumbered: TableEntry) -> list[TableEntry]:
     """Runs the stage over every partition of the old database."""
     job = RenumberJob(build.folder, database.folder, renumbered)
     mark = fingerprint(VERSION, {"database": database.manifest.sha256})

@@ -25,7 +25,7 @@ from retro_db.screening.screening import (
     screen_shard,
     write_evaluation,
 )
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.tokens.tokenizer import Tokenizer
 
@@ -47,10 +47,10 @@ class EvaluationJob(Job):
     part_of: ClassVar[str | None] = "screen"
     config: Config
 
-    def run(self, shared: None, shards: list[Shard], meter: Meter, /) -> FileEntry:
+    def run(self, shared: None, shards: list[Shard], meter: Meter, /) -> TableEntry:
         return write_evaluation(shards, self.config.leakage, self.folder)
 
-    def files(self, result: FileEntry) -> list[FileEntry]:
+    def files(self, result: TableEntry) -> list[FileEntry]:
         return [result]
 
 
@@ -165,17 +165,17 @@ class ResolveJob(Job):
         return Resolved([verdicts[number] for number in sorted(verdicts)])
 
     def files(self, result: Resolved) -> list[FileEntry]:
-        return result.verdicts
+        return [*result.verdicts]
 
 
 @dataclass(frozen=True)
 class Resolved:
     """The verdicts on all shards, in order."""
 
-    verdicts: list[FileEntry]
+    verdicts: list[TableEntry]
 
 
-def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[FileEntry | None]:
+def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[TableEntry | None]:
     """Screens the corpus as the configuration asks.
 
     Returns:
@@ -191,7 +191,7 @@ def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[FileEntry | No
     return list(_find_duplicates(build, screened, config.dedup.jaccard))
 
 
-def _evaluate(build: Build) -> FileEntry:
+def _evaluate(build: Build) -> TableEntry:
     settings = build.config.leakage
     shards = plan_evaluation(settings, int(build.config.chunk.shard_size))
     job = EvaluationJob(build.folder, build.config)
@@ -201,11 +201,11 @@ def _evaluate(build: Build) -> FileEntry:
     }
     task = Task("evaluation", fingerprint(VERSION, decides), shards)
     size = sum(shard.bytes for shard in shards)
-    return sole(build.run(Stage(job, [task], FileEntry, "bytes", size)))
+    return sole(build.run(Stage(job, [task], TableEntry, "bytes", size)))
 
 
 def _screen(
-    build: Build, tokenizer: TokenizerFiles, evaluation: FileEntry | None
+    build: Build, tokenizer: TokenizerFiles, evaluation: TableEntry | None
 ) -> list[ScreenedShard]:
     config = build.config
     job = ScreenJob(build.folder, config, build.home)
@@ -239,13 +239,13 @@ def read_settings(config: Config, shard: Shard) -> dict[str, object]:
 
 def _find_duplicates(
     build: Build, screened: list[ScreenedShard], similarity: float
-) -> list[FileEntry]:
+) -> list[TableEntry]:
     signed = [
         SignedShard(number, shard.signatures)
         for number, shard in enumerate(screened)
         if shard.signatures
     ]
-    documents = sum(shard.file.rows or 0 for shard in signed)
+    documents = sum(shard.file.rows for shard in signed)
     partitions = count_partitions(documents, Bands.for_threshold(similarity).count)
     pairs_job = PairsJob(build.folder, signed, similarity)
     signatures = digest([shard.file.sha256 for shard in signed])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -33,7 +34,7 @@ from retro_db.search.tuning import (
     sample_rows,
     tune,
 )
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share
 
@@ -63,8 +64,8 @@ class FilledIndex:
     key: str
     lists: int
     template: TrainedIndex
-    partitions: list[FileEntry]
-    fine: list[FileEntry] = field(default_factory=list)
+    partitions: list[TableEntry]
+    fine: list[TableEntry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class BuiltIndex(FilledIndex):
     @property
     def entries(self) -> int:
         """Number of chunks in the index."""
-        return sum(file.rows or 0 for file in self.partitions)
+        return sum(file.rows for file in self.partitions)
 
     @property
     def identity(self) -> list[object]:
@@ -155,7 +156,7 @@ class TuneJob(Job):
     home: Folder
     key: str
     template: FileEntry
-    partitions: list[FileEntry]
+    partitions: Sequence[FileEntry]
     memory: int
     dimension: int
     depths: tuple[int, ...]
@@ -191,7 +192,7 @@ class TuneJob(Job):
 
 
 def search_groups(
-    partitions: list[FileEntry], key: str, dimension: int, memory: int
+    partitions: Sequence[FileEntry], key: str, dimension: int, memory: int
 ) -> list[tuple[int, int]]:
     """Partitions that are opened together: they decide among candidates that are equally far."""
     parsed = parse_key(key, dimension)

@@ -17,7 +17,7 @@ from retro_db.corpus.verdicts import Verdict
 from retro_db.hashing import fraction_of
 from retro_db.manifest.model import TRAIN, VALIDATION
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.writing import TableWriter
 from retro_db.tokens.tokenizer import Tokenizer
 
@@ -30,8 +30,8 @@ _BATCH_CHARACTERS = 1_000_000
 class ChunkedPart:
     """One pair of files: rows `chunks` and `documents`, and what they hold."""
 
-    chunks: FileEntry
-    documents: FileEntry
+    chunks: TableEntry
+    documents: TableEntry
     tokens: int
     validation_chunks: int
 
@@ -60,7 +60,7 @@ class ChunkedShard:
     dropped: dict[str, int]
     rejected: dict[str, int]
     rejects: list[Reject]
-    left_out: FileEntry | None = None
+    left_out: TableEntry | None = None
 
 
 def chunk_documents(
@@ -177,7 +177,7 @@ def _pass_over(
 
 def _write_left_out(
     left_out: Sequence[tuple[str, Verdict]], shard: Shard, folder: Folder
-) -> FileEntry:
+) -> TableEntry:
     table = contract("dropped")
     path = table.name(shard.number, 0)
     with folder.writing(path) as file:

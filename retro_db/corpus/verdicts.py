@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 
 _VERDICTS = pa.schema(
     [
@@ -39,7 +39,7 @@ class Verdict:
 
 def write_verdicts(
     verdicts: Sequence[Verdict], shard: int, stage: str, folder: Folder
-) -> FileEntry:
+) -> TableEntry:
     """Writes the verdicts on one shard.
 
     Args:
@@ -58,7 +58,7 @@ def write_verdicts(
         return describe(file, path, len(verdicts))
 
 
-def read_verdicts(folder: Folder, file: FileEntry) -> list[Verdict]:
+def read_verdicts(folder: Folder, file: TableEntry) -> list[Verdict]:
     """The verdicts on one shard, in the order of their records.
 
     Args:

@@ -13,7 +13,7 @@ from retro_db.encoder.encoding import Encoder
 from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.tables import TableFile
 from retro_db.store.writing import TableWriter
 from retro_db.tokens.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ def embed_part(
     tokenizer: Tokenizer,
     folder: Folder,
     meter: Meter,
-) -> tuple[FileEntry, int]:
+) -> tuple[TableEntry, int]:
     """Embeds every chunk of one file from its own text, ids decoded, and writes the keys as float16.
 
     Args:

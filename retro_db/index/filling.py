@@ -24,7 +24,7 @@ from retro_db.index.structure import (
     widen,
 )
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.tables import TableFile
 from retro_db.store.writing import TableWriter
 from retro_db.threads import use_faiss_threads
@@ -44,7 +44,7 @@ def encode_part(
     threads: int,
     folder: Folder,
     report: Callable[[int], None],
-) -> tuple[FileEntry, list[int]]:
+) -> tuple[TableEntry, list[int]]:
     """Codes of one part's indexed chunks: what adding them to the template would store.
 
     Args:
@@ -232,7 +232,7 @@ def assemble_partition(
     folder: Folder,
     report: Callable[[int], None],
     base: Path | None = None,
-) -> tuple[FileEntry, int]:
+) -> tuple[TableEntry, int]:
     """Writes lists first to end - 1 of all parts as one index that stock Faiss opens by itself.
 
     It holds those lists' centroids alone, under a flat quantizer. Entries stand in part order, as if

@@ -8,7 +8,7 @@ import numpy as np
 
 from retro_db.index.structure import faiss, read_index, widen
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.gathering import ColumnReader
 from retro_db.store.tables import TableFile
 from retro_db.store.writing import TableWriter
@@ -42,7 +42,7 @@ def refine_part(
     path: str,
     quantizer: faiss.Index,
     folder: Folder,
-) -> FileEntry:
+) -> TableEntry:
     """Writes the fine codes of one part's keys, row for row.
 
     Args:

@@ -21,7 +21,7 @@ from retro_db.manifest.files import manifest_text
 from retro_db.manifest.model import TABLES, IndexInfo, Manifest
 from retro_db.plan.corpus_facts import Facts, Layout, share_out
 from retro_db.plan.hours import HoursPlan, plan_hours
-from retro_db.plan.manifests import Files, index_info, planned_manifest
+from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
 from retro_db.plan.stage_plan import StagePlan, plan_stages
 from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
 from retro_db.screening.duplicates import BAND_ENTRY, count_partitions
@@ -310,8 +310,8 @@ def _band_keys(config: Config, facts: Facts) -> int:
 
 
 def _table(name: str, files: Sequence[FileEntry], chunks: int) -> TablePlan:
-    size, rows = sum(file.bytes for file in files), sum(file.rows or 0 for file in files)
-    return TablePlan(name, len(files), rows, size, round(size / chunks, 3))
+    size = sum(file.bytes for file in files)
+    return TablePlan(name, len(files), total_rows(files), size, round(size / chunks, 3))
 
 
 def _sum_up(

@@ -22,12 +22,12 @@ from retro_db.manifest.model import (
     query_path,
 )
 from retro_db.plan.corpus_facts import UNKNOWN_SHA256, Corpus, Facts
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.tokens.tokenizer import token_type_for
 
 # Settings that tuning measures, about.
 _MEASURED = 16
-Files = dict[str, list[FileEntry]]
+Files = dict[str, list[TableEntry]]
 
 
 def planned_manifest(
@@ -49,11 +49,11 @@ def planned_manifest(
     kept = [{name: held for name, held in one.items() if _is_kept(name, config)} for one in files]
     tables = [Tables(**{"embeddings": [], **one}) for one in kept]
     corpus, portable = facts.corpus, config.portable()
-    chunks = _rows(files[0]["chunks"])
+    chunks = total_rows(files[0]["chunks"])
     queried = zip(facts.queries, files[1:], tables[1:], strict=True)
     encoder = config.encoder
     return Manifest(
-        counts=Counts(corpus.documents, chunks, corpus.tokens, 0, 0, _rows(index_files), 0),
+        counts=Counts(corpus.documents, chunks, corpus.tokens, 0, 0, total_rows(index_files), 0),
         sources=[
             _source(name, corpus, chunks) for name in (source.name for source in config.corpus)
         ],
@@ -80,7 +80,9 @@ def planned_manifest(
             for name, size in facts.tokenizer_files.items()
         ],
         queries=[
-            QueryCorpus(_source(query.name, query, _rows(held["chunks"])), 0, 0, _below(query, own))
+            QueryCorpus(
+                _source(query.name, query, total_rows(held["chunks"])), 0, 0, _below(query, own)
+            )
             for query, held, own in queried
         ],
     )
@@ -124,5 +126,6 @@ def _source(name: str, corpus: Corpus, chunks: int) -> SourceCounts:
     )
 
 
-def _rows(files: Sequence[FileEntry]) -> int:
-    return sum(file.rows or 0 for file in files)
+def total_rows(files: Sequence[FileEntry]) -> int:
+    """Rows of those files that have any."""
+    return sum(file.rows for file in files if isinstance(file, TableEntry))

@@ -19,7 +19,7 @@ from retro_db.index.structure import faiss
 from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.plan.corpus_facts import UNKNOWN_SHA256, Corpus, Facts, Layout, share_out
 from retro_db.store.contracts import Contract, contract
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.store.writing import TableWriter
 from retro_db.tokens.tokenizer import token_type_for
 
@@ -70,7 +70,7 @@ def _written(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "table")
         parquet = agreed.format == "parquet"
-        with TableWriter(path, schema, agreed.batch_rows, parquet) as writer:
+        with TableWriter(path, schema, agreed.batch_rows, parquet=parquet) as writer:
             if len(columns[schema.names[0]]):
                 writer.append(columns)
         return path.stat().st_size
@@ -78,7 +78,7 @@ def _written(
 
 def arrow_files(
     name: str, layout: Layout, rows: np.ndarray, **parameters: str | int
-) -> list[FileEntry]:
+) -> list[TableEntry]:
     """A table of Arrow files, beside the parts.
 
     Args:
@@ -93,7 +93,7 @@ def arrow_files(
     return _entries(agreed, layout, bytes_, rows)
 
 
-def document_files(corpus: Corpus, layout: Layout, config: Config) -> list[FileEntry]:
+def document_files(corpus: Corpus, layout: Layout, config: Config) -> list[TableEntry]:
     """The documents: Parquet, whose bytes depend on what the ids are.
 
     A part's file is written from the sample, with about the chunks that each document will have. Where a
@@ -128,17 +128,17 @@ def document_files(corpus: Corpus, layout: Layout, config: Config) -> list[FileE
 
 def _entries(
     agreed: Contract, layout: Layout, bytes_: np.ndarray, rows: np.ndarray
-) -> list[FileEntry]:
+) -> list[TableEntry]:
     columns = (column.tolist() for column in (layout.shards, layout.turns, bytes_, rows))
     return [
-        FileEntry(agreed.name(shard, turn), size, UNKNOWN_SHA256, count)
+        TableEntry(agreed.name(shard, turn), size, UNKNOWN_SHA256, count)
         for shard, turn, size, count in zip(*columns, strict=True)
     ]
 
 
 def corpus_files(
     corpus: Corpus, layout: Layout, facts: Facts, config: Config
-) -> dict[str, list[FileEntry]]:
+) -> dict[str, list[TableEntry]]:
     """The files of one corpus by table, those of keys included, kept or not.
 
     Args:
@@ -184,6 +184,6 @@ def index_files(
         files.append(FileEntry(FINE_PATH, size, UNKNOWN_SHA256))
     held = share_out(entries, lists).tolist()
     return files + [
-        FileEntry(partition_path(number), sizes.partition(count, rows), UNKNOWN_SHA256, rows)
+        TableEntry(partition_path(number), sizes.partition(count, rows), UNKNOWN_SHA256, rows)
         for number, (count, rows) in enumerate(zip(lists.tolist(), held, strict=True))
     ]

@@ -171,7 +171,7 @@ def _added(counted: list[dict[str, int]]) -> Counter[str]:
 def _sample(database: Database) -> tuple[Sample, list[str]]:
     """The sample, and the name of each chunk's source."""
     drawn = _drawn(database.first_chunks)
-    ids = drawn[~database.is_removed(drawn)]
+    ids = drawn[~database.removals.has_chunks(drawn)]
     documents = database.documents_at(database.chunks.documents(ids))
     k = database.manifest.neighbors.k
     distances = database.neighbors.distances(ids)

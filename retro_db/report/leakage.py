@@ -199,7 +199,7 @@ def _evaluated(database: Database, queries: str | None) -> tuple[Corpus, np.ndar
     base = 0
     for table in database.document_parts():
         chosen = (table["split"].to_numpy() == VALIDATION) & (table["chunk_count"].to_numpy() > 0)
-        chosen[database.removed_among(base, len(table))] = False
+        chosen[database.removals.documents_among(base, len(table))] = False
         base += len(table)
         firsts = table["first_chunk"].to_numpy()[chosen]
         counts = table["chunk_count"].to_numpy()[chosen]

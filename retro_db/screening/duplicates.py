@@ -16,7 +16,7 @@ from retro_db.corpus.verdicts import Verdict, read_verdicts, write_verdicts
 from retro_db.screening.grams import jaccard
 from retro_db.screening.screening import ScreenedShard
 from retro_db.screening.signatures import SignatureFile
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 
 # A document's number over all shards: the shard's above, its row in the signatures below.
 _ROW_BITS = 40
@@ -41,14 +41,14 @@ class SignedShard:
     """The signatures of one shard."""
 
     number: int
-    file: FileEntry
+    file: TableEntry
 
 
 @dataclass(frozen=True)
 class Pairs:
     """The near-duplicate pairs of one partition of the bands."""
 
-    file: FileEntry
+    file: TableEntry
 
 
 def count_partitions(documents: int, bands: int) -> int:
@@ -220,7 +220,7 @@ def resolve(
     pairs: Sequence[Pairs],
     sources: Mapping[int, str],
     folder: Folder,
-) -> dict[int, FileEntry]:
+) -> dict[int, TableEntry]:
     """Decides about all pairs, and writes the verdicts on every shard anew.
 
     Args:

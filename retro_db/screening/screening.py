@@ -16,7 +16,7 @@ from retro_db.corpus.verdicts import Verdict, write_verdicts
 from retro_db.errors import CorpusError
 from retro_db.screening.grams import Bands, jaccard
 from retro_db.screening.signatures import SignatureFile, SignatureWriter, Signed, sign
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.tokens.tokenizer import Tokenizer
 
 EVALUATION = "state/screen/evaluation.arrow"
@@ -32,8 +32,8 @@ class ScreenedShard:
         content: The sha256 of what was read.
     """
 
-    verdicts: FileEntry
-    signatures: FileEntry | None
+    verdicts: TableEntry
+    signatures: TableEntry | None
     content: str
 
 
@@ -73,7 +73,9 @@ class EvaluationSet:
         return best
 
 
-def write_evaluation(shards: Sequence[Shard], settings: LeakageConfig, folder: Folder) -> FileEntry:
+def write_evaluation(
+    shards: Sequence[Shard], settings: LeakageConfig, folder: Folder
+) -> TableEntry:
     """Writes the signatures of all evaluation documents into one file.
 
     Args:

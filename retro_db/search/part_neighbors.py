@@ -16,7 +16,7 @@ from retro_db.search.finder import ChunkTokens, Finder
 from retro_db.search.part_documents import Documents
 from retro_db.search.searching import IdRanges, QueryBlock, windows
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.tables import TableFile
 from retro_db.store.writing import TableWriter
 
@@ -31,7 +31,7 @@ def neighbors_part(
     threads: int,
     folder: Folder,
     report: Callable[[int], None],
-) -> tuple[FileEntry, int]:
+) -> tuple[TableEntry, int]:
     """Writes the neighbors of one part's chunks, row for row.
 
     Args:

@@ -105,7 +105,7 @@ class Retriever:
             manifest.template_file,
             manifest.partition_files,
             memory,
-            removed=database.removed_chunks,
+            removed=database.removals.chunks,
         )
         settings = SearchSettings(index.nprobe, index.rerank, index.ef_search)
         self._finder = Finder(searcher, self._open_keys(), settings)

@@ -17,7 +17,7 @@ from retro_db.manifest.parts import Part
 from retro_db.reader.database import Corpus, Database
 from retro_db.reader.opening import open_files
 from retro_db.search.part_documents import Documents, load_documents, load_queries
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import TableEntry
 from retro_db.store.tables import TableFile
 
 BLOCK_ROWS = 65_536
@@ -67,7 +67,7 @@ class Held:
         """Whether embeddings were kept."""
         return bool(self.corpus.tables.embeddings)
 
-    def read_parquet(self, entry: FileEntry, *columns: str) -> pa.Table:
+    def read_parquet(self, entry: TableEntry, *columns: str) -> pa.Table:
         """Columns of a file, whatever they are; all where none is named."""
         with self.corpus.folder.holding(entry) as path:
             return pq.read_table(path, columns=list(columns) or None)
@@ -80,9 +80,9 @@ class Held:
     def parts(self) -> list[HeldPart]:
         """Its parts, in order."""
         tables = self.corpus.tables
-        starts = np.cumsum([0, *(entry.rows or 0 for entry in tables.chunks)]).tolist()
-        documents = np.cumsum([0, *(entry.rows or 0 for entry in tables.documents)]).tolist()
-        embeddings: Sequence[FileEntry | None] = tables.embeddings or [None] * len(tables.chunks)
+        starts = np.cumsum([0, *(entry.rows for entry in tables.chunks)]).tolist()
+        documents = np.cumsum([0, *(entry.rows for entry in tables.documents)]).tolist()
+        embeddings: Sequence[TableEntry | None] = tables.embeddings or [None] * len(tables.chunks)
         rows = zip(tables.chunks, tables.documents, embeddings, strict=True)
         return [
             HeldPart(
@@ -109,14 +109,14 @@ class HeldPart:
     held: Held
     part: Part
     first_document: int
-    neighbors: FileEntry
+    neighbors: TableEntry
 
     @property
     def rows(self) -> slice:
         """Its chunks' global ids."""
         return slice(self.part.first_id, self.part.first_id + self.part.rows)
 
-    def open(self, table: str, entry: FileEntry) -> TableFile:
+    def open(self, table: str, entry: TableEntry) -> TableFile:
         """One of its Arrow files."""
         corpus = self.held.corpus
         [file] = open_files(corpus.folder, [entry], table, corpus.parameters)

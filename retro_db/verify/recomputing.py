@@ -127,7 +127,7 @@ class Recomputation:
                     manifest.template_file,
                     manifest.partition_files,
                     self._memory,
-                    Database(database.folder, written).removed_chunks,
+                    Database(database.folder, written).removals.chunks,
                 ),
                 database.embeddings,
                 _settings(written.index),

@@ -32,7 +32,7 @@ def check_removed(held: Held) -> Iterator[str]:
         if wrong is not None:
             yield f"{entry.path}: document {wrong} has another source or id"
     for part in held.parts():
-        there = gone[part.first_document : part.first_document + (part.part.documents.rows or 0)]
+        there = gone[part.first_document : part.first_document + part.part.documents.rows]
         if there.any():
             numbers = part.read_documents("chunk_count")["chunk_count"].to_numpy()
             chunks += int(numbers[there].sum())
@@ -46,7 +46,7 @@ def _misnamed(held: Held, removed: pa.Table) -> Iterator[int]:
     """Rows of documents that the documents table knows by another source or id."""
     rows = removed["document"].to_numpy()
     for part in held.parts():
-        end = part.first_document + (part.part.documents.rows or 0)
+        end = part.first_document + part.part.documents.rows
         here = np.flatnonzero((rows >= part.first_document) & (rows < end))
         if len(here):
             table = part.read_documents("source", "id").take(rows[here] - part.first_document)

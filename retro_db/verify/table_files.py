@@ -13,7 +13,7 @@ from retro_db.errors import DamagedFileError
 from retro_db.manifest.model import TABLES
 from retro_db.reader.database import Corpus
 from retro_db.store.contracts import Contract, contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.parquet_tables import read_parquet
 from retro_db.store.tables import IpcFile
 from retro_db.verify.ledger import Check, one_line
@@ -38,10 +38,10 @@ def table_checks(corpus: Corpus) -> Iterator[Check]:
 
 
 def _check_table(
-    folder: Folder, entry: FileEntry, agreed: Contract, schema: pa.Schema
+    folder: Folder, entry: TableEntry, agreed: Contract, schema: pa.Schema
 ) -> Iterator[str]:
     """The file holds what the contract says, and can be read as that to its last value."""
-    rows = entry.rows or 0
+    rows = entry.rows
     try:
         with folder.holding(entry) as path:
             if agreed.format == "parquet":
