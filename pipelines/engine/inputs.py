@@ -32,7 +32,7 @@ class InputsJob:
 
     def run(self, shared: None, shard: Shard, report: Callable[[int], None]) -> ReadContent:
         """Reads the shard."""
-        source = next(source for source in self.config.corpus if source.name == shard.source)
+        source = self.config.source(shard.source)
         content = Content()
         for _ in content.watch(read_shard(shard, source, report)):
             pass
