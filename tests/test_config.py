@@ -65,8 +65,8 @@ def test_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"neighbours": {}}, "neighbours: unknown key; did you mean neighbors"),
-        ({"index": {"kye": 1}}, "index.kye: unknown key; did you mean key"),
+        ({"neighbours": {}}, "neighbours: unknown setting; did you mean neighbors"),
+        ({"index": {"kye": 1}}, "index.kye: unknown setting; did you mean key"),
         ({"neighbors": {"k": 0}}, "neighbors.k"),
         ({"neighbors": {"k": 300}}, "rerank"),
         ({"tokenizer": {}}, "either path or train"),

@@ -290,7 +290,7 @@ def test_a_launch_builds_the_database(project: Project) -> None:
 
 
 def test_a_launch_refuses_a_wrong_configuration(project: Project) -> None:
-    with pytest.raises(ConfigError, match="neighbours: unknown key; did you mean neighbors"):
+    with pytest.raises(ConfigError, match="neighbours: unknown setting; did you mean neighbors"):
         flex.driver_pipeline(str(project.config), IMAGE, ["neighbours.k=2"], [], LAUNCH)
 
 

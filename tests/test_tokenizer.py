@@ -289,7 +289,7 @@ def test_sentencepiece_models_that_would_change_are_refused(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="use Unigram or BPE"):
         Tokenizer.load(str(path))
     path.write_bytes(b"no model at all")
-    with pytest.raises(ModelError, match="no SentencePiece model"):
+    with pytest.raises(ModelError, match="is not a SentencePiece model"):
         Tokenizer.load(str(path))
 
 

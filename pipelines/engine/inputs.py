@@ -29,7 +29,7 @@ class InputsJob(Job):
     config: Config
 
     def run(self, shared: None, shard: Shard, meter: Meter, /) -> ReadContent:
-        source = next(source for source in self.config.corpus if source.name == shard.source)
+        source = self.config.source(shard.source)
         content = Content()
         for _ in content.watch(read_shard(shard, source, meter)):
             pass

@@ -229,7 +229,7 @@ def _screen(
 
 def read_settings(config: Config, shard: Shard) -> dict[str, object]:
     """Everything that decides which records are read from a shard, by name."""
-    source = next(source for source in config.corpus if source.name == shard.source)
+    source = config.source(shard.source)
     fields = {"text", "id", "separator", "max_document"}
     return {
         "corpus": source.model_dump(mode="json", include=fields),
