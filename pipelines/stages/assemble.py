@@ -79,7 +79,13 @@ class AssembleJob:
         with self.home.intact(lists.base) if lists.base else nullcontext() as base:
             return AssembledPartition(
                 *assemble_partition(
-                    template, lists.first, lists.end, parts, path, self.folder, report, base
+                    template,
+                    range(lists.first, lists.end),
+                    parts,
+                    path,
+                    self.folder,
+                    report,
+                    base=base,
                 )
             )
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from retro_db.index.keys import IndexKey, parse_key
-from retro_db.index.part_keys import load_keys
-from retro_db.index.training import train_part, training_points
+from retro_db.index.part_embeddings import load_embeddings
+from retro_db.index.training import Sampling, train_part, training_points
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.store.folder import FileEntry, Folder
 
@@ -51,13 +51,10 @@ class TrainJob:
         """Writes the template."""
         return TrainedIndex(
             *train_part(
-                (load_keys(self.folder, part, self.dimension) for part in parts),
+                (load_embeddings(self.folder, part, self.dimension) for part in parts),
                 parse_key(self.key, self.dimension),
                 self.fine,
-                self.dimension,
-                self.entries,
-                self.points,
-                self.seed,
+                Sampling(self.dimension, self.entries, self.points, self.seed),
                 self.folder,
                 report,
             )
