@@ -33,12 +33,12 @@ from peers.process import PeerProcess
 import retro_db
 from retro_db.index.filling import assemble_partition, encode_part, list_ranges, partition_path
 from retro_db.index.keys import choose_key, parse_key
-from retro_db.index.part_keys import PartKeys
+from retro_db.index.part_embeddings import PartEmbeddings
 from retro_db.index.structure import faiss, inverted_file, transform
-from retro_db.index.training import PATH, sample_keys, train_index
+from retro_db.index.training import PATH, Sampling, sample_embeddings, train_index
 from retro_db.search.finder import Finder
 from retro_db.search.part_documents import Documents
-from retro_db.search.part_neighbors import neighbors_part
+from retro_db.search.part_neighbors import PartQueries, neighbors_part
 from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
@@ -108,7 +108,9 @@ class Stages:
         (place / "db" / "index").mkdir(parents=True)
         self.folder = Folder(str(place / "db"))
         self.parts, self.documents = _write_parts(data, place)
-        sample = sample_keys(self.parts, data.keys.shape[1], len(data.keys), self._points, seed=0)
+        sample = sample_embeddings(
+            self.parts, Sampling(data.keys.shape[1], len(data.keys), self._points, seed=0)
+        )
         self.template = train_index(self._parsed, sample)
         faiss.write_index(self.template, str(place / "db" / PATH))
 
@@ -134,7 +136,8 @@ class Stages:
         ranges = list_ranges(entries, self._parsed.lists, self._partitions)
         for number, (first, end) in enumerate(ranges):
             path = partition_path(number)
-            assemble_partition(self.template, first, end, self._codes, path, self.folder, quiet)
+            lists = range(first, end)
+            assemble_partition(self.template, lists, self._codes, path, self.folder, quiet)
 
     def searcher(self) -> Searcher:
         """All partitions as one index."""
@@ -151,7 +154,7 @@ def quiet(count: int) -> None:
     """A report that nobody reads."""
 
 
-def _write_parts(data: Data, place: Path) -> tuple[list[PartKeys], list[Documents]]:
+def _write_parts(data: Data, place: Path) -> tuple[list[PartEmbeddings], list[Documents]]:
     """The keys in files of whole documents, and each file's documents."""
     table = contract("embeddings")
     schema = table.schema(dimension=data.keys.shape[1])
@@ -166,7 +169,7 @@ def _write_parts(data: Data, place: Path) -> tuple[list[PartKeys], list[Document
             for row in range(begin, stop, table.batch_rows):
                 writer.append({"vector": data.keys[row : min(row + table.batch_rows, stop)]})
         file = IpcFile(path, schema, stop - begin, table.batch_rows)
-        parts.append(PartKeys(begin, file, np.ones(stop - begin, bool)))
+        parts.append(PartEmbeddings(begin, file, np.ones(stop - begin, bool)))
         own = [((int(one), int(one + count)),) for one, count in zip(starts, counts, strict=True)]
         documents.append(Documents(starts - begin, counts, own))
     return parts, documents
@@ -394,15 +397,13 @@ def compare_stage(
         whole.append(
             seconds(
                 lambda: neighbors_part(
-                    part.embeddings,
-                    documents,
-                    None,
-                    contract("neighbors").name(0, 0),
+                    PartQueries(part.embeddings, documents),
                     finder,
                     NEIGHBORS,
-                    THREADS,
+                    contract("neighbors").name(0, 0),
                     stages.folder,
-                    quiet,
+                    threads=THREADS,
+                    report=quiet,
                 )
             )
         )
@@ -485,8 +486,10 @@ def measure_memory(place: Path) -> None:
     fewer = int(np.searchsorted(np.cumsum(held.counts), 50_000)) + 1
     documents = Documents(held.starts[:fewer], held.counts[:fewer], held.exclude[:fewer])
     path = contract("neighbors").name(0, 0)
-    settings = (path, finder, NEIGHBORS, THREADS, stages.folder, quiet)
-    entry, short = neighbors_part(part.embeddings, documents, None, *settings)
+    queries = PartQueries(part.embeddings, documents)
+    entry, short = neighbors_part(
+        queries, finder, NEIGHBORS, path, stages.folder, threads=THREADS, report=quiet
+    )
     done = time.perf_counter()
     print(
         f"{len(data.keys):,} keys of {data.keys.shape[1]} dimensions, {key}: train "

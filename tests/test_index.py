@@ -20,7 +20,7 @@ from retro_db.index.filling import (
     plan_partitions,
 )
 from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_key
-from retro_db.index.part_keys import PartKeys
+from retro_db.index.part_embeddings import PartEmbeddings
 from retro_db.index.structure import (
     faiss,
     inverted_file,
@@ -31,9 +31,10 @@ from retro_db.index.structure import (
 )
 from retro_db.index.training import (
     PATH,
+    Sampling,
     create_index,
     predict_size,
-    sample_keys,
+    sample_embeddings,
     train_index,
     training_points,
 )
@@ -62,7 +63,7 @@ def make_keys(count: int) -> np.ndarray:
     return keys.astype(np.float16)
 
 
-def make_parts(folder: Path, keys: np.ndarray, shards: int) -> list[PartKeys]:
+def make_parts(folder: Path, keys: np.ndarray, shards: int) -> list[PartEmbeddings]:
     """The keys in as many files of unequal size, every 17th chunk not indexed."""
     table = contract("embeddings")
     schema = table.schema(dimension=D)
@@ -73,11 +74,13 @@ def make_parts(folder: Path, keys: np.ndarray, shards: int) -> list[PartKeys]:
         with TableWriter(path, schema, table.batch_rows) as writer:
             writer.append({"vector": keys[start:stop]})
         file = IpcFile(path, schema, stop - start, table.batch_rows)
-        parts.append(PartKeys(start, file, np.arange(start, stop) % 17 != 0))
+        parts.append(PartEmbeddings(start, file, np.arange(start, stop) % 17 != 0))
     return parts
 
 
-def fill(folder: Folder, template: faiss.Index, parts: list[PartKeys], partitions: int) -> None:
+def fill(
+    folder: Folder, template: faiss.Index, parts: list[PartEmbeddings], partitions: int
+) -> None:
     """Runs the two stages."""
     Path(folder.url, "index").mkdir(parents=True)
     faiss.write_index(template, str(Path(folder.url) / PATH))
@@ -92,7 +95,9 @@ def fill(folder: Folder, template: faiss.Index, parts: list[PartKeys], partition
     ranges = list_ranges(np.sum(entries, axis=0), inverted_file(template).nlist, partitions)
     assert len(ranges) == partitions
     for number, (first, end) in enumerate(ranges):
-        assemble_partition(template, first, end, codes, partition_path(number), folder, quiet)
+        assemble_partition(
+            template, range(first, end), codes, partition_path(number), folder, quiet
+        )
 
 
 @pytest.mark.parametrize("quantizer", ["", "_HNSW8"])
@@ -193,7 +198,9 @@ def test_an_excluded_range_is_never_found(tmp_path: Path) -> None:
     parts = make_parts(tmp_path, keys, 2)
     folder = Folder(str(tmp_path / "db"))
     text = "IVF16,PQ8x4fs"
-    template = train_index(parse_key(text, D), sample_keys(parts, D, 2000, 10_000, seed=0))
+    template = train_index(
+        parse_key(text, D), sample_embeddings(parts, Sampling(D, 2000, 10_000, seed=0))
+    )
     fill(folder, template, parts, 2)
     paths = [folder.local(partition_path(number)) for number in range(2)]
     for memory in (None, 1):
@@ -235,7 +242,9 @@ def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
     keys = make_keys(1000)
     parts = make_parts(tmp_path, keys, 1)
     folder = Folder(str(tmp_path / "db"))
-    template = train_index(parse_key("IVF8,SQ8", D), sample_keys(parts, D, 1000, 1000, seed=0))
+    template = train_index(
+        parse_key("IVF8,SQ8", D), sample_embeddings(parts, Sampling(D, 1000, 1000, seed=0))
+    )
     fill(folder, template, parts, 1)
     moved = tmp_path / "elsewhere.faissindex"
     folder.local(partition_path(0)).rename(moved)
@@ -267,12 +276,12 @@ def test_exact_distances_order_and_padding(tmp_path: Path) -> None:
 def test_the_training_sample_is_uniform_over_the_corpus(tmp_path: Path) -> None:
     keys = np.arange(20_000, dtype=np.float16)[:, None] * np.ones(D, np.float16)
     parts = make_parts(tmp_path, keys, 4)
-    sample = sample_keys(parts, D, 18_823, 4000, seed=3)
+    sample = sample_embeddings(parts, Sampling(D, 18_823, 4000, seed=3))
     assert 3700 < len(sample) < 4300
     positions = sample[:, 0]
     thirds = np.histogram(positions[np.isfinite(positions)], bins=3, range=(0, 20_000))[0]
     assert thirds.min() > 0.8 * thirds.max(), "not a prefix"
-    assert np.array_equal(sample, sample_keys(parts, D, 18_823, 4000, seed=3))
+    assert np.array_equal(sample, sample_embeddings(parts, Sampling(D, 18_823, 4000, seed=3)))
 
 
 @given(
@@ -312,7 +321,7 @@ def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -
     folder = Folder(str(tmp_path / "db"))
     # Each repeats rotation and code book, some kB: little beside codes once there are many.
     key = parse_key("OPQ8_32,IVF64_HNSW8,SQ8", D)
-    template = train_index(key, sample_keys(parts, D, 20_000, 20_000, seed=0))
+    template = train_index(key, sample_embeddings(parts, Sampling(D, 20_000, 20_000, seed=0)))
     fill(folder, template, parts, 8)
     plain = faiss.clone_index(template)
     plain.add_with_ids(keys[np.arange(len(keys)) % 17 != 0].astype(np.float32), np.arange(18_823))
@@ -420,7 +429,7 @@ def test_a_sample_that_the_memory_bounds_is_large_enough(tmp_path: Path, seed: i
         training_points(key, D, len(keys), memory=least * 3 * 4 * D)
     points = training_points(key, D, len(keys), memory=(least + 300) * 3 * 4 * D)
     assert points < 2300
-    sample = sample_keys(make_parts(tmp_path, keys, 2), D, len(keys), points, seed)
+    sample = sample_embeddings(make_parts(tmp_path, keys, 2), Sampling(D, len(keys), points, seed))
     assert len(sample) >= least * 16 / 17
     assert training_points(key, D, len(keys), memory=10**9) == 64 * 256
     assert training_points(key, D, least, memory=10**9) >= least

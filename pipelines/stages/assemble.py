@@ -78,7 +78,13 @@ class AssembleJob(Job):
         with self.home.intact(lists.base) if lists.base else nullcontext() as base:
             return AssembledPartition(
                 *assemble_partition(
-                    template, lists.first, lists.end, parts, path, self.folder, meter, base
+                    template,
+                    range(lists.first, lists.end),
+                    parts,
+                    path,
+                    self.folder,
+                    meter,
+                    base=base,
                 )
             )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from retro_db.hashing import fractions_of
 from retro_db.index.filling import quantization_error
-from retro_db.index.part_keys import load_keys
+from retro_db.index.part_embeddings import load_embeddings
 from retro_db.index.structure import faiss, read_index
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
@@ -69,10 +69,10 @@ class DriftJob(Job):
     def _keys(self, parts: list[Part]) -> Iterator[np.ndarray]:
         share = _KEYS / max(sum(part.rows for part in parts), 1)
         for part in parts:
-            keys = load_keys(self.home, part, self.dimension)
-            step = keys.embeddings.batch_rows
+            part_embeddings = load_embeddings(self.home, part, self.dimension)
+            step = part_embeddings.embeddings.batch_rows
             for start in range(0, part.rows, step):
-                rows, embeddings = keys.read(start, start + step)
+                rows, embeddings = part_embeddings.read(start, start + step)
                 yield embeddings[fractions_of(rows + part.first_id, self.seed + 2) < share]
 
 

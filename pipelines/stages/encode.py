@@ -9,7 +9,7 @@ from retro_db.index.filling import (
     encode_part,
     pack_entries,
 )
-from retro_db.index.part_keys import load_keys
+from retro_db.index.part_embeddings import load_embeddings
 from retro_db.index.refining import FINE_PATH, refine_part
 from retro_db.index.structure import faiss, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
@@ -58,13 +58,15 @@ class EncodeJob(Job):
         /,
     ) -> EncodedPart:
         template, quantizer = shared
-        keys = load_keys(self.folder, part, self.dimension)
+        part_embeddings = load_embeddings(self.folder, part, self.dimension)
         path = contract("codes").name(part.shard, part.number)
-        file, entries = encode_part(keys, path, template, self.cores.threads, self.folder, meter)
+        file, entries = encode_part(
+            part_embeddings, path, template, self.cores.threads, self.folder, meter
+        )
         fine = None
         if quantizer is not None:
             path = contract("fine").name(part.shard, part.number)
-            fine = refine_part(keys.embeddings, path, quantizer, self.folder)
+            fine = refine_part(part_embeddings.embeddings, path, quantizer, self.folder)
         return EncodedPart(file, pack_entries(entries), fine)
 
     def files(self, result: EncodedPart) -> list[FileEntry]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from retro_db.config import NeighborsConfig
-from retro_db.index.part_keys import key_column
+from retro_db.index.part_embeddings import embedding_column
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
 from retro_db.reader.database import open as open_database
 from retro_db.reader.opening import open_files, open_table
 from retro_db.search.finder import ChunkTokens, Finder
 from retro_db.search.part_documents import load_documents, load_queries
-from retro_db.search.part_neighbors import neighbors_part
+from retro_db.search.part_neighbors import PartQueries, neighbors_part
 from retro_db.search.searching import open_searcher
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry
@@ -87,9 +87,10 @@ class NeighborsJob(Job):
         if removal := self.searched.removed:
             removed = open_database(home.url, removal.generation).removals.chunks
         searcher = open_searcher(home, index.key, template, index.partitions, self.memory, removed)
-        keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
+        embeddings = embedding_column(home, parts, int(self.searched.parameters["dimension"]))
         tokens = self._tokens(parts)
-        return Finder(searcher, keys, index.search.settings, self.config.max_nprobe, tokens)
+        settings = index.search.settings
+        return Finder(searcher, embeddings, settings, self.config.max_nprobe, tokens)
 
     def run(self, shared: Finder, part: Part, meter: Meter, /) -> NeighborsPart:
         home, parameters = self.searched.home, self.searched.parameters
@@ -100,15 +101,13 @@ class NeighborsJob(Job):
             documents = load_queries(home, part, self.searched.parts, self.namesakes)
         return NeighborsPart(
             *neighbors_part(
-                embeddings,
-                documents,
-                self._tokens([part]),
-                contract("neighbors").name(part.shard, part.number),
+                PartQueries(embeddings, documents, self._tokens([part])),
                 shared,
                 self.config.k,
-                self.cores.threads,
+                contract("neighbors").name(part.shard, part.number),
                 self.folder,
-                meter,
+                threads=self.cores.threads,
+                report=meter,
             )
         )
 

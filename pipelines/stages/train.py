@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from retro_db.index.keys import IndexKey, parse_key
-from retro_db.index.part_keys import load_keys
-from retro_db.index.training import train_part, training_points
+from retro_db.index.part_embeddings import load_embeddings
+from retro_db.index.training import Sampling, train_part, training_points
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry
@@ -48,13 +48,10 @@ class TrainJob(Job):
     def run(self, shared: None, parts: list[Part], meter: Meter, /) -> TrainedIndex:
         return TrainedIndex(
             *train_part(
-                (load_keys(self.folder, part, self.dimension) for part in parts),
+                (load_embeddings(self.folder, part, self.dimension) for part in parts),
                 parse_key(self.key, self.dimension),
                 self.fine,
-                self.dimension,
-                self.entries,
-                self.points,
-                self.seed,
+                Sampling(self.dimension, self.entries, self.points, self.seed),
                 self.folder,
                 meter,
             )

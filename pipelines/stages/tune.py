@@ -10,9 +10,17 @@ from typing import ClassVar
 import numpy as np
 
 from retro_db.index.keys import parse_key
-from retro_db.index.part_keys import key_column, load_keys
+from retro_db.index.part_embeddings import embedding_column, load_embeddings
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
+from retro_db.search.exact import (
+    QUERIES,
+    exact_neighbors,
+    merge_neighbors,
+    query_blocks,
+    read_queries,
+    sample_rows,
+)
 from retro_db.search.finder import Finder
 from retro_db.search.part_documents import load_documents
 from retro_db.search.searching import (
@@ -22,18 +30,7 @@ from retro_db.search.searching import (
     open_searcher,
     resident_bytes,
 )
-from retro_db.search.tuning import (
-    QUERIES,
-    RECALL_AT,
-    Tuned,
-    depths_for,
-    exact_neighbors,
-    merge_neighbors,
-    query_blocks,
-    read_queries,
-    sample_rows,
-    tune,
-)
+from retro_db.search.tuning import RECALL_AT, MeasuredQueries, Tuned, depths_for, tune
 from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share
@@ -113,7 +110,7 @@ class SampleJob(Job):
         for part in parts:
             rows = sample_rows(part.first_id, part.rows, chunks, self.seed)
             if len(rows):
-                embeddings = load_keys(self.home, part, self.dimension).embeddings
+                embeddings = load_embeddings(self.home, part, self.dimension).embeddings
                 documents = load_documents(self.home, part)
                 part_vectors, part_own = read_queries(rows, embeddings, documents)
                 vectors.append(part_vectors)
@@ -140,8 +137,8 @@ class TruthJob(Job):
         return _load(self.folder, _QUERIES_PATH)
 
     def run(self, shared: tuple[np.ndarray, np.ndarray], part: Part, meter: Meter, /) -> TuningFile:
-        keys = load_keys(self.home, part, self.dimension)
-        neighbors = exact_neighbors(*shared, keys, _EXACT, self.cores.threads, meter)
+        embeddings = load_embeddings(self.home, part, self.dimension)
+        neighbors = exact_neighbors(*shared, embeddings, _EXACT, self.cores.threads, meter)
         return TuningFile(_save(self.folder, f"state/tuning/{part.name}.npz", *neighbors))
 
     def files(self, result: TuningFile) -> list[FileEntry]:
@@ -180,14 +177,14 @@ class TuneJob(Job):
         best = distances, np.full((len(vectors), _EXACT), -1, np.int64)
         for file in truth:
             best = merge_neighbors(best, _load(self.folder, file.path), _EXACT)
-        keys = key_column(self.home, parts, self.dimension)
+        embeddings = embedding_column(self.home, parts, self.dimension)
         # What it starts from does not matter: tuning replaces it.
-        finder = Finder(shared, keys, SearchSettings(1, self.depths[-1]), self.max_nprobe)
-        blocks, everything = query_blocks(vectors, own), len(keys) <= QUERIES
-        tuned = tune(
-            finder, blocks, best[1], everything, self.target, self.depths, self.cores.threads
+        finder = Finder(shared, embeddings, SearchSettings(1, self.depths[-1]), self.max_nprobe)
+        queries = MeasuredQueries(
+            query_blocks(vectors, own), best[1], are_all_chunks=len(embeddings) <= QUERIES
         )
-        meter(len(blocks))
+        tuned = tune(finder, queries, self.target, self.depths, self.cores.threads)
+        meter(len(vectors))
         return tuned
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.index.structure import keyed, widen
+from retro_db.index.structure import is_embedded, widen
 from retro_db.manifest.model import Manifest
 from retro_db.reader.database import Database
 from retro_db.report.leakage import Overlaps, overlaps
@@ -219,7 +219,7 @@ def _map(database: Database, sample: Sample, sources: list[str]) -> ChunkMap | N
     size = len(sample.ids)
     chosen = np.linspace(0, size, min(size, _MAPPED), endpoint=False).astype(np.int64)
     keys = database.embeddings[sample.ids[chosen]]
-    there = keyed(keys)
+    there = is_embedded(keys)
     names = [sources[row] for row in chosen[there]]
     if len(names) < 3:
         return None

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retro_db.index.structure import faiss, inverted_file, keyed, list_codes, list_ids, read_index
+from retro_db.index.structure import (
+    faiss,
+    inverted_file,
+    is_embedded,
+    list_codes,
+    list_ids,
+    read_index,
+)
 from retro_db.manifest.model import TRAIN
 from retro_db.reader.database import Database
 from retro_db.store.contracts import contract
@@ -147,7 +154,7 @@ def compact_part(
         column = Table([old.embeddings]).column("vector")
         for piece in _pieces(rows, old.embeddings.batch_rows):
             keys = column[piece]
-            keyless += int((~keyed(keys)).sum())
+            keyless += int((~is_embedded(keys)).sum())
             yield {"vector": keys}
 
     held_out = np.array(columns["split"]) != TRAIN if len(counts) else np.empty(0, bool)

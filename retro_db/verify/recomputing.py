@@ -12,9 +12,9 @@ import numpy as np
 from retro_db.encoder.embedding import chunk_texts
 from retro_db.encoder.encoding import Encoder
 from retro_db.hashing import fractions_of
-from retro_db.index.filling import encode_keys
+from retro_db.index.filling import encode_embeddings
 from retro_db.index.structure import faiss as faiss_library
-from retro_db.index.structure import inverted_file, keyed, read_index, transform, widen
+from retro_db.index.structure import inverted_file, is_embedded, read_index, transform, widen
 from retro_db.manifest.model import IndexInfo, Manifest
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
@@ -181,19 +181,19 @@ class Recomputation:
         else:
             norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
             wrong = (stored * fresh).sum(axis=1) < _LEAST_COSINE * norms
-        wrong |= fresh.any(axis=1) != keyed(keys)
+        wrong |= fresh.any(axis=1) != is_embedded(keys)
         for row in rows[wrong]:
             yield f"{part.part.keys_file.path}: row {row} is not the key of its chunk's text"
 
     def _check_codes(self, part: HeldPart, rows: np.ndarray, keys: np.ndarray) -> Iterator[str]:
         """The index holds the code of every key in its list."""
         ids = rows + part.part.first_id
-        there = keyed(keys) & ~part.held.held_out[ids]
+        there = is_embedded(keys) & ~part.held.held_out[ids]
         if not there.any():
             return
         ivf = inverted_file(self._template)
         found = widen(keys[there])
-        lists, codes = encode_keys(self._template, ivf, found)
+        lists, codes = encode_embeddings(self._template, ivf, found)
         for chunk, key, inverted_list, code in zip(ids[there], found, lists, codes, strict=True):
             held = self._partitions.code(int(inverted_list), int(chunk))
             same = held is not None and np.array_equal(held, code)
@@ -232,7 +232,7 @@ class Recomputation:
             return
         later = ((chunks, len(self._home.database)),) if chunks < len(self._home.database) else ()
         tokens = self._tokens(Table([part.open("chunks", part.part.chunks)]))
-        there, first = keyed(keys), 0
+        there, first = is_embedded(keys), 0
         queries = []
         for start, stop, exclude in window:
             own = np.flatnonzero(there[first : first + stop - start]) + first

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from retro_db.hashing import fractions_of
-from retro_db.index.structure import keyed
+from retro_db.index.structure import is_embedded
 from retro_db.manifest.model import TRAIN, VALIDATION
 from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
@@ -82,7 +82,7 @@ def check_embeddings(held: HeldPart, meter: Meter) -> Iterator[str]:
     file = held.open("embeddings", entry)
     for start, stop in blocks(held.part.rows):
         vectors = file.read("vector", start, stop)
-        there = keyed(vectors)
+        there = is_embedded(vectors)
         held.held.keyed[held.rows][start:stop] = there
         held.held.count("keyless", more=int((~there).sum()))
         if not np.isfinite(vectors).all():
