@@ -1,4 +1,4 @@
-"""Databases of any size for benchmarks of reading: random tokens and neighbors, and no index."""
+"""Databases of any size for benchmarks of reading, with random tokens and neighbors but without an index."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _UNCHECKED = "0" * 64
 
 
 def write_database(place: Path, chunks: int, part_rows: int, seed: int = 0) -> Manifest:
-    """Writes one.
+    """Writes a database.
 
     Args:
-        place: A new folder.
-        chunks: How many.
+        place: New folder of the database.
+        chunks: Number of chunks.
         part_rows: Chunks of a file.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
 
     Returns:
-        Its manifest, whose checksums of files are none.
+        Its manifest, with zeros for the checksums of files.
     """
     folder = Folder(str(place))
     tables = Tables([], [], [], [])
@@ -68,7 +68,7 @@ def write_database(place: Path, chunks: int, part_rows: int, seed: int = 0) -> M
 
 
 def _document_counts(chance: np.random.Generator, rows: int) -> np.ndarray:
-    """Chunks of documents, together so many."""
+    """Returns the number of chunks of each document, whose sum is `rows`."""
     counts = chance.geometric(1 / MEAN_LENGTH, rows)
     ends = np.minimum(np.cumsum(counts), rows)
     ends = ends[: np.searchsorted(ends, rows) + 1]
