@@ -156,17 +156,17 @@ def plan(
     if no_embeddings:
         settings.append("embeddings.keep=false")
     planned = plan_build(config, CorpusOptions(**corpus), settings, chunks_per_second)
-    show_plan(planned, as_json, Console())
+    show_plan(planned, Console(), as_json=as_json)
 
 
 @cli.command()
 @_DATABASE
 @_JSON
-def inspect(database: str, as_json: bool) -> None:
+def inspect(*, database: str, as_json: bool) -> None:
     """Show counts, sizes, settings and health of a database."""
     from .show import show_database
 
-    show_database(database, as_json, Console())
+    show_database(database, Console(), as_json=as_json)
 
 
 @cli.command()
@@ -177,15 +177,21 @@ def inspect(database: str, as_json: bool) -> None:
 @click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
 @_JSON
 def query(
-    database: str, text: str | None, chunk: int | None, k: int, encoder: str | None, as_json: bool
+    *,
+    database: str,
+    text: str | None,
+    chunk: int | None,
+    k: int,
+    encoder: str | None,
+    as_json: bool,
 ) -> None:
     """Show the chunks nearest to a text, or those stored as a chunk's neighbors."""
     from .query import show_near_chunk, show_near_text
 
     if chunk is not None and text is None:
-        show_near_chunk(database, chunk, k, as_json, Console())
+        show_near_chunk(database, chunk, k, Console(), as_json=as_json)
     elif text is not None and chunk is None:
-        show_near_text(database, text, k, encoder, as_json, Console())
+        show_near_text(database, text, k, encoder, Console(), as_json=as_json)
     else:
         raise click.UsageError("give a text or --chunk ID")
 
@@ -202,11 +208,11 @@ def query(
 )
 @click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
 @_JSON
-def verify(database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
+def verify(*, database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
     """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
     from .show import show_problems
 
-    sys.exit(show_problems(database, recompute, encoder, as_json, Console()))
+    sys.exit(show_problems(database, recompute, encoder, Console(), as_json=as_json))
 
 
 @cli.command()
@@ -215,7 +221,7 @@ def verify(database: str, recompute: float, encoder: str | None, as_json: bool) 
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbors.")
 @click.option("--save", metavar="FILE", help="Parquet file for the figures of every chunk.")
 @_JSON
-def leakage(database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:
+def leakage(*, database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:
     """Measure how much of an evaluation set its neighbors contain, word for word.
 
     r(C) is the longest run of tokens that a chunk has in common with one of its neighbors and its
@@ -223,7 +229,7 @@ def leakage(database: str, queries: str | None, k: int, save: str | None, as_jso
     """
     from .show import show_leakage
 
-    show_leakage(database, queries, k, save, as_json, Console())
+    show_leakage(database, queries, k, save, Console(), as_json=as_json)
 
 
 @cli.command()

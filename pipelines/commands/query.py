@@ -21,7 +21,7 @@ _INDENT = 3
 
 
 def show_near_text(
-    url: str, text: str, k: int, encoder: str | None, as_json: bool, console: Console
+    url: str, text: str, k: int, encoder: str | None, console: Console, *, as_json: bool
 ) -> None:
     """The chunks nearest to a text."""
     database = retro_db.open(url)
@@ -38,7 +38,7 @@ def show_near_text(
         )
 
 
-def show_near_chunk(url: str, chunk: int, k: int, as_json: bool, console: Console) -> None:
+def show_near_chunk(url: str, chunk: int, k: int, console: Console, *, as_json: bool) -> None:
     """A chunk and its stored neighbors.
 
     Raises:
