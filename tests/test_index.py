@@ -230,8 +230,8 @@ def test_many_lists_and_candidates_are_searched_in_pieces(
     with ThreadPoolExecutor(2) as pool:
         whole = finder.find(blocks, 10, pool)
         monkeypatch.setattr("retro_db.search.searching._MOST_VISITS", 16 * 7)
-        monkeypatch.setattr("retro_db.search.reranking._MOST_KEYS", 150)
-        monkeypatch.setattr("retro_db.search.reranking._MOST_SHARED_KEYS", 300)
+        monkeypatch.setattr("retro_db.search.reranking._MOST_EMBEDDINGS", 150)
+        monkeypatch.setattr("retro_db.search.reranking._MOST_SHARED_EMBEDDINGS", 300)
         pieces = finder.find(blocks, 10, pool)
     for one, other in zip(whole, pieces, strict=True):
         assert np.array_equal(one[0], other[0])

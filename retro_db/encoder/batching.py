@@ -70,7 +70,7 @@ def batches_of(rows: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[n
         budget: Most tokens of a batch; a single longer row makes a batch alone.
 
     Yields:
-        Consecutive pieces of `rows`, in multiples of `ROW_STEP` where more fit.
+        Consecutive pieces of `rows`, in multiples of `ROW_STEP` rows if more rows fit.
     """
     start = 0
     while start < len(rows):

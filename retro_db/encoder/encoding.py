@@ -147,7 +147,7 @@ class Encoder:
             yield from self._land(flight, meter)
 
     def _launch(self, window: Tokenized, rows: np.ndarray, embeddings: np.ndarray) -> _Flight:
-        """Starts one batch."""
+        """Starts the forward pass of one batch, without waiting for it."""
         ids, weights = window.padded(rows, self._pad_id)
         with self.naming_the_budget(*ids.shape):
             start = self.device.mark()

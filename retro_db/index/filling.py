@@ -135,7 +135,7 @@ def quantization_error(trained_index: faiss.Index, embeddings: np.ndarray) -> fl
 
 
 def range_bounds(lists: int) -> np.ndarray:
-    """Divides lists into at most 1,024 ranges of about equal size, none empty: int64 [ranges + 1]."""
+    """Divides lists into at most 1,024 non-empty ranges of about equal size: int64 [ranges + 1]."""
     count = min(_RANGES, lists)
     return lists * np.arange(count + 1) // count
 
@@ -279,7 +279,7 @@ def assemble_partition(
 
 
 def _list_lengths(lists: faiss.InvertedLists | None, count: int) -> np.ndarray:
-    """Entries of each of some lists, int64 [count]; zeros for None."""
+    """Entries of each of the first `count` lists: int64 [count]; zeros for None."""
     if lists is None:
         return np.zeros(count, np.int64)
     return np.array([lists.list_size(number) for number in range(count)], np.int64)

@@ -1,4 +1,4 @@
-"""A second, finer code of every embedding: re-ranks where the embeddings themselves are not kept."""
+"""A second, finer code of every embedding, which re-ranks if a database keeps no embeddings."""
 
 from __future__ import annotations
 

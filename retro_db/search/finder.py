@@ -136,7 +136,7 @@ class _Answer:
         return self.ids[:, -1] < 0
 
     def replace(self, rows: np.ndarray, better: _Answer) -> None:
-        """Takes some rows from another search."""
+        """Replaces some rows by the answer of a wider search."""
         self.ids[rows] = better.ids
         self.distances[rows] = better.distances
         self.exhausted[rows] = better.exhausted
@@ -147,8 +147,8 @@ def _pass_over_duplicates(
     block: QueryBlock, candidates: np.ndarray, distances: np.ndarray, tokens: ChunkTokens
 ) -> None:
     """Sets the distance of candidates with the query's own tokens to infinity."""
-    near = _EQUAL_EMBEDDINGS * (block.vectors**2).sum(axis=1)
-    rows, columns = np.nonzero(distances <= near[:, None])
+    bounds = _EQUAL_EMBEDDINGS * (block.vectors**2).sum(axis=1)
+    rows, columns = np.nonzero(distances <= bounds[:, None])
     if len(rows) and block.tokens is not None:
         same = (tokens[candidates[rows, columns]] == block.tokens[rows]).all(axis=1)
         distances[rows[same], columns[same]] = np.inf

@@ -1,4 +1,4 @@
-"""Every chunk's neighbors, none of its own document: else the answer leaks into training.
+"""Every chunk's neighbors in other documents: its own document would leak the answer into training.
 
 The paper filters neighbors from the same document (section 2.3). A document's chunk ids are
 contiguous, so its range is excluded inside the search: exactly, and without leaving a row short.
@@ -108,5 +108,5 @@ def _neighbors(
     if blocks:
         neighbors = finder.find(blocks, k, pool)
         ids[embedded] = np.concatenate([block_ids for block_ids, _ in neighbors])
-        distances[embedded] = np.concatenate([away for _, away in neighbors])
+        distances[embedded] = np.concatenate([block_distances for _, block_distances in neighbors])
     return ids, distances

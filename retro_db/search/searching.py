@@ -39,7 +39,7 @@ class SearchSettings:
     Attributes:
         nprobe: Number of lists visited for a query.
         rerank: Number of a query's candidates whose exact distances are computed.
-        ef_search: Breadth of the search among centroids, where a graph joins them.
+        ef_search: Breadth of the search among centroids; None if no graph joins them.
     """
 
     nprobe: int
@@ -54,7 +54,7 @@ class QueryBlock:
     Attributes:
         vectors: float32 [n, d].
         exclude: Ranges of ids, first to end - 1, that are passed over.
-        tokens: uint [n, m + 1], tokens and length of the queries' chunks; None where their
+        tokens: uint [n, m + 1], tokens and length of the queries' chunks; None if their
             duplicates may be found.
     """
 
