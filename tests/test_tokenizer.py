@@ -114,7 +114,7 @@ def test_training_again_gives_the_same_tokenizer(model: str) -> None:
 _TRAIN = """
 import sys
 from retro_db.config import TrainTokenizerConfig
-from retro_db.tokenizer_training import train_tokenizer
+from retro_db.tokens.tokenizer_training import train_tokenizer
 texts = [f"some words {n * n} that are-repeated {n % 7}, with other's words" for n in range(3000)]
 settings = TrainTokenizerConfig(model=sys.argv[1], vocab_size=400)
 print(train_tokenizer(texts, settings).definition)
