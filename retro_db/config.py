@@ -230,7 +230,7 @@ class Config(_Section):
     neighbors: NeighborsConfig = NeighborsConfig()
     queries: list[SourceConfig] = []
     """Further corpora to find neighbors for, such as evaluation sets; they are never neighbors themselves.
-    A document of the corpus with the same id is not a neighbor either, if both sources set `id`."""
+    If both sources set `id`, a chunk's neighbors also exclude the corpus's document with the same id."""
     leakage: LeakageConfig = LeakageConfig()
     dedup: DedupConfig = DedupConfig()
     seed: Annotated[int, Field(ge=0)] = 0
@@ -258,13 +258,13 @@ class Config(_Section):
         """The source of the corpus with a name.
 
         Raises:
-            ConfigError: The corpus has no such source.
+            ConfigError: No source of the corpus has this name.
         """
         for source in self.corpus:
             if source.name == name:
                 return source
         names = ", ".join(source.name for source in self.corpus)
-        raise ConfigError(f"corpus: has no source {name!r}; its sources: {names}")
+        raise ConfigError(f"corpus: no source is named {name!r}; name one of {names}")
 
     def querying(self, position: int) -> Config:
         """The configuration that cuts and embeds a query corpus: without split, leakage and dedup.

@@ -90,6 +90,14 @@ def test_wrong_settings_are_named(change: dict[str, Any], words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_source_is_found_by_its_name() -> None:
+    first = MINIMAL["corpus"][0]
+    config = parse_config(MINIMAL | {"corpus": [first, first | {"name": "other"}]}, "c.yaml")
+    assert config.source("other") is config.corpus[1]
+    with pytest.raises(ConfigError, match="no source is named 'absent'; name one of"):
+        config.source("absent")
+
+
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     for number, text in enumerate(["a: [", "- a", "", "\x00"]):
         path = tmp_path / f"{number}.yaml"

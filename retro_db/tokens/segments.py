@@ -62,7 +62,7 @@ def is_cut_before_spaces(tokenizer: RustTokenizer) -> bool:
         tokenizer: Tokenizer that encodes special tokens as text.
 
     Returns:
-        True if all of this holds; else False, as a cut might change tokens.
+        True if all of this holds; False if a cut might change tokens.
     """
     definition = json.loads(tokenizer.to_str())
     if definition["normalizer"] is not None or definition["model"].get("dropout"):
