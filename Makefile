@@ -34,13 +34,13 @@ engines: setup
 	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[engines]'
 
 spark-test: engines
-	$(bin)/python -m pytest tests/engines/test_spark.py
+	$(bin)/python -m pytest tests/runners/test_spark.py
 
 flink-test: engines
-	$(bin)/python -m pytest tests/engines/test_flink.py
+	$(bin)/python -m pytest tests/runners/test_flink.py
 
 prism-test: engines
-	$(bin)/python -m pytest tests/engines/test_prism.py
+	$(bin)/python -m pytest tests/runners/test_prism.py
 
 # A RETRO model with neighbors beside one without.
 train: setup
@@ -51,13 +51,13 @@ train: setup
 # Megatron-LM's own reader of what `export` writes.
 megatron-test: setup
 	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/megatron megatron-core==0.15.3
-	RETRO_DB_MEGATRON=$(VENV)/megatron $(bin)/python -m pytest tests/engines/test_megatron.py
+	RETRO_DB_MEGATRON=$(VENV)/megatron $(bin)/python -m pytest tests/runners/test_megatron.py
 
 # What is too long for every change; benchmarks/RESULTS.md has what they last printed.
 soak: engines
-	RETRO_DB_SPARK_TEXTS="valid.txt test.txt" $(bin)/python -m pytest tests/engines/test_spark.py
-	RETRO_DB_FUZZ_FILES=20000 $(bin)/python -m pytest tests/test_fuzz.py
-	RETRO_DB_KILLS=100 $(bin)/python -m pytest tests/test_faults.py -k killed
+	RETRO_DB_SPARK_TEXTS="valid.txt test.txt" $(bin)/python -m pytest tests/runners/test_spark.py
+	RETRO_DB_FUZZ_FILES=20000 $(bin)/python -m pytest tests/corpus/test_fuzz.py
+	RETRO_DB_KILLS=100 $(bin)/python -m pytest tests/whole/test_faults.py -k killed
 
 # Every benchmark; what each prints replaces the end of benchmarks/RESULTS.md.
 bench: demo

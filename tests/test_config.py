@@ -13,8 +13,8 @@ import yaml
 from retro_db.config import load_config, parse_config
 from retro_db.errors import ConfigError
 from retro_db_schemas.__main__ import rendered, schemas
+from support.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MINIMAL: dict[str, Any] = {
     "output": "db",
     "corpus": [{"name": "a", "paths": ["x.jsonl"]}],

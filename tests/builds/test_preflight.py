@@ -1,0 +1,79 @@
+"""What cannot end well is refused before the first stage, in one line that says what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.disks import small_disk
+from support.projects import Project, make_project
+from support.texts import python_sources
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """About 400 chunks."""
+    return make_project(tmp_path, python_sources(40))
+
+
+def refused(project: Project, capsys: Any, code: int, *words: str) -> None:
+    """The build ends with the code and one line with the words, and no stage has begun."""
+    capsys.readouterr()
+    assert project.build() == code
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    for word in words:
+        assert word in told.err
+    assert "tokenizer" not in told.out
+    assert not (project.output / "tokenizer").exists()
+
+
+def test_what_a_build_needs_is_said(project: Project, capsys: Any) -> None:
+    assert project.build("--dry-run") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("check ")]
+    assert len(lines) == 2
+    assert "about 40 documents" in lines[0]
+    for word in ("disk about", "free", "memory", "open files"):
+        assert word in lines[1]
+
+
+def test_a_key_that_the_estimated_chunks_cannot_train(project: Project, capsys: Any) -> None:
+    project.settings["index"] = {"key": "IVF500,PQ48"}
+    refused(project, capsys, 2, "index.key", "IVF500,PQ48", "needs 15,000 chunks", "use auto")
+
+
+def test_a_disk_that_is_too_small(project: Project, capsys: Any, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "100k"):
+        project.settings["output"] = str(tmp_path / "disk" / "db")
+        refused(project, capsys, 3, "output: ", "needs about", "free there", "make room")
+
+
+def test_input_of_another_format(project: Project, capsys: Any) -> None:
+    (project.folder / "corpus.jsonl").write_text("no json\n" * 10)
+    refused(project, capsys, 2, "corpus.jsonl at 0: not JSON", "correct format")
+
+
+def test_a_tokenizer_that_is_not_there(project: Project, capsys: Any) -> None:
+    project.settings["tokenizer"] = {"path": str(project.folder / "none.json")}
+    refused(project, capsys, 2, "tokenizer.path", "none.json")
+
+
+@pytest.mark.parametrize(("soft", "hard", "code"), [(200, 300, 3), (200, 4000, 0)])
+def test_file_handles_are_raised_or_asked_for(
+    project: Project, soft: int, hard: int, code: int
+) -> None:
+    project.settings["chunk"] = {"shard_size": 4000}
+    script = f"""
+import resource, sys
+from retro_db_pipelines.commands.cli import run
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+sys.exit(run(["build", {str(project.config)!r}, "--dry-run"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("ulimit -n" in done.stderr) == (code == 3)
+    assert ("open files" in done.stdout) == (code == 0)

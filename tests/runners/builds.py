@@ -1,0 +1,26 @@
+"""The same build elsewhere: what every test of an engine compares."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from support.projects import Project, make_project
+from support.texts import python_sources
+
+
+def elsewhere(project: Project, folder: Path) -> Project:
+    """The same corpus and settings with another output."""
+    folder.mkdir(exist_ok=True)
+    return replace(
+        project, folder=folder, settings=project.settings | {"output": str(folder / "db")}
+    )
+
+
+def check_equals_local(folder: Path, *options: str) -> None:
+    """Builds a small database in this process and by Beam's options, and compares every file."""
+    local = make_project(folder / "local", python_sources(30), chunk={"shard_size": 5_000})
+    assert local.build() == 0
+    project = elsewhere(local, folder / "elsewhere")
+    assert project.build("--", *options) == 0
+    assert project.files() == local.files()

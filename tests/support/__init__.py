@@ -1,0 +1,1 @@
+"""What tests share that is no fixture: projects and their texts, processes, disks, and slow plain truths."""
