@@ -66,7 +66,7 @@ def test_file_handles_are_raised_or_asked_for(
     project.settings["chunk"] = {"shard_size": 4000}
     script = f"""
 import resource, sys
-from retro_db_pipelines.cli import run
+from retro_db_pipelines.commands.cli import run
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 sys.exit(run(["build", {str(project.config)!r}, "--dry-run"]))
 """

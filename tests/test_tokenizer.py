@@ -219,7 +219,7 @@ def records(output: Path) -> list[str]:
 
 _CHUNK = """
 import resource, sys
-from retro_db_pipelines.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run, stage_command
 for stage in ("tokenizer", "chunk"):
     assert run([sys.argv[1]], stage_command(stage)) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
