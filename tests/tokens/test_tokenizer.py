@@ -220,11 +220,7 @@ def records(output: Path) -> list[str]:
 
 _CHUNK = """
 import resource, sys
-<<<<<<< HEAD:tests/tokens/test_tokenizer.py
 from retro_db_pipelines.commands.cli import run
-=======
-from retro_db_pipelines.commands.cli import run, stage_command
->>>>>>> corpus/main:tests/test_tokenizer.py
 for stage in ("tokenizer", "chunk"):
     assert run(["stage", stage, sys.argv[1]]) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
