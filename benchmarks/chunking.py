@@ -72,8 +72,8 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
     from retro_db.config import load_config
     from retro_db.corpus.planning import plan_shards
     from retro_db.store.folder import Folder
+    from retro_db_pipelines.engine.actions import Build
     from retro_db_pipelines.engine.console import Console
-    from retro_db_pipelines.engine.resume import Build
     from retro_db_pipelines.engine.runner import Engine
     from retro_db_pipelines.stages.chunk import chunk_stage
     from retro_db_pipelines.stages.tokenizer import tokenizer_stage
@@ -85,9 +85,9 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
         build = Build(settings, folder, folder, Engine(workers), Console(), shards)
         vocabulary = tokenizer_stage(build)
         start = time.perf_counter()
-        chunked, _ = chunk_stage(build, vocabulary, [None] * len(shards))
+        corpus = chunk_stage(build, vocabulary, [None] * len(shards))
         seconds = time.perf_counter() - start
-    tokens = sum(part.tokens for shard in chunked for part in shard.parts)
+    tokens = sum(part.tokens for shard in corpus.shards for part in shard.parts)
     return {"tokens": tokens, "seconds": seconds}
 
 

@@ -156,8 +156,8 @@ class Chunked:
         from retro_db.corpus.planning import plan_shards
         from retro_db.store.folder import Folder
         from retro_db_pipelines.commands.demo import encoder_folder
+        from retro_db_pipelines.engine.actions import Build
         from retro_db_pipelines.engine.console import Console
-        from retro_db_pipelines.engine.resume import Build
         from retro_db_pipelines.engine.runner import Engine
         from retro_db_pipelines.stages.chunk import chunk_stage
         from retro_db_pipelines.stages.tokenizer import tokenizer_stage
@@ -179,7 +179,8 @@ class Chunked:
         self.build = Build(self.config, output, output, Engine(), Console(), shards)
         with contextlib.redirect_stdout(io.StringIO()):
             self.vocabulary = tokenizer_stage(self.build)
-            _, self.parts = chunk_stage(self.build, self.vocabulary, [None] * len(shards))
+            self.chunked = chunk_stage(self.build, self.vocabulary, [None] * len(shards))
+        self.parts = self.chunked.parts
         self.chunks = sum(part.rows for part in self.parts)
 
     def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -203,7 +204,7 @@ def run_stage(corpus: Chunked, workers: int) -> tuple[float, float]:
     model = describe_model(corpus.config.encoder)
     with contextlib.redirect_stdout(io.StringIO()):
         start = time.perf_counter()
-        embed_stage(build, corpus.parts, corpus.vocabulary, model)
+        embed_stage(build, corpus.chunked, corpus.vocabulary, model)
         seconds = time.perf_counter() - start
     counts = build.stages["embed"].work.counts
     return seconds, counts["padding"] / (counts["padding"] + counts["tokens"])

@@ -30,9 +30,9 @@ from retro_db.store.records import Record, StageRecords
 from retro_db.store.serialize import to_json
 from retro_db.store.tables import IpcFile
 from retro_db.store.writing import TableWriter
+from retro_db_pipelines.engine.actions import Build
 from retro_db_pipelines.engine.console import Console
-from retro_db_pipelines.engine.jobs import Task, fingerprint
-from retro_db_pipelines.engine.resume import Build, run_stage
+from retro_db_pipelines.engine.jobs import Stage, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.chunk import parts_of
 from retro_db_pipelines.stages.encode import EncodedPart
@@ -164,14 +164,14 @@ def resume(folder: Path) -> dict[str, Any]:
     for stage, kind in KINDS.items():
         tasks = tasks_of(stage)
         before = events.copy()
-        found = run_stage(build, Unneeded(stage), tasks, kind, "chunks", 0)
+        complete = build.run(Stage(Unneeded(stage), tasks, kind, "chunks", 0))
         done = events - before
         counted[stage] = {
             "opened": done["open"],
             "listed": done["os.listdir"] + done["os.scandir"],
         }
-        assert len(found) == SHARDS
-        assert found[-1] == results(stage, SHARDS - 1)[0]
+        assert len(complete) == SHARDS
+        assert complete[-1] == results(stage, SHARDS - 1)[0]
     return counted
 
 
