@@ -70,7 +70,7 @@ def _written(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "table")
         parquet = agreed.format == "parquet"
-        with TableWriter(path, schema, agreed.batch_rows, parquet) as writer:
+        with TableWriter(path, schema, agreed.batch_rows, parquet=parquet) as writer:
             if len(columns[schema.names[0]]):
                 writer.append(columns)
         return path.stat().st_size
