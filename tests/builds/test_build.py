@@ -245,8 +245,8 @@ def test_beams_own_workers_are_refused(project: Project, capsys: Any, option: st
 @pytest.mark.parametrize(
     ("option", "remedy"),
     [
-        ("--runer=SparkRunner", "--runer is no option of Beam's; did you mean --runner?"),
-        ("--workers=2", "--workers is no option of Beam's; "),
+        ("--runer=SparkRunner", "--runer is not an option of Beam; did you mean --runner?"),
+        ("--workers=2", "--workers is not an option of Beam; "),
         ("runner=SparkRunner", "runner=SparkRunner: behind -- stand options of Beam"),
     ],
 )
