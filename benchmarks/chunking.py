@@ -72,10 +72,10 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
     from retro_db.config import load_config
     from retro_db.corpus.sharding import plan_shards
     from retro_db.store.folder import Folder
+    from retro_db_pipelines.engine.completing import Running
     from retro_db_pipelines.engine.console import Console
     from retro_db_pipelines.engine.context import Build
     from retro_db_pipelines.engine.runner import Engine
-    from retro_db_pipelines.engine.running import Running
     from retro_db_pipelines.stages.chunk import chunk_stage
     from retro_db_pipelines.stages.tokenizer import tokenizer_stage
 
@@ -83,7 +83,15 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
         settings = load_config(config, [f"output={output}"])
         shards = plan_shards(settings)
         folder = Folder(output)
-        build = Build(settings, folder, folder, Engine(workers), Console(), shards, Running())
+        build = Build(
+            config=settings,
+            folder=folder,
+            home=folder,
+            engine=Engine(workers),
+            console=Console(),
+            shards=shards,
+            action=Running(),
+        )
         vocabulary = tokenizer_stage(build)
         start = time.perf_counter()
         corpus = chunk_stage(build, vocabulary, [None] * len(shards))

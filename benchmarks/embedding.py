@@ -156,10 +156,10 @@ class Chunked:
         from retro_db.corpus.sharding import plan_shards
         from retro_db.store.folder import Folder
         from retro_db_pipelines.commands.demo import encoder_folder
+        from retro_db_pipelines.engine.completing import Running
         from retro_db_pipelines.engine.console import Console
         from retro_db_pipelines.engine.context import Build
         from retro_db_pipelines.engine.runner import Engine
-        from retro_db_pipelines.engine.running import Running
         from retro_db_pipelines.stages.chunk import chunk_stage
         from retro_db_pipelines.stages.tokenizer import tokenizer_stage
 
@@ -177,7 +177,15 @@ class Chunked:
         self.model = encoder_folder()
         shards = plan_shards(self.config)
         output = Folder(self.config.output)
-        self.build = Build(self.config, output, output, Engine(), Console(), shards, Running())
+        self.build = Build(
+            config=self.config,
+            folder=output,
+            home=output,
+            engine=Engine(),
+            console=Console(),
+            shards=shards,
+            action=Running(),
+        )
         with contextlib.redirect_stdout(io.StringIO()):
             self.vocabulary = tokenizer_stage(self.build)
             self.chunked = chunk_stage(self.build, self.vocabulary, [None] * len(shards))

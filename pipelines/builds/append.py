@@ -12,7 +12,7 @@ from retro_db.corpus.estimating import estimate_corpus
 from retro_db.corpus.sharding import Shard, plan_shards
 from retro_db.encoder.models import EncoderModel, describe_model
 from retro_db.errors import ConfigError, DamagedFileError, InputError
-from retro_db.manifest.model import Manifest, QueryCorpus
+from retro_db.manifest.model import Manifest
 from retro_db.manifest.parts import listed_parts
 from retro_db.manifest.sealing import (
     GENERATIONS,
@@ -28,10 +28,10 @@ from retro_db.store.records import StageRecords
 from retro_db.store.serialize import digest
 from retro_db.tokens.tokenizer import Tokenizer
 
+from ..engine.completing import Adding
 from ..engine.console import Console
 from ..engine.context import Build
 from ..engine.runner import Engine
-from ..engine.running import Adding
 from ..stages.assemble import AssembledPartition, ListRange, assemble_stage
 from ..stages.chunk import chunk_stage
 from ..stages.drift import Drift, drift_stage
@@ -45,9 +45,9 @@ from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
 from .folders import FINISHED, owned_folder, sweep
 from .index import tune_index
-from .manifest_content import appended_manifest, searched_again
-from .preflight import check_room_for_append
-from .queries import find_query_neighbors
+from .manifest_content import appended_manifest
+from .preflight import check_append
+from .queries import search_again
 from .recipe import VERSIONS
 
 # Beyond these limits the trained index no longer fits its entries: a new build is due.
@@ -103,10 +103,18 @@ def append(config: Config, engine: Engine, console: Console, *, refresh: bool) -
             console.say(f"{config.output} has these documents: nothing to do")
             return old
         place = generation_path(old.generation + 1)
-        build = Build(config, home.below(place), home, engine, console, shards, Adding())
+        build = Build(
+            config=config,
+            folder=home.below(place),
+            home=home,
+            engine=engine,
+            console=console,
+            shards=shards,
+            action=Adding(),
+        )
         count = len(old.tables.chunks)
         console.say(f"append     {len(shards):,} shards to the {count:,} parts of {home.url}")
-        check_room_for_append(build, estimate_corpus(shards, config), old)
+        check_append(build, estimate_corpus(shards, config), old)
         manifest, index = _run(build, Database(home, old), model, refresh=refresh)
         # Means nothing until the manifest lists this generation.
         build.folder.write(FINISHED, mark.encode())
@@ -150,7 +158,7 @@ def _check_settings(config: Config, old: Manifest) -> EncoderModel:
     if (model.sha256, model.dtype) != (old.encoder.sha256, old.encoder.dtype):
         raise ConfigError(
             f"encoder: the database was embedded by {old.encoder.model} in {old.encoder.dtype}, and this is "
-            "another model, or another type of number; name that one"
+            "another model or another dtype; use the database's"
         )
     path = config.tokenizer.path
     if path is not None and Tokenizer.load(path).sha256 != old.tokenizer.sha256:
@@ -178,8 +186,8 @@ def _is_done(home: Folder, old: Manifest, mark: str) -> bool:
         return False
     if missing := home.missing(old.files):
         raise DamagedFileError(
-            f"{home.url}: {min(missing)} is missing or of another size, and only its own run could make it "
-            "again; restore it from a copy, or build a new database"
+            f"{home.url}: {min(missing)} is missing or of another size, and only the run that "
+            "wrote it could recreate it; restore it from a copy, or build a new database"
         )
     return True
 
@@ -194,7 +202,7 @@ def _run(
     corpus = _embedded(build, database, model)
     codes = encode_stage(build, corpus.parts, trained, dimension)
     assembled = assemble_stage(build, codes, trained, _ranges(database))
-    corpus = replace(corpus, parts=[part.below(build.place) for part in corpus.parts])
+    corpus = corpus.below(build.place)
     first_parts = [part for part in old_parts if not part.chunks.path.startswith(GENERATIONS)]
     _warn(build, old, assembled, drift_stage(build, first_parts, corpus.parts, trained, dimension))
     partitions = [partition.file.below(build.place) for partition in assembled]
@@ -210,9 +218,9 @@ def _run(
         _removed(database),
     )
     neighbors = neighbors_stage(build, all_parts if refresh else corpus.parts, searched)
-    queries = _refreshed(build, old, searched) if refresh else old.queries
+    queries = search_again(build, old, old.queries, searched) if refresh else old.queries
     manifest = appended_manifest(
-        build,
+        build.config,
         old,
         corpus=corpus,
         index=index,
@@ -225,7 +233,8 @@ def _run(
 
 def _embedded(build: Build, database: Database, model: EncoderModel) -> EmbeddedCorpus:
     """The new corpus with embeddings; its ids follow the ids of the database."""
-    tokenizer = _tokenizer_files(database)
+    files = database.manifest.tokenizer_files
+    tokenizer = TokenizerFiles.of(Tokenizer.of_database(database.folder, files), files)
     chunked = chunk_stage(build, tokenizer, screen_stage(build, tokenizer))
     _check_new(build, database.manifest, chunked.shards)
     first = len(database)
@@ -241,19 +250,6 @@ def _removed(database: Database) -> Removed | None:
     return Removed(manifest.generation, digest(files))
 
 
-def _tokenizer_files(database: Database) -> TokenizerFiles:
-    manifest = database.manifest
-    tokenizer = Tokenizer.of_database(database.folder, manifest.tokenizer_files)
-    return TokenizerFiles(
-        files=manifest.tokenizer_files,
-        sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        token_type=tokenizer.token_type.name,
-        pad_id=tokenizer.pad_id,
-        end_id=tokenizer.end_id,
-    )
-
-
 def _check_new(build: Build, old: Manifest, chunked: Sequence[ChunkedShard]) -> None:
     """Refuses shards whose content an earlier generation has read, as far as its records remain."""
     contents = {shard.content: shard for shard in chunked if shard.read}
@@ -264,7 +260,7 @@ def _check_new(build: Build, old: Manifest, chunked: Sequence[ChunkedShard]) -> 
                 [planned] = [other for other in build.shards if other.number == shard.number]
                 raise InputError(
                     f"corpus: {planned.pieces[0].file.name} of {shard.source} was read for generation "
-                    f"{generation} already; name what is new alone"
+                    f"{generation} already; list only new files"
                 )
 
 
@@ -294,12 +290,12 @@ def _warn(
     squares = sum(partition.squares for partition in assembled)
     first = _first_generation(build.home, old)
     new_share = (entries - first.counts.indexed_chunks) / max(entries, 1)
-    unevenness = _imbalance(squares, entries) / _first_imbalance(build.home, first)
+    before, after = _first_imbalance(build.home, first), _imbalance(squares, entries)
     warnings = []
     if new_share > MOST_NEW_SHARE:
         warnings.append(f"{new_share:.0%} of the index is newer than its training")
-    if unevenness > MOST_IMBALANCE_GROWTH:
-        warnings.append(f"its lists are {unevenness:.2f} times as uneven")
+    if after > MOST_IMBALANCE_GROWTH * before > 0:
+        warnings.append(f"its lists are {after / before:.2f} times as uneven")
     if drift.growth > MOST_ERROR_GROWTH:
         warnings.append(
             f"codes of the new chunks are {drift.growth:.2f} times as far from their embeddings"
@@ -307,7 +303,7 @@ def _warn(
     if warnings:
         build.console.say(
             f"warning    {'; '.join(warnings)}: the index was trained on generation 1, and finds less and "
-            "less of what it should; build a new database before long"
+            "less of what it should; build a new database soon"
         )
 
 
@@ -332,15 +328,3 @@ def _first_generation(home: Folder, old: Manifest) -> Manifest:
             if not home.missing(manifest.partition_files):
                 return manifest
     return old
-
-
-def _refreshed(build: Build, old: Manifest, searched: Searched) -> list[QueryCorpus]:
-    """Every query corpus with neighbors among all chunks."""
-    queries = []
-    for query, settings in zip(old.queries, old.config["queries"], strict=True):
-        part = build.of_queries(query.source.name)
-        parts = listed_parts(query.tables)
-        has_ids = bool(settings.get("id"))
-        neighbors = find_query_neighbors(part, parts, searched, has_ids=has_ids)
-        queries.append(searched_again(query, neighbors))
-    return queries

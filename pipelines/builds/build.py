@@ -1,4 +1,4 @@
-"""A whole build, one stage of it, or what it would do: the same recipe, gone about in three ways."""
+"""A whole build, one stage of it, or a dry run: one recipe, three actions."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from contextlib import suppress
 from retro_db.config import Config
 from retro_db.manifest.model import Manifest
 from retro_db.manifest.sealing import write_manifest
-from retro_db.report.stage_report import STAGES as STAGE_REPORT
-from retro_db.report.stage_report import StageReport
+from retro_db.report.stage_report import STAGE_REPORT, StageReport
 from retro_db.store.serialize import to_json
 
+from ..engine.completing import Running, RunningAlone
 from ..engine.console import Console
 from ..engine.context import Build
-from ..engine.dry_run import NothingYetError, Telling
+from ..engine.dry_run import DryRun, IncompleteError
 from ..engine.runner import Engine
-from ..engine.running import Running, RunningAlone
 from ..stages import STAGES
-from ..stages.embed import probe_stage
 from ..stages.tune import BuiltIndex
 from .folders import checked_output, finished, mark_finished, sweep, taken_output
 from .manifest_content import built_manifest
@@ -27,7 +25,7 @@ from .prepare import prepare, record_locations
 from .recipe import Recipe
 
 
-def build(
+def build_database(
     config: Config, engine: Engine, console: Console, *, sample: int | None = None
 ) -> Manifest:
     """Builds a database, continuing where an earlier run stopped.
@@ -53,9 +51,8 @@ def build(
         started = prepared.build
         check_ahead(started, prepared.estimate, prepared.model, prepared.parts)
         record_locations(started)
-        # A GPU that is missing, or too small, shows before any shard is read.
-        model = probe_stage(started, prepared.model)
-        recipe = Recipe(started, prepared.queries, model)
+        recipe = Recipe(started, prepared.queries, prepared.model)
+        recipe.probe()
         for stage in recipe.stages():
             if stage == "screen" and (manifest := finished(folder, recipe.mark)):
                 console.say(f"{config.output} is up to date: nothing to do")
@@ -77,7 +74,7 @@ def _finish(recipe: Recipe) -> Manifest:
     )
     manifest = write_manifest(folder, manifest)
     sweep(folder, manifest)
-    documents = started.documents
+    documents = started.whole_documents
     scale = 1.0 if documents is None else documents / manifest.counts.documents
     write_stages(started, manifest, recipe.index, max(scale, 1.0))
     mark_finished(folder, recipe.mark, manifest)
@@ -133,20 +130,20 @@ def dry_run(config: Config, engine: Engine, console: Console) -> None:
         InputError: A setting or an input cannot be used; the message names it and the remedy.
     """
     engine.options()
-    action = Telling()
+    action = DryRun()
     folder = checked_output(config)
     prepared = prepare(config, folder, engine=engine, console=console, action=action)
     check_ahead(prepared.build, prepared.estimate, prepared.model, prepared.parts)
     recipe = Recipe(prepared.build, prepared.queries, prepared.model)
-    with suppress(NothingYetError):
+    with suppress(IncompleteError):
+        recipe.probe()
         for stage in recipe.stages():
             # Embeddings that were not kept are missing from a database that is complete all the same.
             if stage == "screen" and not config.embeddings.keep and finished(folder, recipe.mark):
                 break
     if action.pending:
         console.say(
-            f"dry run    {', '.join(action.pending)} to do; what comes after is redone where its input "
-            "changes"
+            f"dry run    {', '.join(action.pending)} to do; the stages after that were not compared"
         )
     else:
         console.say("dry run    nothing to do")

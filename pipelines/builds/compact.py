@@ -10,7 +10,7 @@ from typing import TypeVar
 from retro_db.config import Config
 from retro_db.errors import CorpusError, InputError
 from retro_db.manifest.model import Manifest, QueryCorpus, query_path
-from retro_db.manifest.parts import Part, listed_parts
+from retro_db.manifest.parts import Part
 from retro_db.manifest.sealing import FILE, read_manifest, write_manifest
 from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
@@ -20,10 +20,10 @@ from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.updates.compaction import CompactedPart, Renumbering, renumber, write_renumbering
 
+from ..engine.completing import Running
 from ..engine.console import Console
 from ..engine.context import Build
 from ..engine.runner import Engine
-from ..engine.running import Running
 from ..stages.compact import VERSION, OldDatabase, compact_stage
 from ..stages.neighbors import Searched, neighbors_stage
 from ..stages.renumber import renumber_stage
@@ -32,9 +32,9 @@ from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
 from .folders import OWNERSHIP, check_output, finished, mark_finished, owned_folder, sweep
 from .index import tune_index
-from .manifest_content import compacted_manifest, searched_again
+from .manifest_content import compacted_manifest
 from .preflight import allow_files, check_disk, held_bytes
-from .queries import find_query_neighbors
+from .queries import search_again
 
 Entry = TypeVar("Entry", bound=FileEntry)
 
@@ -84,13 +84,21 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         size = sum(entry.bytes for entry in old.files)
         disk = check_disk(folder, size, held_bytes(folder))
         console.say(f"check      {disk}, {allow_files(len(old.tables.chunks))}")
-        build = Build(_config(old, output), folder, folder, engine, console, [], Running())
+        build = Build(
+            config=_config(old, output),
+            folder=folder,
+            home=folder,
+            engine=engine,
+            console=console,
+            shards=[],
+            action=Running(),
+        )
         source = OldDatabase(database.folder.url, old.generation, old.sha256)
         manifest, index = _run(build, source, renumbering)
         source.reopen()
         if (now := open_database(url).manifest.generation) != old.generation:
             console.say(
-                f"warning    {url} is generation {now} by now; {output} is made of {old.generation}"
+                f"warning    {url} is now at generation {now}; {output} was made from {old.generation}"
             )
         manifest = write_manifest(folder, manifest)
         sweep(folder, manifest)
@@ -100,14 +108,14 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
 
 
 def _finished(folder: Folder, mark: str) -> Manifest | None:
-    """What this compaction made, if it is complete; later generations of it are nobody's to redo."""
+    """What this compaction made, if it is complete; later generations of it are left as they are."""
     if folder.exists(FILE) and (manifest := read_manifest(folder)).generation > 1:
         return manifest
     return finished(folder, mark)
 
 
 def _check_new(folder: Folder, mark: str) -> None:
-    """Refuses a folder in which anything else than this compaction is under way or done.
+    """Refuses a folder in which anything other than this compaction is under way or done.
 
     Raises:
         InputError: It holds another build or database, perhaps the one to be compacted.
@@ -153,7 +161,7 @@ def _run(
         copied=copied,
         index=index,
         neighbors=neighbors,
-        queries=_query_corpora(build, database, searched),
+        queries=search_again(build, old, _copied_queries(database, home), searched),
         dropped=_copy_tables(database, old.tables.dropped, home, "", "dropped"),
         renumbered=renumbered,
     )
@@ -171,21 +179,16 @@ def _parts(copied: Sequence[CompactedPart]) -> list[Part]:
     return parts
 
 
-def _query_corpora(build: Build, database: Database, searched: Searched) -> list[QueryCorpus]:
-    """Copies of the query corpora, with neighbors among the chunks that remain."""
-    old = database.manifest
+def _copied_queries(database: Database, target: Folder) -> list[QueryCorpus]:
+    """The query corpora with copies of their files, still without neighbors among what remains."""
     queries = []
-    for query, settings in zip(old.queries, old.config["queries"], strict=True):
+    for query in database.manifest.queries:
         place = f"{query_path(query.source.name)}/"
         tables = {
-            name: _copy_tables(database, getattr(query.tables, name), build.home, place, name)
+            name: _copy_tables(database, getattr(query.tables, name), target, place, name)
             for name in ("documents", "chunks", "embeddings", "dropped")
         }
-        parts = listed_parts(replace(query.tables, **tables))
-        has_ids = bool(settings.get("id"))
-        own_build = build.of_queries(query.source.name)
-        neighbors = find_query_neighbors(own_build, parts, searched, has_ids=has_ids)
-        queries.append(searched_again(query, neighbors, **tables))
+        queries.append(replace(query, tables=replace(query.tables, **tables)))
     return queries
 
 

@@ -18,7 +18,7 @@ from retro_db.store.local_lock import FENCE, LOCK
 from retro_db.store.ownership import owning
 
 from ..engine.console import chatter_to
-from ..engine.runner import LOG, log_place
+from ..engine.runner import LOG, log_path
 
 log = logging.getLogger(__name__)
 FINISHED = "state/finished"
@@ -122,7 +122,7 @@ def owned_folder(folder: Folder) -> Iterator[Folder]:
         InputError: It cannot be written, or another build is at work there.
         ExecutionError: A disk or the memory refused something later.
     """
-    path = Path(log_place(folder))
+    path = Path(log_path(folder))
     with ExitStack() as resources:
         try:
             owned = resources.enter_context(owning(folder))
@@ -142,7 +142,7 @@ def owned_folder(folder: Folder) -> Iterator[Folder]:
 
 
 def mark_finished(folder: Folder, mark: str, manifest: Manifest) -> None:
-    """Notes from what the database was made; of any other manifest the note says nothing."""
+    """Records what the database was built from; the note holds for this manifest only."""
     folder.write(FINISHED, f"{mark} {manifest.sha256}".encode())
 
 

@@ -13,20 +13,20 @@ from ..engine.context import Build
 from ..stages.tune import BuiltIndex, FilledIndex, tune_stage
 
 
-def announce_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> None:
+def announce_key(build: Build, entries: int, dimension: int) -> None:
     """Says before anything is embedded which index is to be built, and what it will take.
 
     Args:
         build: The build.
-        chunked: Shards whose chunks are to be indexed.
+        entries: Number of chunks to index.
         dimension: Dimension d of the embeddings.
 
     Raises:
         IndexKeyError: The corpus is too small for the key, or the memory to train it.
         CorpusError: Nothing is left to index.
     """
-    index, entries = build.config.index, training_chunks(chunked)
-    key = decide_key(build, chunked, dimension)
+    index = build.config.index
+    key = decide_key(build, entries, dimension)
     if index.key not in ("auto", key):
         build.console.say(f"index.key   {index.key} reduced to {key}, which the sample can train")
     parsed = parse_key(key, dimension)
@@ -35,7 +35,7 @@ def announce_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> N
     if resident_bytes(whole, parsed) > index.memory:
         streamed = ", more than index.memory holds: searched partition by partition"
     build.console.say(
-        f"key        {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all{streamed}"
+        f"index key  {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all{streamed}"
     )
 
 
@@ -45,12 +45,12 @@ def training_chunks(chunked: list[ChunkedShard]) -> int:
     return sum(part.chunks.rows - part.validation_chunks for part in written)
 
 
-def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyless: int = 0) -> str:
+def decide_key(build: Build, entries: int, dimension: int, keyless: int = 0) -> str:
     """The index key: given, reduced in a sample build, or chosen; and whether it can be trained.
 
     Args:
         build: The build.
-        chunked: Shards whose chunks are to be indexed, except chunks of validation documents.
+        entries: Number of chunks to index, except chunks of validation documents.
         dimension: Dimension d of the embeddings.
         keyless: Number of chunks without an embedding, known once all are embedded.
 
@@ -59,7 +59,6 @@ def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyles
         CorpusError: Nothing is left to index.
     """
     index = build.config.index
-    entries = training_chunks(chunked)
     if not entries:
         raise CorpusError(
             "split.validation: every document with a token is of the validation split, so that nothing "
@@ -69,9 +68,7 @@ def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyles
     if index.key == "auto":
         key = choose_key(max(entries - keyless, 1), dimension, memory)
     else:
-        key = (
-            reduce_key(index.key, entries, dimension) if build.documents is not None else index.key
-        )
+        key = reduce_key(index.key, entries, dimension) if build.is_sample else index.key
     training_points(parse_key(key, dimension), dimension, entries, memory)
     return key
 

@@ -11,7 +11,6 @@ from retro_db.config import Config
 from retro_db.encoder.models import EncoderModel
 from retro_db.index.refining import fine_size
 from retro_db.manifest.model import (
-    TABLES,
     VERSION,
     ChunkInfo,
     Counts,
@@ -27,7 +26,6 @@ from retro_db.manifest.model import (
 from retro_db.store.folder import TableEntry
 from retro_db.updates.compaction import CompactedPart
 
-from ..engine.context import Build
 from ..stages.embed import EmbeddedCorpus
 from ..stages.neighbors import NeighborsTable
 from ..stages.tokenizer import TokenizerFiles
@@ -141,41 +139,36 @@ def _built_tables(
     )
 
 
-def query_corpus(build: Build, corpus: EmbeddedCorpus, neighbors: NeighborsTable) -> QueryCorpus:
+def query_corpus(config: Config, corpus: EmbeddedCorpus, neighbors: NeighborsTable) -> QueryCorpus:
     """The manifest's entry of a query corpus.
 
     Args:
-        build: The build of the query corpus.
-        corpus: The query corpus with its embeddings, its files in the folder of its build.
-        neighbors: Neighbors of its chunks, the files as the database sees them.
+        config: Configuration of the query corpus.
+        corpus: The query corpus with its embeddings, its files as the database sees them.
+        neighbors: Neighbors of its chunks.
     """
-    [source] = build.config.corpus
-    keeps = build.config.embeddings.keep
-    tables = vars(_built_tables(corpus, neighbors, keeps_embeddings=keeps))
-    below = {name: [file.below(build.place) for file in tables[name]] for name in TABLES}
-    counts = source_counts(corpus.shards, source.name, source.weight)
+    [source] = config.corpus
     return QueryCorpus(
-        source=counts,
+        source=source_counts(corpus.shards, source.name, source.weight),
         keyless_chunks=corpus.keyless,
         short_rows=neighbors.short_rows,
-        tables=Tables(**below | {"neighbors": neighbors.files}),
+        tables=_built_tables(corpus, neighbors, keeps_embeddings=config.embeddings.keep),
     )
 
 
-def searched_again(query: QueryCorpus, neighbors: NeighborsTable, **tables: Any) -> QueryCorpus:
+def searched_again(query: QueryCorpus, neighbors: NeighborsTable) -> QueryCorpus:
     """The entry of a query corpus whose neighbors were searched again.
 
     Args:
         query: The entry so far.
         neighbors: The new neighbors of its chunks.
-        **tables: Files of its other tables, if they changed.
     """
-    changed = replace(query.tables, **tables, neighbors=neighbors.files)
-    return replace(query, tables=changed, short_rows=neighbors.short_rows)
+    tables = replace(query.tables, neighbors=neighbors.files)
+    return replace(query, tables=tables, short_rows=neighbors.short_rows)
 
 
 def appended_manifest(
-    build: Build,
+    config: Config,
     old: Manifest,
     *,
     corpus: EmbeddedCorpus,
@@ -187,7 +180,7 @@ def appended_manifest(
     """The manifest of a database to which documents were added.
 
     Args:
-        build: The build that added them.
+        config: Configuration of what was added.
         old: The manifest before.
         corpus: What was added, its files as the database sees them.
         index: The index over all.
@@ -210,16 +203,16 @@ def appended_manifest(
             indexed_chunks=index.entries,
             short_rows=kept_rows + neighbors.short_rows,
         ),
-        sources=_added_sources(old.sources, build.config, corpus),
+        sources=_added_sources(old.sources, config, corpus),
         index=_searched_info(old.index, index),
-        config=_merged_settings(old.config, build.config.portable()),
+        config=_merged_settings(old.config, config.portable()),
         tables=replace(
             old.tables,
             documents=[*old.tables.documents, *(part.documents for part in corpus.parts)],
             chunks=[*old.tables.chunks, *(part.chunks for part in corpus.parts)],
             embeddings=[*old.tables.embeddings, *(part.keys_file for part in corpus.parts)],
             neighbors=[*kept_files, *neighbors.files],
-            dropped=[*old.tables.dropped, *(file.below(build.place) for file in left_out)],
+            dropped=[*old.tables.dropped, *left_out],
         ),
         index_files=[old.template_file, *index.partitions],
         queries=queries,
@@ -240,11 +233,15 @@ def _added_sources(
 
 def _searched_info(info: IndexInfo, index: BuiltIndex) -> IndexInfo:
     """The entry of a trained index that holds other chunks by now, and is searched otherwise."""
+    settings = index.search.settings
     return replace(
-        _index_info(index, info.fine_size),
-        training_points=info.training_points,
-        template_sha256=info.template_sha256,
-        fine_size=info.fine_size,
+        info,
+        partitions=len(index.partitions),
+        nprobe=settings.nprobe,
+        rerank=settings.rerank,
+        ef_search=settings.ef_search,
+        recall_queries=index.search.queries,
+        recall=index.search.curve,
     )
 
 

@@ -18,7 +18,7 @@ from retro_db.tokens.tokenizer import Tokenizer
 
 from ..engine.context import Build
 
-# An estimate may be wrong by so much before it refuses anything.
+# Refuse only if an estimate exceeds the limit by this factor.
 _DOUBT = 2
 # Files that a process has open besides tables: libraries, logs, connections.
 _OTHER_FILES = 256
@@ -49,7 +49,7 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; encoder "
         f"{Path(config.encoder.model).name}, {model.dimension} dimensions, on {model.device}"
     )
-    if config.index.key != "auto" and build.documents is None:
+    if config.index.key != "auto" and not build.is_sample:
         _check_key(config.index.key, chunks, model.dimension)
     key = config.index.key
     if key == "auto":
@@ -62,7 +62,7 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
     console.say(f"check      {', '.join(wanted)}")
 
 
-def check_room_for_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
+def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
     """Says what an append will need, and refuses one that cannot end well.
 
     Args:
@@ -119,9 +119,9 @@ def check_disk(folder: Folder, needed: int, held: int) -> str:
     """Refuses a local disk that is too small.
 
     Args:
-        folder: Where is written.
+        folder: Folder that is written to.
         needed: Bytes, about.
-        held: Bytes of them that are there.
+        held: Bytes that an interrupted run already wrote.
 
     Returns:
         What is needed and free, for people.
@@ -143,7 +143,7 @@ def check_disk(folder: Folder, needed: int, held: int) -> str:
 
 
 def _check_memory(key: str, chunks: int, dimension: int, *, is_local: bool) -> str:
-    """Training is what takes most; a key that cannot do with `index.memory` is refused elsewhere."""
+    """Checks the memory for training, which needs most; `index.memory` is checked elsewhere."""
     points = min(chunks, needed_points(parse_key(key, dimension)))
     needed = points * POINT_COPIES * 4 * dimension
     if not is_local:

@@ -76,7 +76,16 @@ def prepare(
         documents = estimate.documents
         shards = sample_shards(shards, sample, documents, config.seed)
         estimate = estimate.thinned(sample)
-    build = Build(config, folder, folder, engine, console, shards, action, documents)
+    build = Build(
+        config=config,
+        folder=folder,
+        home=folder,
+        engine=engine,
+        console=console,
+        shards=shards,
+        action=action,
+        whole_documents=documents,
+    )
     console.say(f"plan       {_described(shards, size)}")
     queries = []
     for query in plan_queries(build):

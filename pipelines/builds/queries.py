@@ -1,15 +1,22 @@
-"""Query corpora: planned like the corpus, and searched for in the database."""
+"""Query corpora: cut and embedded like the corpus, and searched for in the database."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from retro_db.corpus.sharding import plan_shards
-from retro_db.manifest.parts import Part
+from retro_db.encoder.models import EncoderModel
+from retro_db.manifest.model import Manifest, QueryCorpus
+from retro_db.manifest.parts import listed_parts
 
-from ..engine.context import Build
-from ..stages.neighbors import NeighborsTable, Searched, neighbors_stage
+from ..engine.context import Build, IncompleteError
+from ..stages.chunk import ChunkedCorpus, chunk_stage
+from ..stages.embed import EmbeddedCorpus, embed_stage
+from ..stages.neighbors import Searched, neighbors_stage
+from ..stages.tokenizer import TokenizerFiles
+from .manifest_content import query_corpus, searched_again
 
 
 def plan_queries(build: Build) -> Iterator[Build]:
@@ -29,16 +36,76 @@ def plan_queries(build: Build) -> Iterator[Build]:
         )
 
 
-def find_query_neighbors(
-    build: Build, parts: list[Part], searched: Searched, *, has_ids: bool
-) -> NeighborsTable:
-    """Finds the neighbors of a query corpus, none of them in a document with the same id.
+class QueryRecipe:
+    """The stages of a query corpus. It waits at the first that is not complete, until it is needed.
 
     Args:
         build: The build of the query corpus.
-        parts: All its parts, their files as the database sees them.
-        searched: What is searched.
-        has_ids: Whether the records of the query corpus name their documents: names made of places in
-            files agree by chance.
     """
-    return neighbors_stage(build, parts, searched, searched.named if has_ids else [])
+
+    _chunked: ChunkedCorpus
+    _corpus: EmbeddedCorpus
+
+    def __init__(self, build: Build) -> None:
+        self.build = build
+        self._waiting: IncompleteError | None = None
+
+    def chunk(self, tokenizer: TokenizerFiles) -> None:
+        """Cuts the documents into chunks; none of them is screened."""
+        with self._going_on():
+            unscreened = [None] * len(self.build.shards)
+            self._chunked = chunk_stage(self.build, tokenizer, unscreened)
+
+    def embed(self, tokenizer: TokenizerFiles, model: EncoderModel) -> None:
+        """Embeds the chunks."""
+        if self._waiting is None:
+            with self._going_on():
+                self._corpus = embed_stage(self.build, self._chunked, tokenizer, model)
+
+    def search(self, searched: Searched) -> QueryCorpus:
+        """Finds the chunks' neighbors in the database.
+
+        Returns:
+            The manifest's entry of the query corpus.
+
+        Raises:
+            IncompleteError: An earlier stage of the query corpus is not complete.
+        """
+        if self._waiting is not None:
+            raise self._waiting
+        build, [source] = self.build, self.build.config.corpus
+        corpus = self._corpus.below(build.place)
+        namesakes = searched.namesakes(of_named=source.id is not None)
+        neighbors = neighbors_stage(build, corpus.parts, searched, namesakes)
+        return query_corpus(build.config, corpus, neighbors)
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except IncompleteError as error:
+            self._waiting = error
+
+
+def search_again(
+    build: Build, old: Manifest, queries: list[QueryCorpus], searched: Searched
+) -> list[QueryCorpus]:
+    """Finds the neighbors of query corpora that are complete in a database that changed.
+
+    Args:
+        build: The build of the database.
+        old: Manifest whose settings they were built with.
+        queries: The query corpora, with the files of their chunks and embeddings.
+        searched: What is searched.
+
+    Returns:
+        Their new entries.
+    """
+    entries = []
+    for query, settings in zip(queries, old.config["queries"], strict=True):
+        of_queries = build.of_queries(query.source.name)
+        namesakes = searched.namesakes(of_named=settings.get("id") is not None)
+        parts = listed_parts(query.tables)
+        neighbors = neighbors_stage(of_queries, parts, searched, namesakes)
+        entries.append(searched_again(query, neighbors))
+    return entries

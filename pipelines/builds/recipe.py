@@ -22,8 +22,7 @@ from ..stages.tokenizer import TokenizerFiles, tokenizer_stage
 from ..stages.train import train_stage
 from ..stages.tune import BuiltIndex, FilledIndex
 from .index import announce_key, decide_key, training_chunks, tune_index
-from .manifest_content import query_corpus
-from .queries import find_query_neighbors
+from .queries import QueryRecipe
 
 VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, train, tune, neighbors)]
 
@@ -58,7 +57,14 @@ class Recipe:
     def __init__(self, build: Build, queries: list[Build], model: EncoderModel) -> None:
         self.build = build
         self.model = model
-        self._query_builds = queries
+        self._probed = False
+        self._query_recipes = [QueryRecipe(query) for query in queries]
+
+    def probe(self) -> None:
+        """Tries the GPU of a worker, once: a missing or small one then shows before a shard is read."""
+        if not self._probed:
+            self.model = probe_stage(self.build, self.model)
+            self._probed = True
 
     def stages(self) -> Iterator[str]:
         """Completes one stage after another, and yields the name of each."""
@@ -68,34 +74,29 @@ class Recipe:
         self.screened = screen_stage(build, self.tokenizer)
         yield "screen"
         self.chunked = chunk_stage(build, self.tokenizer, self.screened)
-        # No document of a query corpus is screened.
-        chunked_queries = [
-            chunk_stage(query, self.tokenizer, [None] * len(query.shards))
-            for query in self._query_builds
-        ]
+        for query in self._query_recipes:
+            query.chunk(self.tokenizer)
         yield "chunk"
         # An index that the corpus cannot train is refused before anything is embedded.
-        announce_key(build, self.chunked.shards, self.model.dimension)
-        self.model = probe_stage(build, self.model)
+        announce_key(build, training_chunks(self.chunked.shards), self.model.dimension)
+        self.probe()
         self.corpus = embed_stage(build, self.chunked, self.tokenizer, self.model)
-        embedded_queries = [
-            embed_stage(query, corpus, self.tokenizer, self.model)
-            for query, corpus in zip(self._query_builds, chunked_queries, strict=True)
-        ]
+        for query in self._query_recipes:
+            query.embed(self.tokenizer, self.model)
         yield "embed"
         yield from self._index_stages()
         searched = self._searched()
         self.neighbors = neighbors_stage(build, self.corpus.parts, searched)
-        self.queries = [
-            self._query_corpus(query, corpus, searched)
-            for query, corpus in zip(self._query_builds, embedded_queries, strict=True)
-        ]
+        self.queries = [query.search(searched) for query in self._query_recipes]
+        for query in self._query_recipes:
+            place, stages = query.build.place, query.build.stages
+            build.stages |= {f"{place}/{name}": work for name, work in stages.items()}
         yield "neighbors"
 
     def _index_stages(self) -> Iterator[str]:
         build, parts, dimension = self.build, self.corpus.parts, self.model.dimension
         entries = training_chunks(self.corpus.shards)
-        text = decide_key(build, self.corpus.shards, dimension, self.corpus.keyless)
+        text = decide_key(build, entries, dimension, self.corpus.keyless)
         key = parse_key(text, dimension)
         trained = train_stage(build, parts, key, entries, dimension)
         yield "train"
@@ -117,19 +118,10 @@ class Recipe:
         named = [source.name for source in config.corpus if source.id]
         return Searched(self.build.home, self.corpus.parts, self.index, parameters, named)
 
-    def _query_corpus(
-        self, build: Build, corpus: EmbeddedCorpus, searched: Searched
-    ) -> QueryCorpus:
-        [source] = build.config.corpus
-        parts = [part.below(build.place) for part in corpus.parts]
-        neighbors = find_query_neighbors(build, parts, searched, has_ids=source.id is not None)
-        self.build.stages |= {f"{build.place}/{name}": work for name, work in build.stages.items()}
-        return query_corpus(build, corpus, neighbors)
-
     @property
     def mark(self) -> str:
         """Hash of all that decides the database, known once the corpus is screened."""
-        builds = (self.build, *self._query_builds)
+        builds = (self.build, *(query.build for query in self._query_recipes))
         shards = [[(shard.identity, shard.stamp) for shard in build.shards] for build in builds]
         verdicts = [file.sha256 if file else None for file in self.screened]
         tokenizer = self.tokenizer

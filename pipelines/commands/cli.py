@@ -80,12 +80,12 @@ def build(
 ) -> None:
     """Build a database, or continue an interrupted build.
 
-    Options of Apache Beam, such as --runner=SparkRunner, stand behind --.
+    Options of Apache Beam, such as --runner=SparkRunner, go after --.
     """
     from retro_db.config import load_config
 
     from ..builds.append import append
-    from ..builds.build import build as run_build
+    from ..builds.build import build_database
     from ..builds.build import dry_run as run_dry
     from ..engine.runner import Engine
     from .show import show_built
@@ -95,7 +95,7 @@ def build(
     settings = load_config(config, overrides)
     engine = Engine(workers, beam_options)
     if sum((dry_run, adds, smoke is not None)) > 1:
-        raise click.UsageError("--smoke, --dry-run and --append are different things; give one")
+        raise click.UsageError("--smoke, --dry-run and --append cannot be combined")
     if refresh and not adds:
         raise click.UsageError("--refresh belongs to --append")
     if adds:
@@ -105,7 +105,7 @@ def build(
     elif smoke is not None:
         run_smoke(settings, engine, console, smoke)
     else:
-        show_built(settings.output, run_build(settings, engine, console), console)
+        show_built(settings.output, build_database(settings, engine, console), console)
 
 
 @cli.command()
@@ -120,11 +120,13 @@ def build(
     help="With --tokens: mean length of a document; 1,000 as in the paper's corpus.",
 )
 @click.option("--vocab-size", metavar="COUNT", help="With --tokens: of the tokenizer; 128,000.")
-@click.option("--dimension", metavar="COUNT", help="With --tokens: of the encoder's keys; 768.")
+@click.option(
+    "--dimension", metavar="COUNT", help="With --tokens: of the encoder's embeddings; 768."
+)
 @click.option("--k", metavar="COUNT", help="Neighbors of a chunk, as --set neighbors.k=COUNT.")
 @click.option("--index-memory", metavar="SIZE", help="Such as 512GB, as --set index.memory=SIZE.")
 @click.option(
-    "--no-embeddings", is_flag=True, help="Keys are not kept, as --set embeddings.keep=false."
+    "--no-embeddings", is_flag=True, help="Drop embeddings, as --set embeddings.keep=false."
 )
 @click.option("--bytes-per-token", metavar="COUNT", help="Of text, about; 4 as in English.")
 @click.option(
@@ -203,7 +205,7 @@ def query(
     type=click.FloatRange(0, 1),
     default=0.0,
     metavar="SHARE",
-    help="Share of the documents whose keys, codes and neighbors are computed again, such as 0.01; "
+    help="Share of the documents whose embeddings, codes and neighbors are computed again, such as 0.01; "
     "for each corpus one document at the least. On the kind of machine that built them.",
 )
 @click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")

@@ -20,7 +20,7 @@ from retro_db.report.page import write_report
 from retro_db.search.passages import Passages
 from retro_db.verify import verify_database
 
-from ..builds.build import build
+from ..builds.build import build_database
 from ..engine.console import Console
 from ..engine.runner import Engine
 from .query import show_passage
@@ -85,7 +85,7 @@ def demo(folder: Path, documents: int) -> None:
     try:
         config = write_config(folder, documents)
         settings = load_config(config)
-        manifest = build(settings, Engine(), console)
+        manifest = build_database(settings, Engine(), console)
         show_built(settings.output, manifest, console)
         checked = verify_database(settings.output)
     except RetroDBError as error:

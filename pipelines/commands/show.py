@@ -20,7 +20,7 @@ _BAR = 30  # characters of the longest
 
 
 def show_built(output: str, manifest: Manifest, console: Console) -> None:
-    """The last words of a build."""
+    """Prints the summary of a build."""
     counts = manifest.counts
     size = sum(file.bytes for file in manifest.files)
     console.say(
@@ -47,7 +47,7 @@ def _say_reasons(sources: Sequence[SourceCounts], console: Console) -> None:
 
 
 def show_removed(url: str, removal: Removal, console: Console) -> None:
-    """What a removal did."""
+    """Prints what a removal did."""
     before = f"{removal.already:,} had been removed before" if removal.already else ""
     if not removal.documents:
         console.say(f"removed    nothing: {before or 'no document is listed'}")
@@ -61,7 +61,7 @@ def show_removed(url: str, removal: Removal, console: Console) -> None:
 
 
 def show_database(url: str, console: Console, *, as_json: bool) -> None:
-    """Counts, sizes and settings."""
+    """Prints counts, sizes, settings and health."""
     database = retro_db.open(url)
     manifest = database.manifest
     missing = sorted(database.folder.missing(manifest.files))
@@ -88,7 +88,7 @@ def show_database(url: str, console: Console, *, as_json: bool) -> None:
     )
     console.say(
         f"neighbors  {manifest.neighbors.k} of each chunk; {counts.short_rows:,} chunks have fewer, "
-        f"{counts.keyless_chunks:,} have no key"
+        f"{counts.keyless_chunks:,} have no embedding"
     )
     if counts.removed_documents:
         console.say(
@@ -99,7 +99,7 @@ def show_database(url: str, console: Console, *, as_json: bool) -> None:
         source = query.source
         console.say(
             f"queries    {source.name}: {source.documents:,} documents, {source.chunks:,} chunks; "
-            f"{query.short_rows:,} have fewer neighbors, {query.keyless_chunks:,} have no key"
+            f"{query.short_rows:,} have fewer neighbors, {query.keyless_chunks:,} have no embedding"
         )
         _say_reasons([source], console)
     state = (
@@ -184,7 +184,7 @@ def show_leakage(
 
 
 def show_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
-    """What a build would take."""
+    """Prints what a build would take."""
     if as_json:
         console.show_json(to_json(plan))
         return

@@ -7,12 +7,12 @@ import json
 from retro_db.config import Config
 from retro_db.errors import DatabaseError
 from retro_db.manifest.model import QUERIES
-from retro_db.report.stage_report import STAGES, StageReport
+from retro_db.report.stage_report import STAGE_REPORT, StageReport
 from retro_db.store.folder import Folder
 from retro_db.store.serialize import from_json
 from retro_db.verify import verify_database
 
-from ..builds.build import build
+from ..builds.build import build_database
 from ..builds.folders import check_output
 from ..engine.console import Console
 from ..engine.runner import Engine
@@ -33,17 +33,17 @@ def run_smoke(config: Config, engine: Engine, console: Console, documents: int) 
     folder = Folder(output)
     check_output(folder)
     folder.remove("")
-    manifest = build(config, engine, console, sample=documents)
+    manifest = build_database(config, engine, console, sample=documents)
     show_built(output, manifest, console)
     checked = verify_database(output)
     if checked.problems:
         raise DatabaseError(f"{output}: {checked.problems[0]}")
     console.say(f"verified   {checked.files:,} files: sound")
-    report = from_json(StageReport, json.loads(folder.read(STAGES)))
+    report = from_json(StageReport, json.loads(folder.read(STAGE_REPORT)))
     _show_extrapolated(report, console)
     console.say(
-        f"The corpus is about {report.scale:,.1f} times the sample. The whole takes the work above, "
-        "divided by the workers; stages without a figure are bounded by the settings."
+        f"The corpus is about {report.scale:,.1f} times the sample. For the whole, divide the figures above "
+        "by the workers; stages without a figure are bounded by the settings."
     )
 
 

@@ -97,7 +97,7 @@ class HandToProcesses(beam.DoFn):
 
 
 def _commit_in_process(stage: str, brief: Brief, task: Task) -> None:
-    """Does a task in a process that keeps what the tasks of the stage share, until the next stage."""
+    """Runs a task in a worker process, which keeps what the stage shares until the next stage."""
     if _kept.brief != brief.sha256:
         _kept.brief, _kept.opened = brief.sha256, None
         with recorded_failures(brief.folder, stage, "open"):

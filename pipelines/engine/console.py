@@ -82,7 +82,7 @@ class Console:
 
     @contextlib.contextmanager
     def stage(
-        self, name: str, unit: str, total: int, progress: Callable[[], Work]
+        self, name: str, unit: str, total: int, progress: Callable[[], Work], *, label: str = ""
     ) -> Iterator[Callable[[str], None]]:
         """Shows a stage's progress while the block runs.
 
@@ -90,7 +90,8 @@ class Console:
             name: Name of the stage.
             unit: What is counted.
             total: How many there are.
-            progress: What is done; polled.
+            progress: Returns what is done; polled.
+            label: What comes first behind the name.
 
         Yields:
             A function that takes the closing remark, such as counts.
@@ -99,7 +100,7 @@ class Console:
         start = time.monotonic()
         stop = threading.Event()
         watch = self._watch_live if self.is_terminal else self._watch_log
-        watched = _Watched(name, unit, total, progress)
+        watched = _Watched(f"{name:<10} {label}", unit, total, progress)
         watcher = threading.Thread(target=watch, args=(watched, stop), daemon=True)
         watcher.start()
         try:
@@ -108,11 +109,11 @@ class Console:
             stop.set()
             watcher.join()
         seconds = time.monotonic() - start
-        self.say(f"{name:<10} {' '.join(remark)} ({seconds:,.1f} s)")
+        self.say(f"{name:<10} {label}{' '.join(remark)} ({seconds:,.1f} s)")
 
     def _watch_live(self, watched: _Watched, stop: threading.Event) -> None:
         columns = (
-            TextColumn("{task.description:<10}"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%"),
             _RateColumn(watched.unit),
@@ -120,7 +121,7 @@ class Console:
             TextColumn("{task.fields[details]}"),
         )
         with Progress(*columns, console=self.rich, transient=True) as bar:
-            task: TaskID = bar.add_task(watched.name, total=watched.total or None, details="")
+            task: TaskID = bar.add_task(watched.heading, total=watched.total or None, details="")
             pause = _POLL_SECONDS
             while not stop.wait(pause):
                 start = time.monotonic()
@@ -138,16 +139,16 @@ class Console:
             rate = count / seconds
             left = f", {(total - count) / rate:,.0f} s left" if rate else ""
             self.say(
-                f"{watched.name:<10} {count:,} of {total:,} {watched.unit}, {rate:,.0f}/s{left}"
+                f"{watched.heading}{count:,} of {total:,} {watched.unit}, {rate:,.0f}/s{left}"
                 f"{details(work)}"
             )
 
 
 @dataclass(frozen=True)
 class _Watched:
-    """A stage on its way: its name, what it counts, how many there are, and what is done."""
+    """A stage on its way: the head of its lines, what it counts, how many there are, and what is done."""
 
-    name: str
+    heading: str
     unit: str
     total: int
     progress: Callable[[], Work]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from retro_db.config import Config
 from retro_db.corpus.sharding import Shard
+from retro_db.errors import InputError
 from retro_db.manifest.model import query_path
 from retro_db.report.stage_report import StageWork
 from retro_db.store.folder import Folder
@@ -17,17 +18,25 @@ from .resume import Standing, standing
 from .runner import Engine
 
 
+class IncompleteError(InputError):
+    """A stage has tasks left, and the build's action does not run them: what follows is unknown."""
+
+
 class Action(Protocol):
     """What is done about a stage of which some tasks may be left."""
 
     def complete(self, build: Build, state: Standing[Result]) -> list[Result]:
-        """Returns the results of all tasks of the stage, in order."""
+        """Returns the results of all tasks of the stage, in order.
+
+        Raises:
+            IncompleteError: Tasks are left, and this action does not run them.
+        """
 
     def report(self, folder: Folder, path: str, data: bytes) -> None:
-        """Keeps what people may want to read of a stage; a file is removed if there is nothing to say."""
+        """Writes a report for people, or removes an earlier one if `data` is empty."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Build:
     """What the stages of one build share.
 
@@ -39,8 +48,8 @@ class Build:
         console: What people see.
         shards: Shards of the corpus.
         action: What is done about tasks that are left.
-        documents: In a sample build, documents of the whole corpus, about; None in any other. Index keys
-            are reduced to what the sample can train.
+        whole_documents: In a build from a sample, about the number of documents of the whole corpus; None
+            in any other build.
         query: Name of the query corpus; empty for the corpus itself.
         config_field: Name of what is built in the configuration, for messages.
         stages: What every stage took, by name.
@@ -53,7 +62,7 @@ class Build:
     console: Console
     shards: list[Shard]
     action: Action
-    documents: int | None = None
+    whole_documents: int | None = None
     query: str = ""
     config_field: str = "corpus"
     stages: dict[str, StageWork] = field(default_factory=dict)
@@ -62,6 +71,11 @@ class Build:
     def place(self) -> str:
         """Path of `folder` in the database; empty if it is the database."""
         return self.folder.url.removeprefix(self.home.url.rstrip("/")).strip("/")
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether only a sample of the corpus is built: index keys are reduced to what it can train."""
+        return self.whole_documents is not None
 
     @property
     def source_fields(self) -> list[str]:
@@ -85,9 +99,17 @@ class Build:
         return replace(self, folder=folder, query=name, stages={})
 
     def run(self, stage: Stage[Result]) -> list[Result]:
-        """Has the tasks of a stage done that are not, as the build's action goes about it.
+        """Completes a stage; the action decides what happens to unfinished tasks.
 
         Returns:
             The results of all tasks, in order.
+
+        Raises:
+            IncompleteError: Tasks are left, and the action does not run them.
         """
         return self.action.complete(self, standing(self.folder, stage))
+
+    def run_task(self, stage: Stage[Result]) -> Result:
+        """Completes a stage that has a single task, and returns its result."""
+        [result] = self.run(stage)
+        return result

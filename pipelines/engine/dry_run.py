@@ -6,17 +6,13 @@ from dataclasses import dataclass, field
 
 from retro_db.store.folder import Folder
 
-from .context import Build
+from .context import Build, IncompleteError
 from .jobs import Result
 from .resume import Standing
 
 
-class NothingYetError(Exception):
-    """A dry run cannot go on: what follows depends on results that do not exist yet."""
-
-
 @dataclass
-class Telling:
+class DryRun:
     """Says how far every stage is, and writes nothing.
 
     Attributes:
@@ -29,13 +25,13 @@ class Telling:
         """Says how many tasks are done, and why the others are not.
 
         Raises:
-            NothingYetError: Some are not, so that what follows is unknown.
+            IncompleteError: Some are not.
         """
         name = state.stage.name
         build.console.say(f"{name:<10} {build.label}{state.describe()}")
         if not state.is_complete:
             self.pending.append(f"{name} of {build.query}" if build.query else name)
-            raise NothingYetError
+            raise IncompleteError(f"{name}: {len(state.pending):,} tasks are left")
         return state.results
 
     def report(self, folder: Folder, path: str, data: bytes) -> None:

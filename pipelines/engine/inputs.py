@@ -34,3 +34,13 @@ class InputsJob(Job):
         for _ in content.watch(read_shard(shard, source, meter)):
             pass
         return ReadContent(content.sha256)
+
+
+def read_settings(config: Config, shard: Shard) -> dict[str, object]:
+    """Everything that decides which records are read from a shard, by name."""
+    source = config.source(shard.source)
+    fields = {"text", "id", "separator", "max_document"}
+    return {
+        "corpus": source.model_dump(mode="json", include=fields),
+        "input": shard.identity,
+    }

@@ -42,8 +42,8 @@ class Task(Generic[Item]):
 class Deal(beam.PTransform):
     """Deals descriptors out to the workers, each by its own name.
 
-    `beam.Reshuffle` would deal by chance, and Spark gives a job up when it loses an executor and with
-    it data whose order was of chance ("indeterminate output").
+    `beam.Reshuffle` distributes at random, and Spark aborts a job when it loses an executor that holds
+    randomly ordered data ("indeterminate output").
 
     Args:
         name: Function that returns a descriptor's name; by default the name of a task.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic
 
@@ -95,9 +95,3 @@ def results_of(stage: Stage[Result], records: Iterable[Record]) -> list[Result]:
     return [
         from_json(stage.result, record.result, f"{stage.name}/{record.name}") for record in records
     ]
-
-
-def sole(results: Sequence[Result]) -> Result:
-    """The result of a stage with one task."""
-    [result] = results
-    return result

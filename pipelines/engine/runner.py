@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import io
 import logging
 import os
@@ -60,7 +61,7 @@ class Engine:
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what Beam would leave out with a warning that nobody sees.
+        """Refuses options that Beam would ignore with a warning that nobody sees.
 
         Raises:
             InputError: An option that no runner here reads. Job servers have options of their own.
@@ -68,7 +69,7 @@ class Engine:
         if self.runner not in _KEEPING:
             _refuse_unknown(self.beam_options)
 
-    @property
+    @functools.cached_property
     def runner(self) -> str:
         """The name of Beam's runner."""
         return self.options().view_as(StandardOptions).runner
@@ -108,8 +109,8 @@ class Engine:
             for option in self.beam_options:
                 if option.startswith(_OF_LOCAL):
                     raise InputError(f"{option}: leave it out; --workers N says how many work here")
-            # Beam's DirectRunner would first try to download Prism. Work is in another thread than the
-            # main one, which signals reach: Beam makes an error of what they raise within a task.
+            # Beam's DirectRunner would first try to download Prism. Tasks run outside the main thread, where
+            # signals arrive: Beam would turn what a handler raises inside a task into its own error.
             local = ["--direct_running_mode=multi_threading", "--runner=FnApiRunner"]
             arguments = [*self.beam_options, *local]
         elif runner in _KEEPING:
@@ -122,9 +123,9 @@ class Engine:
         """Runs the tasks to their end.
 
         Args:
-            job: What to do.
-            tasks: With what.
-            placement: Where.
+            job: Job of the stage.
+            tasks: Tasks to run.
+            placement: Where they run.
 
         Raises:
             RetroDBError: What a task raised.
@@ -132,19 +133,19 @@ class Engine:
         """
         folder = job.folder
         folder.remove(FAILURES)
-        log_path = log_place(folder)
+        path = log_path(folder)
         pipeline = self.pipeline(job, tasks, placement)
         # Beam's workers print the traces of what they raise; those go to the log.
         trace = io.StringIO()
         try:
-            with redirect_stderr(trace), _descriptor_to(Path(log_path)), pipeline:
+            with redirect_stderr(trace), _descriptor_to(Path(path)), pipeline:
                 pass  # leaving runs it
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
             worker_processes.stop()
             log.exception("stage %s failed: %s", job.stage, trace.getvalue())
             for failure in read_failures(folder):
-                raise _traced(failure, log_path) from error
-            raise _traced(_unforeseen(job.stage, error), log_path) from error
+                raise _traced(failure, path) from error
+            raise _traced(_unforeseen(job.stage, error), path) from error
         for failure in read_failures(folder):
             # A failure that a retry mended does not count.
             if not isinstance(failure, ExecutionError):
@@ -155,9 +156,9 @@ class Engine:
         """The pipeline of one stage, ready to run; the briefs of its workers are written.
 
         Args:
-            job: What to do.
-            tasks: With what.
-            placement: Where.
+            job: Job of the stage.
+            tasks: Tasks to run.
+            placement: Where they run.
         """
         brief = Brief.write(job.folder, "job", [job])
         workers = self.workers or 1
@@ -188,14 +189,12 @@ class Engine:
 def _refuse_unknown(options: Sequence[str]) -> None:
     for option in options[:1]:
         if not option.startswith("--"):
-            raise InputError(
-                f"{option}: behind -- stand options of Beam, such as --runner=SparkRunner"
-            )
+            raise InputError(f"{option}: after -- go options of Beam, such as --runner=SparkRunner")
     parsed = PipelineOptions(list(options))
     known = parsed.get_all_options()
     for name in sorted(parsed.get_all_options(retain_unknown_options=True).keys() - known.keys()):
         near = difflib.get_close_matches(name, known, n=1)
-        remedy = f"did you mean --{near[0]}?" if near else "retro-db's own options stand before --"
+        remedy = f"did you mean --{near[0]}?" if near else "retro-db's own options go before --"
         raise InputError(f"--{name} is not an option of Beam; {remedy}")
 
 
@@ -214,7 +213,7 @@ def _descriptor_to(path: Path) -> Iterator[None]:
 
 
 def _unforeseen(stage: str, error: Exception) -> RetroDBError:
-    """What a runner's error says in its last line, which may be one of ours as text."""
+    """The error in the last line of a runner's message, perhaps one of our own classes as text."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if ours := _OURS.match(lines[-1]):
         return error_named(ours[1], ours[2])
@@ -226,13 +225,13 @@ def _unforeseen(stage: str, error: Exception) -> RetroDBError:
     )
 
 
-def _traced(error: RetroDBError, log_path: str) -> RetroDBError:
+def _traced(error: RetroDBError, path: str) -> RetroDBError:
     """The same error; one of the environment names the file with the runner's traces."""
     if isinstance(error, ExecutionError):
-        return type(error)(f"{error} (traces: {log_path})")
+        return type(error)(f"{error} (traces: {path})")
     return error
 
 
-def log_place(folder: Folder) -> str:
+def log_path(folder: Folder) -> str:
     """Path of a build's log file: in the database if that is local, else in the working directory."""
     return folder.locate(LOG) if folder.is_local else "retro-db-build.log"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,20 +18,10 @@ from multiprocessing.sharedctypes import Synchronized
 
 from retro_db.errors import ExecutionError
 
-# What tasks need, imported once for all processes.
-_PRELOADED = [
-    "retro_db.encoder.embedding",
-    "retro_db.screening.duplicates",
-    "retro_db.search.part_neighbors",
-    "retro_db.updates.compaction",
-    "retro_db_pipelines.engine.commit",
-    "transformers",
-]
-
 
 @dataclass(frozen=True)
 class _Pool:
-    """So many processes, which end when nothing holds the line to them any more."""
+    """Worker processes, which exit when the driver closes its end of the pipe."""
 
     executor: ProcessPoolExecutor
     line: Connection
@@ -45,8 +36,8 @@ def submit(processes: int, do: Callable[..., None], *arguments: object) -> Futur
 
     Args:
         processes: How many there are; a first call starts them.
-        do: A function of a module.
-        *arguments: Its own, which must be picklable.
+        do: A module-level function.
+        *arguments: Its arguments, picklable.
 
     Raises:
         ExecutionError: One of them is dead.
@@ -62,7 +53,7 @@ def wait_for(submitted: Iterable[Future[None]]) -> None:
 
     Raises:
         ExecutionError: A process was killed, or ended by itself.
-        Exception: What was done raised it.
+        Exception: Whatever a call raised.
     """
     with _telling():
         for future in submitted:
@@ -92,7 +83,7 @@ def stop() -> None:
 def _start(processes: int) -> _Pool:
     # Each is forked from a process that has imported everything, and done nothing.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(_preloaded())
     # Its start unblocks what is blocked below.
     resource_tracker.ensure_running()
     # A terminal interrupts the driver's children with it; what they end for is the driver's end. They
@@ -105,6 +96,13 @@ def _start(processes: int) -> _Pool:
     end, line = context.Pipe(duplex=False)
     number = context.Value("i", 0)
     return _Pool(ProcessPoolExecutor(processes, context, _begin, (number, end)), line)
+
+
+def _preloaded() -> list[str]:
+    """Modules that are imported once for all processes: ours that the driver needs, and the encoder's."""
+    packages = {__name__.split(".")[0], "retro_db"}
+    modules = [name for name in sys.modules if name.split(".")[0] in packages]
+    return [*(name for name in modules if not name.endswith("__main__")), "transformers"]
 
 
 def _begin(number: Synchronized[int], end: Connection) -> None:

@@ -39,7 +39,7 @@ class AssembledPartition:
 class ListRange:
     """One partition to be: lists first to end - 1.
 
-    `base` is the partition of the generation before with the same lists, whose entries come first.
+    `base` is the previous generation's partition of the same lists, whose entries come first.
     """
 
     number: int

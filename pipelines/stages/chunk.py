@@ -21,8 +21,8 @@ from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
 from ..engine.context import Build
+from ..engine.inputs import read_settings
 from ..engine.jobs import Job, Stage, Task, fingerprint
-from .screen import read_settings
 from .tokenizer import TokenizerFiles
 
 VERSION = 3

@@ -61,7 +61,7 @@ class OldDatabase:
         """One part, opened; every byte of it is what was written.
 
         Raises:
-            DamagedFileError: Or else the new database would vouch for it.
+            DamagedFileError: A file does not match its checksum.
         """
         database = self.database
         folder, tables = database.folder, database.tables
@@ -97,7 +97,7 @@ class CompactJob(Job):
 
 
 def compact_stage(build: Build, source: OldDatabase) -> list[CompactedPart]:
-    """Runs the stage over every part of the old database."""
+    """Copies every part without its removed documents."""
     job = CompactJob(build.folder, source)
     entries = source.database.tables.chunks
     mark = fingerprint(VERSION, {"database": source.sha256})

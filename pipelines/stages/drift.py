@@ -18,12 +18,11 @@ from retro_db.store.folder import FileEntry, Folder
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
-from ..engine.resume import sole
 from .train import TrainedIndex
 
 VERSION = 1
 # Embeddings of each kind: the mean of their errors is then good to about a hundredth.
-_KEYS = 4000
+_EMBEDDINGS = 4000
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ class DriftJob(Job):
         return Drift(old, new)
 
     def _sample(self, parts: list[Part]) -> np.ndarray:
-        return np.concatenate([np.empty((0, self.dimension), np.float16), *self._keys(parts)])
+        return np.concatenate([np.empty((0, self.dimension), np.float16), *self._embeddings(parts)])
 
-    def _keys(self, parts: list[Part]) -> Iterator[np.ndarray]:
-        share = _KEYS / max(sum(part.rows for part in parts), 1)
+    def _embeddings(self, parts: list[Part]) -> Iterator[np.ndarray]:
+        share = _EMBEDDINGS / max(sum(part.rows for part in parts), 1)
         for part in parts:
             part_embeddings = load_embeddings(self.home, part, self.dimension)
             step = part_embeddings.embeddings.batch_rows
@@ -95,4 +94,4 @@ def drift_stage(
         "seed": build.config.seed,
     }
     task = Task("drift", fingerprint(VERSION, decides), (old, new))
-    return sole(build.run(Stage(job, [task], Drift, "chunks", 2 * _KEYS)))
+    return build.run_task(Stage(job, [task], Drift, "chunks", 2 * _EMBEDDINGS))

@@ -23,7 +23,6 @@ from retro_db.tokens.tokenizer import Tokenizer
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
-from ..engine.resume import sole
 from .chunk import ChunkedCorpus
 from .tokenizer import TokenizerFiles
 
@@ -43,14 +42,14 @@ class EmbedJob(Job):
     """Embeds one part."""
 
     stage: ClassVar[str] = "embed"
-    place: str
+    encoder: str
     model: EncoderModel
     home: Folder
     cores: Share
     parameters: dict[str, str | int]
 
     def open(self) -> tuple[Encoder, Tokenizer]:
-        encoder = _open_encoder(self.place, self.model, self.cores)
+        encoder = _open_encoder(self.encoder, self.model, self.cores)
         return encoder, Tokenizer.of_database(self.home)
 
     def run(self, shared: tuple[Encoder, Tokenizer], part: Part, meter: Meter, /) -> EmbeddedPart:
@@ -72,15 +71,15 @@ class Budget:
 
 @dataclass
 class ProbeJob(Job):
-    """Tries a worker's GPU: that it is there, and which batches it takes."""
+    """Checks that a worker has a GPU, and which batches fit."""
 
     stage: ClassVar[str] = "probe"
     part_of: ClassVar[str | None] = "embed"
-    place: str
+    encoder: str
     model: EncoderModel
 
     def open(self) -> Encoder:
-        return _open_encoder(self.place, self.model, Share(tasks=1))
+        return _open_encoder(self.encoder, self.model, Share(tasks=1))
 
     def run(self, shared: Encoder, item: None, meter: Meter, /) -> Budget:
         if self.model.batch_tokens is None:
@@ -105,7 +104,7 @@ def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
         return model
     job = ProbeJob(build.folder, build.config.encoder.model, model)
     task = Task("gpu", fingerprint(VERSION, {"encoder": to_json(model)}), None)
-    budget = sole(build.run(Stage(job, [task], Budget, "GPUs", 1, _placement(build))))
+    budget = build.run_task(Stage(job, [task], Budget, "GPUs", 1, _placement(build)))
     return replace(model, batch_tokens=budget.batch_tokens)
 
 
@@ -123,6 +122,18 @@ class EmbeddedCorpus:
     parts: list[Part]
     keyless: int
 
+    def below(self, place: str) -> EmbeddedCorpus:
+        """The same corpus, its files as the database sees them.
+
+        Args:
+            place: Path in the database of the folder that the files are in; empty for the database itself.
+        """
+        shards = [
+            replace(shard, left_out=shard.left_out and shard.left_out.below(place))
+            for shard in self.shards
+        ]
+        return replace(self, shards=shards, parts=[part.below(place) for part in self.parts])
+
 
 def embed_stage(
     build: Build, corpus: ChunkedCorpus, tokenizer: TokenizerFiles, model: EncoderModel
@@ -138,9 +149,8 @@ def embed_stage(
     parts = corpus.parts
     config = build.config
     parameters = tokenizer.parameters(config.chunk.tokens)
-    place = config.encoder.model
     cores = build.engine.share(len(parts))
-    job = EmbedJob(build.folder, place, model, build.home, cores, parameters)
+    job = EmbedJob(build.folder, config.encoder.model, model, build.home, cores, parameters)
     decides = {"encoder": to_json(model), "tokenizer": tokenizer.sha256}
     tasks = [
         Task(part.name, fingerprint(VERSION, decides | {"chunk": part.chunks.sha256}), part)
@@ -168,10 +178,10 @@ def _placement(build: Build) -> Placement:
     return Placement(hints={name: value for name, value in hints.items() if value})
 
 
-def _open_encoder(place: str, model: EncoderModel, cores: Share) -> Encoder:
+def _open_encoder(encoder: str, model: EncoderModel, cores: Share) -> Encoder:
     use_tokenizer_threads(cores.threads)
     gpu = gpu_of_worker(os.environ.get("WORKER_ID", ""), gpu_count()) if model.device == CUDA else 0
-    return Encoder(resolve_model(place), model, cores.threads, gpu)
+    return Encoder(resolve_model(encoder), model, cores.threads, gpu)
 
 
 def gpu_of_worker(worker: str, count: int) -> int:

@@ -39,12 +39,12 @@ class EncodeJob(Job):
 
     stage: ClassVar[str] = "encode"
     home: Folder
-    fine: bool
+    has_fine: bool
     dimension: int
     cores: Share
 
     def open(self) -> tuple[faiss.Index, faiss.Index | None]:
-        quantizer = read_index(self.home.local(FINE_PATH)) if self.fine else None
+        quantizer = read_index(self.home.local(FINE_PATH)) if self.has_fine else None
         return read_index(self.home.local(TEMPLATE_PATH)), quantizer
 
     def run(
@@ -76,7 +76,9 @@ def encode_stage(
     """Encodes parts whose files lie in the folder of the build, each by itself."""
     fine = template.fine.sha256 if template.fine else None
     cores = build.engine.share(len(parts))
-    job = EncodeJob(build.folder, build.home, fine is not None, dimension, cores)
+    job = EncodeJob(
+        build.folder, build.home, has_fine=fine is not None, dimension=dimension, cores=cores
+    )
     tasks = [
         Task(
             part.name,

@@ -68,6 +68,15 @@ class Searched:
     named: list[str]
     removed: Removed | None = None
 
+    def namesakes(self, *, of_named: bool) -> list[str]:
+        """Sources whose documents a query document must not find if they have its id.
+
+        Args:
+            of_named: Whether the records of the query corpus name their documents. Otherwise there are no
+                namesakes: ids made from offsets in files match by coincidence alone.
+        """
+        return self.named if of_named else []
+
 
 @dataclass
 class NeighborsJob(Job):

@@ -48,7 +48,7 @@ class RenumberJob(Job):
 
 
 def renumber_stage(build: Build, database: Database, renumbered: TableEntry) -> list[TableEntry]:
-    """Runs the stage over every partition of the old database."""
+    """Renumbers the entries of every partition."""
     job = RenumberJob(build.folder, database.folder, renumbered)
     mark = fingerprint(VERSION, {"database": database.manifest.sha256})
     tasks = [

@@ -32,8 +32,8 @@ from retro_db.tokens.tokenizer import Tokenizer
 from ..engine.beam import beam
 from ..engine.briefs import Brief, ReadBrief
 from ..engine.context import Build
+from ..engine.inputs import read_settings
 from ..engine.jobs import Deal, Job, Placement, Stage, Task, fingerprint
-from ..engine.resume import sole
 from .tokenizer import TokenizerFiles
 
 VERSION = 2
@@ -201,7 +201,7 @@ def _evaluate(build: Build) -> TableEntry:
     }
     task = Task("evaluation", fingerprint(VERSION, decides), shards)
     size = sum(shard.bytes for shard in shards)
-    return sole(build.run(Stage(job, [task], TableEntry, "bytes", size)))
+    return build.run_task(Stage(job, [task], TableEntry, "bytes", size))
 
 
 def _screen(
@@ -225,16 +225,6 @@ def _screen(
     ]
     size = sum(shard.bytes for shard in build.shards)
     return build.run(Stage(job, tasks, ScreenedShard, "bytes", size))
-
-
-def read_settings(config: Config, shard: Shard) -> dict[str, object]:
-    """Everything that decides which records are read from a shard, by name."""
-    source = config.source(shard.source)
-    fields = {"text", "id", "separator", "max_document"}
-    return {
-        "corpus": source.model_dump(mode="json", include=fields),
-        "input": shard.identity,
-    }
 
 
 def _find_duplicates(
@@ -275,5 +265,5 @@ def _find_duplicates(
         "corpus": [*sources.values()],
     }
     task = Task("resolve", fingerprint(VERSION, decides), pairs)
-    resolved = sole(build.run(Stage(job, [task], Resolved, "shards", len(screened))))
+    resolved = build.run_task(Stage(job, [task], Resolved, "shards", len(screened)))
     return resolved.verdicts

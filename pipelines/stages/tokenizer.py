@@ -19,14 +19,13 @@ from retro_db.tokens.tokenizer_training import train_tokenizer
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
-from ..engine.resume import sole
 
 VERSION = 4
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What was written, and what the stages after need to know of it."""
+    """What was written, and what later stages need to know about it."""
 
     files: list[FileEntry]
     sha256: str
@@ -34,6 +33,18 @@ class TokenizerFiles:
     token_type: str
     pad_id: int
     end_id: int | None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, files: list[FileEntry]) -> TokenizerFiles:
+        """Describes a tokenizer and the files that hold it."""
+        return cls(
+            files=files,
+            sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            token_type=tokenizer.token_type.name,
+            pad_id=tokenizer.pad_id,
+            end_id=tokenizer.end_id,
+        )
 
     def parameters(self, chunk_tokens: int) -> dict[str, str | int]:
         """Parameters of the contracts' types that are known once there is a tokenizer.
@@ -64,14 +75,7 @@ class TokenizerJob(Job):
             with self.folder.writing(path) as temporary:
                 temporary.write_bytes(data)
                 entries.append(describe(temporary, path))
-        return TokenizerFiles(
-            files=entries,
-            sha256=tokenizer.sha256,
-            vocab_size=tokenizer.vocab_size,
-            token_type=tokenizer.token_type.name,
-            pad_id=tokenizer.pad_id,
-            end_id=tokenizer.end_id,
-        )
+        return TokenizerFiles.of(tokenizer, entries)
 
     def files(self, result: TokenizerFiles) -> list[FileEntry]:
         return result.files
@@ -134,4 +138,4 @@ def tokenizer_stage(build: Build) -> TokenizerFiles:
     job = TokenizerJob(build.folder, build.config)
     task = Task("tokenizer", fingerprint(VERSION, decides), shards)
     size = sum(shard.bytes for shard in shards)
-    return sole(build.run(Stage(job, [task], TokenizerFiles, "bytes", size)))
+    return build.run_task(Stage(job, [task], TokenizerFiles, "bytes", size))

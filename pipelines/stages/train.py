@@ -14,14 +14,13 @@ from retro_db.store.folder import FileEntry
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
-from ..engine.resume import sole
 
 VERSION = 4
 
 
 @dataclass(frozen=True)
 class TrainedIndex:
-    """The template, the quantizer of fine codes if there is one, and how many keys trained them."""
+    """The trained index, the quantizer of fine codes if any, and the size of their training sample."""
 
     file: FileEntry
     fine: FileEntry | None
@@ -35,7 +34,7 @@ class TrainedIndex:
 
 @dataclass
 class TrainJob(Job):
-    """Trains the template."""
+    """Trains the index."""
 
     stage: ClassVar[str] = "train"
     key: str
@@ -81,4 +80,4 @@ def train_stage(
     task = Task("trained", fingerprint(VERSION, decides), parts)
     total = min(entries, points)
     placement = Placement.in_memory(memory)
-    return sole(build.run(Stage(job, [task], TrainedIndex, "chunks", total, placement)))
+    return build.run_task(Stage(job, [task], TrainedIndex, "chunks", total, placement))

@@ -37,11 +37,10 @@ from retro_db.threads import Share
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
-from ..engine.resume import sole
 from .train import TrainedIndex
 
 VERSION = 1
-# More than are compared: sums in another order may swap what is nearly as far.
+# More than are compared: summing in another order may swap nearly equal distances.
 _EXACT = 2 * RECALL_AT
 _QUERIES_PATH = "state/tuning/queries.npz"
 
@@ -191,7 +190,7 @@ class TuneJob(Job):
 def search_groups(
     partitions: Sequence[FileEntry], key: str, dimension: int, memory: int
 ) -> list[tuple[int, int]]:
-    """Partitions that are opened together: they decide among candidates that are equally far."""
+    """Partitions opened together; the grouping breaks ties between equal distances."""
     parsed = parse_key(key, dimension)
     return group_partitions([resident_bytes(file.bytes, parsed) for file in partitions], memory)
 
@@ -234,7 +233,7 @@ def tune_stage(build: Build, parts: list[Part], index: FilledIndex, dimension: i
     }
     task = Task("tuned", fingerprint(VERSION, decides), (parts, exact))
     placement = Placement.in_memory(job.memory)
-    search = sole(build.run(Stage(job, [task], Tuned, "queries", queries, placement)))
+    search = build.run_task(Stage(job, [task], Tuned, "queries", queries, placement))
     return BuiltIndex(**vars(index), search=search)
 
 
@@ -248,7 +247,7 @@ def _exact_neighbors(
     task = Task("queries", fingerprint(VERSION, {"seed": seed, "embed": contents}), parts)
     chunks = sum(part.rows for part in parts)
     size = min(chunks, QUERIES)
-    queries = sole(build.run(Stage(sample, [task], TuningFile, "chunks", size)))
+    queries = build.run_task(Stage(sample, [task], TuningFile, "chunks", size))
 
     truth = TruthJob(build.folder, build.home, dimension, build.engine.share(len(parts)))
     sampled = queries.file.sha256

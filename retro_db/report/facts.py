@@ -11,7 +11,7 @@ from retro_db.index.structure import is_embedded, widen
 from retro_db.manifest.model import Manifest
 from retro_db.reader.database import Database
 from retro_db.report.leakage import Overlaps, overlaps
-from retro_db.report.stage_report import STAGES, StageReport
+from retro_db.report.stage_report import STAGE_REPORT, StageReport
 from retro_db.search.passages import Passage, Passages
 from retro_db.search.searching import list_lengths
 from retro_db.store.entries import read_bounded
@@ -249,7 +249,7 @@ def _passages(database: Database, sample: Sample) -> list[tuple[Passage, list[Pa
 def _stages(folder: Folder) -> StageReport | None:
     """Reads what the last build, append or compaction took; None if another release wrote it."""
     try:
-        recorded = read_bounded(folder, STAGES)
+        recorded = read_bounded(folder, STAGE_REPORT)
         return None if recorded is None else from_json(StageReport, parse_json(recorded))
     except DecodeError:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from retro_db.meter import Work
 from retro_db.search.tuning import Speed
 
-STAGES = "report/stages.json"
+STAGE_REPORT = "report/stages.json"
 
 
 @dataclass(frozen=True)

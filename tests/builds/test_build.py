@@ -315,7 +315,7 @@ def test_nothing_but_our_own_lines_reaches_the_user(project: Project) -> None:
     first_words = [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
     # A slow stage has further lines on the way.
     told = [word for word, _ in itertools.groupby(first_words)]
-    stages = ["tokenizer", "chunk", "key", "embed", "train", "encode", "assemble"]
+    stages = ["tokenizer", "chunk", "index", "embed", "train", "encode", "assemble"]
     stages += ["sample", "truth", "tune"]
     assert told == ["plan", "check", *stages, "index", "neighbors", "built"]
 

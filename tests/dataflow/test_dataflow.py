@@ -28,7 +28,6 @@ from retro_db.search.searching import SearchSettings
 from retro_db.search.tuning import Tuned
 from retro_db.store.folder import Folder, TableEntry
 from retro_db.threads import Share
-from retro_db_pipelines.builds.build import build
 from retro_db_pipelines.builds.preflight import check_ahead
 from retro_db_pipelines.dataflow import flex
 from retro_db_pipelines.engine.briefs import BRIEFS, Brief
@@ -131,7 +130,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submitted]:
     )
     project.settings["encoder"] |= {"accelerator": GPU, "max_active_bundles": 2}
     engine = Rehearsing()
-    build(load_config(project.config), engine, Console())
+    build_database(load_config(project.config), engine, Console())
     assert len(project.open()) > 0
     assert not (project.output / BRIEFS).exists()
     return engine.submitted

@@ -30,11 +30,11 @@ from retro_db.store.records import Record, StageRecords
 from retro_db.store.serialize import to_json
 from retro_db.store.tables import IpcFile
 from retro_db.store.writing import TableWriter
+from retro_db_pipelines.engine.completing import Running
 from retro_db_pipelines.engine.console import Console
 from retro_db_pipelines.engine.context import Build
 from retro_db_pipelines.engine.jobs import Stage, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
-from retro_db_pipelines.engine.running import Running
 from retro_db_pipelines.stages.chunk import parts_of
 from retro_db_pipelines.stages.encode import EncodedPart
 from retro_db_pipelines.stages.neighbors import NeighborsPart
@@ -161,7 +161,15 @@ def resume(folder: Path) -> dict[str, Any]:
     events: Counter[str] = Counter()
     sys.addaudithook(lambda event, _: events.update([event]))
     counted = {}
-    build = Build(config, database, database, Engine(), Console(), [], Running())
+    build = Build(
+        config=config,
+        folder=database,
+        home=database,
+        engine=Engine(),
+        console=Console(),
+        shards=[],
+        action=Running(),
+    )
     for stage, kind in KINDS.items():
         tasks = tasks_of(stage)
         before = events.copy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from retro_db.errors import ExecutionError, InputError
+from retro_db.errors import ExecutionError
 from retro_db.manifest.sealing import FILE
 from retro_db.meter import Work
 from retro_db.report.stage_report import StageWork
@@ -13,7 +13,7 @@ from retro_db.store.folder import Folder
 from retro_db.store.records import Record, StageRecords
 
 from .console import details
-from .context import Build
+from .context import Build, IncompleteError
 from .inputs import InputsJob, ReadContent
 from .jobs import Result, Stage, Task, fingerprint
 from .resume import Standing, results_of
@@ -21,14 +21,14 @@ from .task_progress import read_progress
 
 
 class Running:
-    """Runs the tasks that are left.
-
-    Raises:
-        ExecutionError: The engine ended well, yet a task has no record.
-    """
+    """Runs the tasks that are left."""
 
     def complete(self, build: Build, state: Standing[Result]) -> list[Result]:
-        """Runs what is left, keeps the records of the stage in one file, and notes what it took."""
+        """Runs what is left, keeps the records of the stage in one file, and notes what it took.
+
+        Raises:
+            ExecutionError: The engine ended well, yet a task has no record.
+        """
         state = _compared(build, state)
         stage, kept = state.stage, state.kept
         if not state.is_complete:
@@ -74,15 +74,15 @@ class RunningAlone(Running):
         """Refuses a stage that was not asked for.
 
         Raises:
-            InputError: An earlier stage has tasks left.
+            IncompleteError: It has tasks left.
         """
         job = state.stage.job
         name = job.part_of or job.stage
         if name not in self.names:
-            raise InputError(
-                f"{build.config.output}: {len(state.pending):,} of {len(state.stage.tasks):,} tasks of "
-                f"the stage {job.stage} are not done; run retro-db stage {name} with the same "
-                "configuration first"
+            raise IncompleteError(
+                f"{build.config.output}: {build.label}{len(state.pending):,} of "
+                f"{len(state.stage.tasks):,} tasks of the stage {job.stage} are not done; run "
+                f"retro-db stage {name} with the same configuration first"
             )
         super().begin(build, state)
 
@@ -95,17 +95,21 @@ def _run(build: Build, state: Standing[Result]) -> dict[str, Record]:
     records.keep_only(list(state.kept.values()))
     build.folder.remove(f"state/progress/{stage.name}")
     with build.console.stage(
-        stage.name, stage.unit, stage.total, lambda: read_progress(build.folder, stage.name)
+        stage.name,
+        stage.unit,
+        stage.total,
+        lambda: read_progress(build.folder, stage.name),
+        label=build.label,
     ) as remark:
         build.engine.run(stage.job, pending, stage.placement)
         kept = records.load()
         work = sum((kept[task.name].work for task in pending if task.name in kept), Work())
         count = len(stage.tasks)
         tasks = f"{len(pending):,} of {count:,} tasks, " if count > 1 else ""
-        remark(f"{build.label}{tasks}{stage.total:,} {stage.unit}{details(work)}")
+        remark(f"{tasks}{stage.total:,} {stage.unit}{details(work)}")
     if missing := [task.name for task in stage.tasks if task.name not in kept]:
         raise ExecutionError(
-            f"{stage.name}: {missing[0]} was not committed; run the same command again"
+            f"{stage.name}: {build.label}{missing[0]} was not committed; run the same command again"
         )
     return kept
 
