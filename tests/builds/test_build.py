@@ -21,6 +21,7 @@ import retro_db
 from retro_db.errors import InputError, NotADatabaseError
 from retro_db.search.retriever import Retriever
 from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.commands.demo import encoder_folder
 from retro_db_pipelines.engine.jobs import Placement
 from retro_db_pipelines.engine.runner import Engine
 from support import brute_force
@@ -347,7 +348,8 @@ def test_training_too_large_is_refused_before_anything_is_embedded(
     small: Project, tmp_path: Path, capsys: Any
 ) -> None:
     index = {"key": "IVF8,PQ48x4", "memory": "500KB"}
-    project = copy_of(small, tmp_path / "db", index=index)
+    wide = {"model": str(encoder_folder())}
+    project = copy_of(small, tmp_path / "db", index=index, encoder=wide)
     refused(project, capsys, "index.memory: training IVF8,PQ48x4 takes 1.5MB, more than the 500")
     assert not (project.output / "embeddings").exists()
 
