@@ -67,6 +67,7 @@ lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/lint-imports
 	$(bin)/hadolint Dockerfile
 
 # The JSON Schemas of the manifest and the configuration follow their classes.

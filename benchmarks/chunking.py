@@ -29,7 +29,7 @@ BATCH = 256
 
 
 def write_corpus(folder: Path, size: int, tokenizer: Path | None) -> Path:
-    """JSON lines of about `size` bytes in ten files, and a configuration for them."""
+    """Writes JSON lines of about `size` bytes in ten files, and a configuration for them."""
     library = Path(sysconfig.get_path("stdlib"))
     modules = [p for p in sorted(library.rglob("*.py")) if "site-packages" not in p.parts]
     texts = [path.read_text("utf-8", "replace") for path in modules]
@@ -55,7 +55,7 @@ def write_corpus(folder: Path, size: int, tokenizer: Path | None) -> Path:
 
 
 def run_bare(config: Path) -> dict[str, float]:
-    """Only the tokenizer, on texts that are in memory already."""
+    """Runs only the tokenizer, on texts that are in memory already."""
     settings = yaml.safe_load(config.read_text("utf-8"))
     tokenizer = Tokenizer.from_file(str(Path(settings["tokenizer"]["path"], "tokenizer.json")))
     files = sorted(Path(settings["corpus"][0]["paths"][0]).iterdir())
@@ -68,12 +68,12 @@ def run_bare(config: Path) -> dict[str, float]:
 
 
 def run_stage(config: Path, workers: int) -> dict[str, float]:
-    """The stage as a build runs it, into a new folder."""
+    """Runs the stage as a build does, into a new folder."""
     from retro_db.config import load_config
     from retro_db.corpus.planning import plan_shards
     from retro_db.store.folder import Folder
+    from retro_db_pipelines.engine.actions import Build
     from retro_db_pipelines.engine.console import Console
-    from retro_db_pipelines.engine.resume import Build
     from retro_db_pipelines.engine.runner import Engine
     from retro_db_pipelines.stages.chunk import chunk_stage
     from retro_db_pipelines.stages.tokenizer import tokenizer_stage
@@ -85,14 +85,14 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
         build = Build(settings, folder, folder, Engine(workers), Console(), shards)
         vocabulary = tokenizer_stage(build)
         start = time.perf_counter()
-        chunked, _ = chunk_stage(build, vocabulary, [None] * len(shards))
+        corpus = chunk_stage(build, vocabulary, [None] * len(shards))
         seconds = time.perf_counter() - start
-    tokens = sum(part.tokens for shard in chunked for part in shard.parts)
+    tokens = sum(part.tokens for shard in corpus.shards for part in shard.parts)
     return {"tokens": tokens, "seconds": seconds}
 
 
 def in_process(what: str, config: Path, cores: int) -> dict[str, float]:
-    """One run in a process of its own, on so many cores."""
+    """Runs once in a new process, on `cores` cores."""
     command = [sys.executable, __file__, "--run", what, "--config", str(config)]
     command += ["--cores", str(cores)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -100,15 +100,15 @@ def in_process(what: str, config: Path, cores: int) -> dict[str, float]:
 
 
 def child(what: str, config: Path, cores: int) -> None:
-    """What `in_process` starts."""
+    """Runs in the process that `in_process` starts, and prints the result as JSON."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    found = run_bare(config) if what == "bare" else run_stage(config, int(what))
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(found))
+    result = run_bare(config) if what == "bare" else run_stage(config, int(what))
+    result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(result))
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def measure(folder: Path, size: int, rounds: int) -> None:
-    """All figures."""
+    """Measures and prints all figures."""
     from retro_db.config import TrainTokenizerConfig
     from retro_db.tokens.tokenizer_training import train_tokenizer
 

@@ -1,4 +1,4 @@
-"""Databases of any size for benchmarks of reading: random tokens and neighbors, and no index."""
+"""Databases of any size for benchmarks of reading, with random tokens and neighbors but without an index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from retro_db.manifest.model import (
     TokenizerInfo,
 )
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.writing import TableWriter
 
 TOKENS, VOCABULARY, K = 64, 50_000, 20
@@ -29,16 +29,16 @@ _UNCHECKED = "0" * 64
 
 
 def write_database(place: Path, chunks: int, part_rows: int, seed: int = 0) -> Manifest:
-    """Writes one.
+    """Writes a database.
 
     Args:
-        place: A new folder.
-        chunks: How many.
+        place: New folder of the database.
+        chunks: Number of chunks.
         part_rows: Chunks of a file.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
 
     Returns:
-        Its manifest, whose checksums of files are none.
+        Its manifest, with zeros for the checksums of files.
     """
     folder = Folder(str(place))
     tables = Tables([], [], [], [])
@@ -49,7 +49,7 @@ def write_database(place: Path, chunks: int, part_rows: int, seed: int = 0) -> M
         tables.documents.append(_documents(folder, number, counts))
         tables.chunks.append(_chunks(folder, number, counts, chance))
         tables.neighbors.append(_neighbors(folder, number, rows, chunks, chance))
-    documents = sum(entry.rows or 0 for entry in tables.documents)
+    documents = sum(entry.rows for entry in tables.documents)
     files = [FileEntry(f"index/{name}", 0, _UNCHECKED) for name in ("trained", "partition-0")]
     manifest = Manifest(
         counts=Counts(documents, chunks, chunks * TOKENS, 0, 0, chunks, 0),
@@ -68,14 +68,14 @@ def write_database(place: Path, chunks: int, part_rows: int, seed: int = 0) -> M
 
 
 def _document_counts(chance: np.random.Generator, rows: int) -> np.ndarray:
-    """Chunks of documents, together so many."""
+    """Returns the number of chunks of each document, whose sum is `rows`."""
     counts = chance.geometric(1 / MEAN_LENGTH, rows)
     ends = np.minimum(np.cumsum(counts), rows)
     ends = ends[: np.searchsorted(ends, rows) + 1]
     return np.diff(ends, prepend=0)
 
 
-def _documents(folder: Folder, number: int, counts: np.ndarray) -> FileEntry:
+def _documents(folder: Folder, number: int, counts: np.ndarray) -> TableEntry:
     table = {
         "source": ["random"] * len(counts),
         "id": [f"{number}-{i}" for i in range(len(counts))],
@@ -88,7 +88,7 @@ def _documents(folder: Folder, number: int, counts: np.ndarray) -> FileEntry:
 
 def _chunks(
     folder: Folder, number: int, counts: np.ndarray, chance: np.random.Generator
-) -> FileEntry:
+) -> TableEntry:
     document = np.repeat(np.arange(len(counts)), counts)
     last = np.append(np.diff(document) > 0, [True])
     length = np.where(last, chance.integers(1, TOKENS + 1, len(document)), TOKENS)
@@ -110,7 +110,7 @@ def _chunks(
 
 def _neighbors(
     folder: Folder, number: int, rows: int, chunks: int, chance: np.random.Generator
-) -> FileEntry:
+) -> TableEntry:
     def block(count: int) -> dict[str, np.ndarray]:
         distances = np.sort(chance.random((count, K), np.float32))
         return {"ids": chance.integers(0, chunks, (count, K)), "distances": distances}
@@ -121,14 +121,14 @@ def _neighbors(
 
 def _write(
     folder: Folder, table: str, number: int, blocks: list[dict[str, np.ndarray | list[str]]]
-) -> FileEntry:
+) -> TableEntry:
     agreed = contract(table)
     schema = agreed.schema(token_type="uint16", chunk_tokens=TOKENS, k=K)  # noqa: S106
     path = agreed.name(number, 0)
     with (
         folder.writing(path) as file,
-        TableWriter(file, schema, agreed.batch_rows, agreed.format == "parquet") as writer,
+        TableWriter(file, schema, agreed.batch_rows, parquet=agreed.format == "parquet") as writer,
     ):
         for block in blocks:
             writer.append(block)
-    return FileEntry(path, folder.size(path), _UNCHECKED, writer.rows)
+    return TableEntry(path, folder.size(path), _UNCHECKED, writer.rows)

@@ -1,12 +1,12 @@
-"""How fast chunks become keys, beside what the same model and device could do.
+"""How fast chunks become embeddings, beside what the same model and device could do.
 
     python benchmarks/embedding.py [--rounds 3] [--texts FILE]      the stage, on this machine's CPU
     python benchmarks/embedding.py --device cuda [--seconds 10]     the encoder, on one GPU
 
 On a CPU the stage as a build runs it, with real text and MiniLM, takes turns with a bare loop over the
 same batches, and with RETRO-pytorch 0.3.9's embedding code over the same chunks (`pip install
-retro-pytorch==0.3.9`; left out where it is missing); ratios are medians over rounds. On a GPU random
-weights of three shapes read random texts of 64 to 80 WordPieces; what they reach is told beside the rate
+retro-pytorch==0.3.9`; skipped if it is missing); ratios are medians over rounds. On a GPU random
+weights of three shapes read random texts of 64 to 80 WordPieces; their rate is printed beside the rate
 of a large matrix product of the same run. That part needs torch, transformers and pyarrow alone, and no
 installation: a checkout will do.
 """
@@ -52,7 +52,7 @@ WORDS = [f"word{number}" for number in range(1000)]
 
 
 def random_encoder(folder: Path, shape: dict[str, int], batch_tokens: int) -> Encoder:
-    """An encoder of a shape on the GPU, whose vocabulary holds every word of our texts."""
+    """Returns an encoder of a shape on the GPU, whose vocabulary holds every word of our texts."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
     from transformers.utils import logging
 
@@ -80,14 +80,14 @@ def random_encoder(folder: Path, shape: dict[str, int], batch_tokens: int) -> En
 
 
 def random_texts(count: int) -> list[str]:
-    """Texts of 64 to 80 WordPieces, [CLS] and [SEP] among them."""
+    """Returns texts of 64 to 80 WordPieces, [CLS] and [SEP] included."""
     chance = np.random.default_rng(0)
     lengths = chance.integers(62, 79, count)
     return [" ".join(chance.choice(WORDS, length)) for length in lengths]
 
 
 def matrix_rate() -> float:
-    """Operations a second of a bfloat16 product of two 8192 x 8192 matrices of random numbers."""
+    """Measures operations a second of a bfloat16 product of two random matrices of 8192 x 8192."""
     left, right = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = []
     for _ in range(30):
@@ -101,7 +101,7 @@ def matrix_rate() -> float:
 
 
 def operations(shape: dict[str, int], lengths: np.ndarray) -> float:
-    """Of the matrix products alone: four projections, two wide layers, and attention."""
+    """Counts operations of the matrix products alone: four projections, two wide layers, and attention."""
     hidden, layers = shape["hidden"], shape["layers"]
     linear = 2 * 12 * hidden**2 * lengths.sum()
     attention = 4 * hidden * (lengths.astype(np.float64) ** 2).sum()
@@ -109,7 +109,7 @@ def operations(shape: dict[str, int], lengths: np.ndarray) -> float:
 
 
 def measure_gpu(seconds: float, batch_tokens: int) -> None:
-    """One row a shape: chunks a second with tokenization, and of tokenized windows alone."""
+    """Prints one row a shape: chunks a second with tokenization, and of tokenized windows alone."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16")
     rate = matrix_rate()
     print(f"matrix product: {rate / 1e12:,.0f} TFLOP/s; batches of {batch_tokens:,} WordPieces\n")
@@ -129,7 +129,7 @@ def measure_gpu(seconds: float, batch_tokens: int) -> None:
 
 
 def gpu_speed(encoder: Encoder, make: Callable[[], Tokenized], seconds: float) -> float:
-    """Texts a second, once warm, over windows that are made as they are needed."""
+    """Measures texts a second, once warm, over windows that are made as they are needed."""
     list(encoder.encode_windows([make()], Meter()))
     end = time.perf_counter() + seconds
 
@@ -138,8 +138,8 @@ def gpu_speed(encoder: Encoder, make: Callable[[], Tokenized], seconds: float) -
             yield make()
 
     start, done = time.perf_counter(), 0
-    for keys in encoder.encode_windows(one_ahead(windows()), Meter()):
-        done += len(keys)
+    for embeddings in encoder.encode_windows(one_ahead(windows()), Meter()):
+        done += len(embeddings)
     return done / (time.perf_counter() - start)
 
 
@@ -147,7 +147,7 @@ def gpu_speed(encoder: Encoder, make: Callable[[], Tokenized], seconds: float) -
 
 
 class Chunked:
-    """A corpus chunked by MiniLM's own tokenizer, as RETRO-pytorch has it, and ready to embed."""
+    """A corpus chunked by MiniLM's tokenizer, as in RETRO-pytorch, and ready to embed."""
 
     def __init__(self, folder: Path, texts: list[str]) -> None:
         import orjson
@@ -156,8 +156,8 @@ class Chunked:
         from retro_db.corpus.planning import plan_shards
         from retro_db.store.folder import Folder
         from retro_db_pipelines.commands.demo import encoder_folder
+        from retro_db_pipelines.engine.actions import Build
         from retro_db_pipelines.engine.console import Console
-        from retro_db_pipelines.engine.resume import Build
         from retro_db_pipelines.engine.runner import Engine
         from retro_db_pipelines.stages.chunk import chunk_stage
         from retro_db_pipelines.stages.tokenizer import tokenizer_stage
@@ -179,11 +179,12 @@ class Chunked:
         self.build = Build(self.config, output, output, Engine(), Console(), shards)
         with contextlib.redirect_stdout(io.StringIO()):
             self.vocabulary = tokenizer_stage(self.build)
-            _, self.parts = chunk_stage(self.build, self.vocabulary, [None] * len(shards))
+            self.chunked = chunk_stage(self.build, self.vocabulary, [None] * len(shards))
+        self.parts = self.chunked.parts
         self.chunks = sum(part.rows for part in self.parts)
 
     def rows(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Tokens and lengths of every part."""
+        """Yields tokens and lengths of every part."""
         from retro_db.reader.opening import open_files
 
         kind = {"token_type": self.vocabulary.token_type, "chunk_tokens": 64}
@@ -193,7 +194,7 @@ class Chunked:
 
 
 def run_stage(corpus: Chunked, workers: int) -> tuple[float, float]:
-    """The stage from its start to its last record; seconds, and the share of padding."""
+    """Runs the stage from its start to its last record; returns seconds, and the share of padding."""
     from retro_db.encoder.models import describe_model
     from retro_db_pipelines.engine.runner import Engine
     from retro_db_pipelines.stages.embed import embed_stage
@@ -203,14 +204,14 @@ def run_stage(corpus: Chunked, workers: int) -> tuple[float, float]:
     model = describe_model(corpus.config.encoder)
     with contextlib.redirect_stdout(io.StringIO()):
         start = time.perf_counter()
-        embed_stage(build, corpus.parts, corpus.vocabulary, model)
+        embed_stage(build, corpus.chunked, corpus.vocabulary, model)
         seconds = time.perf_counter() - start
     counts = build.stages["embed"].work.counts
     return seconds, counts["padding"] / (counts["padding"] + counts["tokens"])
 
 
 def prepared(corpus: Chunked) -> tuple[Encoder, list[Tokenized]]:
-    """The windows that the stage makes of the corpus."""
+    """Returns the encoder, and the windows that the stage makes of the corpus."""
     from retro_db.encoder.embedding import tokenized_windows
     from retro_db.encoder.models import describe_model
     from retro_db.reader.opening import open_files
@@ -227,7 +228,7 @@ def prepared(corpus: Chunked) -> tuple[Encoder, list[Tokenized]]:
 
 
 def run_loop(windows: list[Tokenized], budget: int, network: Callable[..., torch.Tensor]) -> float:
-    """Nothing but the model, over batches that lie ready; seconds."""
+    """Runs only the model, over batches that are ready; returns seconds."""
     batches = [
         (*window.padded(rows, 0), window.lengths[rows])
         for window in windows
@@ -241,7 +242,7 @@ def run_loop(windows: list[Tokenized], budget: int, network: Callable[..., torch
 
 
 def plain_network(model: Path) -> Callable[..., torch.Tensor]:
-    """The model as transformers runs it."""
+    """Returns the model as transformers runs it."""
     from transformers import AutoModel
 
     network = AutoModel.from_pretrained(model).eval()
@@ -256,7 +257,7 @@ def plain_network(model: Path) -> Callable[..., torch.Tensor]:
 
 
 def run_peer(corpus: Chunked, folder: Path) -> float:
-    """RETRO-pytorch's own function over the same chunks, its model and tokens in place; seconds."""
+    """Runs RETRO-pytorch's function over the same chunks, its model loaded before; returns seconds."""
     from retro_pytorch import retrieval
     from transformers import AutoModel
 
@@ -264,8 +265,8 @@ def run_peer(corpus: Chunked, folder: Path) -> float:
     chunks = np.memmap(folder / "chunks.dat", np.int32, "w+", shape=(corpus.chunks, 65))
     row = 0
     for tokens, lengths in corpus.rows():
-        held = np.arange(64) < lengths[:, None]
-        chunks[row : row + len(tokens), :64] = np.where(held, tokens, 0)
+        is_token = np.arange(64) < lengths[:, None]
+        chunks[row : row + len(tokens), :64] = np.where(is_token, tokens, 0)
         row += len(tokens)
     chunks.flush()
     torch.set_num_threads(available_cores())
@@ -291,7 +292,7 @@ def has_peer() -> bool:
 
 
 def documents(path: Path | None) -> list[str]:
-    """Articles of a WikiText file, or modules of Python's own source."""
+    """Returns articles of a WikiText file, or modules of Python's source."""
     if path:
         text = path.read_text("utf-8")
         return [part for part in re.split(r"(?m)^(?= = [^=].* = $)", text) if part.strip()]
@@ -302,13 +303,13 @@ def documents(path: Path | None) -> list[str]:
 
 
 def sentences(texts: list[str], limit: int) -> list[str]:
-    """Short documents: single sentences or lines of the long ones."""
-    found = [s.strip() for text in texts for s in re.split(r"(?<=[.!?]) |\n", text)]
-    return [s for s in found if 20 < len(s) < 160][:limit]
+    """Returns short documents: single sentences or lines of the long ones."""
+    lines = [line.strip() for text in texts for line in re.split(r"(?<=[.!?]) |\n", text)]
+    return [line for line in lines if 20 < len(line) < 160][:limit]
 
 
 def measure_cpu(path: Path | None, rounds: int) -> None:
-    """All ratios on this machine's processor."""
+    """Measures and prints all ratios on this machine's processor."""
     texts = documents(path)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -332,8 +333,8 @@ def measure_cpu(path: Path | None, rounds: int) -> None:
         for number in range(rounds):
             for name, run in runs.items():
                 seconds[name].append(run())
-            told = ", ".join(f"{name} {s[-1]:.1f} s" for name, s in seconds.items())
-            print(f"round {number + 1}: {told}", flush=True)
+            times = ", ".join(f"{name} {s[-1]:.1f} s" for name, s in seconds.items())
+            print(f"round {number + 1}: {times}", flush=True)
         padding = [run_stage(corpus, 1)[1] for corpus in (long, short)]
     print(f"\nchunks/s of the stage: {long.chunks / statistics.median(seconds['stage']):,.0f}")
     print("\n| stage beside | ratio |\n|---|---|")
@@ -344,15 +345,15 @@ def measure_cpu(path: Path | None, rounds: int) -> None:
         ("RETRO-pytorch, long documents", "stage", "peer"),
         ("RETRO-pytorch, short documents", "stage, short", "peer, short"),
     ]
-    for title, own, other in pairs:
+    for title, ours, other in pairs:
         if other in seconds:
-            ratios = [b / a for a, b in zip(seconds[own], seconds[other], strict=True)]
+            ratios = [b / a for a, b in zip(seconds[ours], seconds[other], strict=True)]
             print(f"| {title} | {statistics.median(ratios):.3f} |")
     print(f"\npadding: {padding[0]:.2%} of long documents, {padding[1]:.2%} of short ones")
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=3)

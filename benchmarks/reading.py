@@ -4,7 +4,7 @@
 
 A database of random tokens is written in files of 250,000 chunks, and its tokens once more as a bare array.
 [N, F] of random chunks, 4,096 at a time as a batch of 64 sequences with two neighbors has them, are read from
-both in turns; ratios are medians over rounds, with the lowest and the highest. Everything is in the page
+both in turns; ratios are medians over rounds, with the lowest and the highest. All files are in the page
 cache: on a disk, the disk decides.
 """
 
@@ -29,7 +29,7 @@ PART_ROWS, READ, BATCH = 250_000, 4096, 64
 
 
 def bare_array(database: retro_db.Database, path: Path) -> np.ndarray:
-    """The tokens as one memory-mapped array [chunks, TOKENS]."""
+    """Writes the tokens as one memory-mapped array [chunks, TOKENS]."""
     shape = (len(database), TOKENS)
     array = np.memmap(path, np.uint16, "w+", shape=shape)
     for start in range(0, len(database), PART_ROWS):
@@ -40,13 +40,13 @@ def bare_array(database: retro_db.Database, path: Path) -> np.ndarray:
 
 
 def bare_values(array: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """[N, F] without a look at where documents end."""
+    """Reads [N, F] without looking up where documents end."""
     following = np.minimum(ids + 1, len(array) - 1)
     return np.concatenate([array[ids], array[following]], axis=1)
 
 
 def rate(read: Callable[[np.ndarray], object], batches: list[np.ndarray]) -> float:
-    """Rows a second."""
+    """Measures rows read a second."""
     start = time.perf_counter()
     for batch in batches:
         read(batch)
@@ -86,12 +86,12 @@ def sequences(database: retro_db.Database, rounds: int) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Lowest and highest."""
+    """Returns the lowest and the highest value in words."""
     return f"({min(values):,.3g} to {max(values):,.3g})"
 
 
 def memory_of(folder: Path) -> int:
-    """Bytes that a process of its own holds after an epoch, files that it maps not counted."""
+    """Returns the bytes that a new process holds after an epoch, without the files that it maps."""
     done = subprocess.run(
         [sys.executable, __file__, "--read", str(folder)],
         capture_output=True,
@@ -102,17 +102,17 @@ def memory_of(folder: Path) -> int:
 
 
 def read_all(folder: Path) -> None:
-    """What `memory_of` starts."""
+    """Reads an epoch in the process that `memory_of` starts, and prints the bytes that it holds."""
     dataset = retro_db.RetroDataset(retro_db.open(str(folder)), seq_len=2048, k=2)
     for indices in retro_db.RetroSampler(dataset, BATCH):
         _ = dataset[indices]
     status = Path("/proc/self/status").read_text()
-    [held] = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
-    print(json.dumps(1024 * int(held)))
+    [kibibytes] = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
+    print(json.dumps(1024 * int(kibibytes)))
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=9)
@@ -127,13 +127,13 @@ def main() -> None:
         database = retro_db.open(str(place / "db"))
         compare(database, bare_array(database, place / "tokens"), options.rounds)
         sequences(database, options.rounds)
-        held = []
+        memory = []
         for number, chunks in enumerate((options.chunks // 10, options.chunks)):
             write_database(place / str(number), chunks, PART_ROWS // 5)
-            held.append(memory_of(place / str(number)))
+            memory.append(memory_of(place / str(number)))
     print(
-        f"memory of a reader, ten times the database beside one: {held[1] / held[0]:.3f} "
-        f"({held[1] / 1e6:,.0f} MB)"
+        f"memory of a reader, ten times the database beside one: {memory[1] / memory[0]:.3f} "
+        f"({memory[1] / 1e6:,.0f} MB)"
     )
 
 

@@ -25,25 +25,25 @@ def main() -> None:
     parser.add_argument("--at", type=int, default=10)
     arguments = parser.parse_args()
     db = retro_db.open(arguments.database)
-    every = np.arange(len(db))
-    keys = db.embeddings[every].astype(np.float32)
-    documents = db.chunks.documents(every)
-    trained = np.array(db.documents["split"].to_pylist())[documents] == "train"
-    keyed = keys.any(axis=1)
-    norms = (keys**2).sum(axis=1)
+    ids = np.arange(len(db))
+    embeddings = db.embeddings[ids].astype(np.float32)
+    documents = db.chunks.documents(ids)
+    training = np.array(db.documents["split"].to_pylist())[documents] == "train"
+    embedded = embeddings.any(axis=1)
+    norms = (embeddings**2).sum(axis=1)
     shares = []
     start = time.perf_counter()
     for block in range(0, len(db), BLOCK):
-        rows = every[block : block + BLOCK]
-        exact = norms[rows, None] + norms - 2 * keys[rows] @ keys.T
-        own = documents[rows, None] == documents
-        exact[own | ~(trained & keyed)] = np.inf
+        rows = ids[block : block + BLOCK]
+        exact = norms[rows, None] + norms - 2 * embeddings[rows] @ embeddings.T
+        same_document = documents[rows, None] == documents
+        exact[same_document | ~(training & embedded)] = np.inf
         truth = np.argpartition(exact, arguments.at, axis=1)[:, : arguments.at]
-        found = db.neighbors[rows][:, : arguments.at]
+        neighbors = db.neighbors[rows][:, : arguments.at]
         shares += [
             np.isin(near, stored).mean()
-            for near, stored, known in zip(truth, found, keyed[rows], strict=True)
-            if known
+            for near, stored, is_query in zip(truth, neighbors, embedded[rows], strict=True)
+            if is_query
         ]
     seconds = time.perf_counter() - start
     index = db.manifest.index

@@ -2,11 +2,11 @@
 
     python benchmarks/run_all.py DATABASE [NAME ...] [--texts TEXTS] [--results FILE]
 
-DATABASE is one with kept embeddings, such as that of `make demo`. With names, such as `reading.py`, only
-those run, and the page has only them. Some options are smaller than the defaults, so that two cores are done
-in about an hour. TEXTS, a WikiText file, takes the place of Python's source where texts are read. What stands
-above the heading in the page is written by hand, and stays. A benchmark that fails is said to have failed,
-and makes the exit code 1; the others still run.
+DATABASE is one with kept embeddings, such as the database of `make demo`. With names, such as `reading.py`,
+only those run, and the page has only them. Some options are smaller than the defaults, so that two cores are
+done in about an hour. TEXTS, a WikiText file, replaces Python's source where texts are read. The text above
+the heading in the page is written by hand, and stays. The page says which benchmarks failed, and the exit
+code is then 1; the others still run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PACKAGES = ("retro-db", "apache-beam", "faiss-cpu", "numpy", "pyarrow", "torch")
 
 
 def machine() -> str:
-    """Processor, memory and versions, in one sentence."""
+    """Returns processor, memory and versions, in one sentence."""
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     models = {line.split(": ", 1)[1] for line in lines if line.startswith("model name")}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
@@ -50,7 +50,7 @@ def machine() -> str:
 
 
 def run(benchmark: str, given: dict[str, Path]) -> tuple[int, str]:
-    """Runs a benchmark, and shows what it prints as it comes; its exit code, and a section of the page."""
+    """Runs a benchmark and shows what it prints; returns its exit code, and a section of the page."""
     name, *options = [str(given.get(word, word)) for word in benchmark.split()]
     load, start = os.getloadavg()[0], time.perf_counter()
     print(f"\n{benchmark}", flush=True)
@@ -61,14 +61,15 @@ def run(benchmark: str, given: dict[str, Path]) -> tuple[int, str]:
             print(line, end="", flush=True)
             printed.append(line)
     ended = f"failed with exit code {process.returncode}" if process.returncode else "done"
-    told = f"{ended} after {time.perf_counter() - start:,.0f} s; load average before it {load:.1f}"
+    seconds = time.perf_counter() - start
+    end = f"{ended} after {seconds:,.0f} s; load average before it {load:.1f}"
     text = "".join(printed).strip()
-    section = f"### `python benchmarks/{benchmark}`\n\n```\n{text}\n```\n\n{told}\n"
+    section = f"### `python benchmarks/{benchmark}`\n\n```\n{text}\n```\n\n{end}\n"
     return process.returncode, section
 
 
 def main() -> None:
-    """Runs, then writes the page."""
+    """Runs the benchmarks, then writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("database", type=Path)
     parser.add_argument("names", nargs="*")

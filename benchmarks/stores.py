@@ -3,13 +3,13 @@
     python benchmarks/stores.py [--chunks 1000000] [--rounds 7] [--peers NAME,NAME] [--environments FOLDER]
 
 The random tokens of one database are written once more as a bare array, HDF5, Parquet, a dataset of Hugging
-Face's `datasets` and MosaicML's MDS, on the same disk. Each store is read in a process of its own, as its
+Face's `datasets` and MosaicML's MDS, on the same disk. Each store is read in a separate process, as its
 documentation recommends for batches of random rows: [N, F] of 4,096 random chunks at a time, N a chunk and F
 the one after it, as uint16 [4096, 128]. Stores take turns; a turn is whole batches for at least a second,
 the same batches for all, so that slow stores read fewer. Ratios are medians over rounds, with the lowest
-and the highest. Everything is in the page cache. Ours also looks up where documents end, which the others
+and the highest. All files are in the page cache. Ours also looks up where documents end, which the others
 leave to the trainer; the bytes of ours hold each chunk's length and document beside its tokens. Formats
-that our environment lacks get one of their own, which pip fills.
+that our environment lacks get a separate one, which pip fills.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ import retro_db
 
 PART_ROWS, READ, BATCHES = 250_000, 4096, 100
 OURS = "retro-db"
-# Those that are read by our own environment's packages.
+# Stores that the packages of our environment read.
 AT_HOME = (OURS, "np.memmap", "Parquet")
 PEERS = ("np.memmap", "HDF5", "Parquet", "datasets", "datasets-arrow", "streaming")
 
 
 class Store(PeerProcess):
-    """A store in a process of its own.
+    """A store that a separate process reads.
 
     Args:
         name: One of PEERS, or ours.
-        python: Interpreter of its environment.
+        python: Interpreter of the store's environment.
         tokens: File of the tokens uint16 [chunks, 64].
-        place: Its folder.
+        place: Folder of the store.
     """
 
     def __init__(self, name: str, python: Path, tokens: Path, place: Path) -> None:
         place.mkdir(exist_ok=True)
         super().__init__(python, "stores_reader.py", name, tokens, place)
         self.answer("ready")
-        held = place / "chunks" if name == OURS else place
-        self.bytes = sum(file.stat().st_size for file in held.rglob("*") if file.is_file())
+        files = place / "chunks" if name == OURS else place
+        self.bytes = sum(file.stat().st_size for file in files.rglob("*") if file.is_file())
 
     def rate(self, batches: Path, seconds: float) -> float:
-        """Rows [N, F] a second, over at least so many seconds."""
+        """Measures rows [N, F] read a second, over at least `seconds`."""
         self.ask(f"{batches} {seconds}")
         return float(self.answer("rate"))
 
@@ -71,17 +71,17 @@ def compare(stores: list[Store], chunks: int, rounds: int, seconds: float, place
                 rates[store.name].append(rate)
     print("| store | [N, F] a second | ours beside it | bytes a chunk |\n|---|---|---|---|")
     for store in stores:
-        own, ours = rates[store.name], rates[OURS]
-        ratios = [a / b for a, b in zip(ours, own, strict=True)]
+        theirs, ours = rates[store.name], rates[OURS]
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         beside = f"{statistics.median(ratios):,.3g} {spread(ratios)}"
         print(
-            f"| {store.name} | {statistics.median(own):,.0f} {spread(own)} "
+            f"| {store.name} | {statistics.median(theirs):,.0f} {spread(theirs)} "
             f"| {beside if store.name != OURS else ''} | {store.bytes / chunks:.1f} |"
         )
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chunks", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=7)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-VARIANCE = 6.8  # of a vector, all dimensions together
-NOISE = 0.42  # share of it that is a chunk's own, shared with no other chunk
-LEVELS, THEMES = 8, 24  # the rest is a sum of one theme a level, each out of so many
+VARIANCE = 6.8  # of an embedding, all dimensions together
+NOISE = 0.42  # share of it that a chunk shares with no other chunk
+LEVELS, THEMES = 8, 24  # the rest is a sum of one theme a level, each drawn from a level's themes
 DECAY = 0.71  # variance of a level over that of the level before
 ZIPF = 0.8  # the i-th theme of a level is taken with a chance of about i ** -ZIPF
 LOYALTY = 0.7  # chance that a chunk keeps its document's theme, at each level
@@ -17,7 +17,7 @@ LENGTH, SPREAD = 54, 0.85  # chunks of a document: median, and deviation of the 
 
 
 def documents(dimension: int = 384, seed: int = 0) -> Iterator[NDArray[np.float16]]:
-    """Makes one document after the other, without end, each from a random stream of its own.
+    """Makes one document after the other, without end, each from a separate random stream.
 
     Yields:
         The vectors of one document, float16 [chunks, dimension].

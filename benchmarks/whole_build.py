@@ -3,16 +3,16 @@
     python benchmarks/whole_build.py [--texts FILE] [--rounds 5] [--environments FOLDER]
 
 Both read the same folder of text files, one a document: articles of a WikiText file, or modules of Python's
-own source. Both use MiniLM, its WordPieces as tokens, 10 neighbors, the same torch and two cores. Ours is
-`retro-db build`; RETRO-pytorch does what its trainer does first, in an environment of its own that pip
-fills. They take turns; seconds are those of the whole process, ratios medians over rounds, with the lowest
-and the highest. Seconds of processors tell the work, however busy the machine is. RETRO-pytorch leaves its
-index to autofaiss, which tunes and tries it for some seconds; a second ratio leaves those out of its time,
-and nothing out of ours. Memory is what all processes of a build hold at once, seen twenty times a second,
-pages that they share counted for each. Where the processor multiplies bfloat16, ours builds a second
+source. Both use MiniLM, its WordPieces as tokens, 10 neighbors, the same torch and two cores. Ours is
+`retro-db build`; RETRO-pytorch does what its trainer does first, in a separate environment that pip
+fills. They take turns; seconds are of the whole process, ratios medians over rounds, with the lowest
+and the highest. Seconds of processors measure the work, however busy the machine is. RETRO-pytorch leaves its
+index to autofaiss, which tunes and tries it for some seconds; a second ratio subtracts those from its time,
+and nothing from ours. Memory is what all processes of a build hold at once, seen twenty times a second,
+pages that they share counted for each. If the processor multiplies bfloat16, ours builds a second
 time in each round, with `encoder.dtype: bfloat16`.
 
-Recall@10 is told against exact search over each side's own embeddings, other documents only, in NumPy. Last
+Recall@10 is measured against exact search over each side's embeddings, other documents only, in NumPy. Last
 come counts from RETRO-pytorch's files: chunks without text, padding, and bytes before and after reading.
 """
 
@@ -59,8 +59,8 @@ class Run:
     """One whole build.
 
     Attributes:
-        seconds: Of the process.
-        work: Seconds of processors, of all its processes.
+        seconds: Seconds of the process.
+        work: Seconds of processors, over all its processes.
         memory: Bytes that all its processes held at most.
         stages: Seconds of each stage, and `tuning`, which is a part of `index`.
     """
@@ -78,15 +78,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build left.
+    """The result of a build.
 
     Attributes:
-        keys: float32 [n, d]; zeros where a chunk has none.
+        embeddings: float32 [n, d]; zeros for a chunk without one.
         documents: Document of each chunk, [n].
-        neighbors: Ids [n, K]; -1 where there is none.
+        neighbors: Ids [n, K]; -1 for a missing neighbor.
     """
 
-    keys: np.ndarray
+    embeddings: np.ndarray
     documents: np.ndarray
     neighbors: np.ndarray
 
@@ -98,7 +98,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def run_ours(texts: Path, place: Path, dtype: str) -> Run:
-    """`retro-db build` on a folder of texts."""
+    """Runs `retro-db build` on a folder of texts."""
     settings = {
         "output": str(place / "db"),
         "corpus": [{"name": "texts", "paths": [str(texts / "*.txt")]}],
@@ -120,26 +120,26 @@ def run_ours(texts: Path, place: Path, dtype: str) -> Run:
 
 
 def run_peer(python: Path, texts: Path, place: Path) -> Run:
-    """RETRO-pytorch on the same folder."""
+    """Runs RETRO-pytorch on the same folder."""
     run = measured(peer_command(python, "build", texts, place), place / "log.txt")
     return replace(run, stages=json.loads((place / "stages.json").read_text("utf-8")))
 
 
 def peer_command(python: Path, task: str, texts: Path, place: Path) -> list[str]:
-    """What starts RETRO-pytorch's script."""
+    """Returns the command that starts RETRO-pytorch's script."""
     script = Path(__file__).parent / "peers" / "retro_pytorch_build.py"
     return [str(python), str(script), task, str(texts), str(place), str(encoder_folder()), str(K)]
 
 
 def measured(command: list[str], log: Path) -> Run:
-    """Runs a command whose stages are told elsewhere."""
+    """Runs a command, and measures all but the seconds of its stages."""
     start, before, memory = time.perf_counter(), processor_seconds(), 0
     with (
         log.open("w") as file,
         subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
     ):
         while process.poll() is None:
-            memory = max(memory, held_by(process.pid))
+            memory = max(memory, memory_of(process.pid))
             time.sleep(0.05)
     seconds = time.perf_counter() - start
     if process.returncode:
@@ -148,47 +148,48 @@ def measured(command: list[str], log: Path) -> Run:
 
 
 def processor_seconds() -> float:
-    """Of all processes that were started from here and have ended."""
+    """Returns the seconds of processors of all processes that were started here and have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def held_by(process: int) -> int:
-    """Bytes in memory of a process and of those that it started; 0 once it is gone."""
+def memory_of(process: int) -> int:
+    """Returns the bytes in memory of a process and all processes that it started; 0 once it has ended."""
     try:
         pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
         tasks = list(Path(f"/proc/{process}/task").glob("*/children"))
         children = [int(child) for task in tasks for child in task.read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return PAGE * pages + sum(map(held_by, children))
+    return PAGE * pages + sum(map(memory_of, children))
 
 
 def built_by_us(place: Path) -> Built:
     """Reads our database."""
     database = retro_db.open(str(place / "db"))
-    every = np.arange(len(database))
-    keys = database.embeddings[every].astype(np.float32)
-    return Built(keys, database.chunks.documents(every), database.neighbors[every])
+    ids = np.arange(len(database))
+    embeddings = database.embeddings[ids].astype(np.float32)
+    return Built(embeddings, database.chunks.documents(ids), database.neighbors[ids])
 
 
 def built_by_peer(place: Path) -> Built:
-    """Reads RETRO-pytorch's files, whose shapes lie beside them."""
+    """Reads RETRO-pytorch's files, with the shapes in the file beside them."""
     count = json.loads((place / "stats.json").read_text("utf-8"))["chunks"]
-    keys = np.fromfile(place / "chunks.dat.embedded", np.float32).reshape(count, -1)
+    embeddings = np.fromfile(place / "chunks.dat.embedded", np.float32).reshape(count, -1)
     documents_of_chunks = np.fromfile(place / "documents.dat", np.int32, count)
     neighbors = np.fromfile(place / "chunks.knn.dat", np.int32).reshape(count, K)
-    return Built(keys, documents_of_chunks, neighbors)
+    return Built(embeddings, documents_of_chunks, neighbors)
 
 
 def recall(built: Built) -> float:
-    """Recall@10 among other documents; what is as near as the tenth counts as found."""
-    keyed = built.keys.any(axis=1)
-    norms = (built.keys**2).sum(axis=1)
+    """Returns recall@10 among other documents; a neighbor as near as the tenth counts as a hit."""
+    embeddings = built.embeddings
+    embedded = embeddings.any(axis=1)
+    norms = (embeddings**2).sum(axis=1)
     shares = []
-    for row in np.flatnonzero(keyed):
-        exact = norms + norms[row] - 2 * built.keys @ built.keys[row]
-        exact[~keyed | (built.documents == built.documents[row])] = np.inf
+    for row in np.flatnonzero(embedded):
+        exact = norms + norms[row] - 2 * embeddings @ embeddings[row]
+        exact[~embedded | (built.documents == built.documents[row])] = np.inf
         tenth = np.partition(exact, K - 1)[K - 1]
         ids = built.neighbors[row]
         shares.append(np.mean((ids >= 0) & (exact[ids] <= tenth + 1e-4 * norms[row])))
@@ -196,7 +197,7 @@ def recall(built: Built) -> float:
 
 
 def write_texts(texts: list[str], folder: Path) -> Path:
-    """A file for each document."""
+    """Writes a file for each document."""
     folder.mkdir()
     for number, text in enumerate(texts):
         (folder / f"{number:06}.txt").write_text(text, "utf-8")
@@ -204,7 +205,7 @@ def write_texts(texts: list[str], folder: Path) -> Path:
 
 
 def print_stages(runs: dict[str, list[Run]]) -> None:
-    """A row for each stage, medians over rounds."""
+    """Prints a row for each stage, medians over rounds."""
     rows: dict[str, Callable[[Run], float]] = {
         **{stage: lambda run, stage=stage: run.stages[stage] for stage in STAGES},
         "of the index: tuning and trying it": lambda run: run.stages["tuning"],
@@ -214,14 +215,14 @@ def print_stages(runs: dict[str, list[Run]]) -> None:
     }
     print("\n| seconds | " + " | ".join(runs) + " |\n|---|" + "---|" * len(runs))
     for title, take in rows.items():
-        cells = [statistics.median(map(take, own)) for own in runs.values()]
+        cells = [statistics.median(map(take, rounds)) for rounds in runs.values()]
         print(f"| {title} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
-    held = [statistics.median(run.memory for run in own) / 1e6 for own in runs.values()]
-    print("| peak memory, MB | " + " | ".join(f"{megabytes:,.0f}" for megabytes in held) + " |\n")
+    memory = [statistics.median(run.memory for run in rounds) / 1e6 for rounds in runs.values()]
+    print("| peak memory, MB | " + " | ".join(f"{megabytes:,.0f}" for megabytes in memory) + " |\n")
 
 
 def print_ratios(ours: list[Run], peers: list[Run]) -> None:
-    """How much more RETRO-pytorch takes."""
+    """Prints how much more RETRO-pytorch takes than ours."""
     ratios: dict[str, Callable[[Run, Run], float]] = {
         "whole build beside RETRO-pytorch, times as fast": lambda own, peer: (
             peer.seconds / own.seconds
@@ -233,20 +234,20 @@ def print_ratios(ours: list[Run], peers: list[Run]) -> None:
         "peak memory beside RETRO-pytorch": lambda own, peer: own.memory / peer.memory,
     }
     for title, ratio in ratios.items():
-        found = [ratio(own, peer) for own, peer in zip(ours, peers, strict=True)]
-        print(f"{title}: {statistics.median(found):.3f} {spread(found)}")
+        values = [ratio(own, peer) for own, peer in zip(ours, peers, strict=True)]
+        print(f"{title}: {statistics.median(values):.3f} {spread(values)}")
 
 
 def print_built(ours: Built, peer: Built, looked: dict) -> None:
-    """What both left, and what is in RETRO-pytorch's files.
+    """Prints what both builds made, and what is in RETRO-pytorch's files.
 
     Args:
-        ours: What is compared.
-        peer: With what.
-        looked: What RETRO-pytorch's script counted.
+        ours: Result of our build.
+        peer: Result of RETRO-pytorch's build.
+        looked: Counts of RETRO-pytorch's script.
     """
     short = [int((built.neighbors < 0).any(axis=1).sum()) for built in (ours, peer)]
-    print(f"chunks: {len(ours.keys):,}, {PEER} {len(peer.keys):,}")
+    print(f"chunks: {len(ours.embeddings):,}, {PEER} {len(peer.embeddings):,}")
     print(f"recall@{K} of {PEER} against the same: {recall(peer):.4f}")
     print(f"chunks with fewer than {K} neighbors: {short[0]:,}, {PEER} {short[1]:,}")
     print(
@@ -263,7 +264,7 @@ def print_built(ours: Built, peer: Built, looked: dict) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the command line, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=Path, help="a WikiText file instead of Python's source")
     parser.add_argument("--rounds", type=int, default=5)
@@ -289,8 +290,8 @@ def main() -> None:
             for side, build in sides.items():
                 places[side].mkdir()
                 runs[side].append(build(texts, places[side]))
-            told = ", ".join(f"{side} {own[-1].seconds:.1f} s" for side, own in runs.items())
-            print(f"round {number + 1}: {told}", flush=True)
+            times = ", ".join(f"{side} {done[-1].seconds:.1f} s" for side, done in runs.items())
+            print(f"round {number + 1}: {times}", flush=True)
         built = {side: built_by_us(places[side]) for side in sides if side != PEER}
         peer, place = built_by_peer(places[PEER]), places[PEER]
         measured(peer_command(python, "look", texts, place), place / "look.txt")

@@ -1,4 +1,4 @@
-"""The configuration of a build: every key, its default and its meaning."""
+"""The configuration of a build: every setting, its default and its meaning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from retro_db.errors import ConfigError
 from retro_db.store.entries import FOLDER_NAME
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-# Below a tenth, candidates can no longer be told from everything else.
+# Below a tenth, MinHash can no longer separate candidates from all other pairs.
 Similarity = Annotated[float, Field(ge=0.1, le=1.0)]
 
 
@@ -30,22 +30,22 @@ class _Section(BaseModel):
 
 
 class FilesConfig(_Section):
-    """Files with documents in them."""
+    """Files that hold documents."""
 
     paths: Annotated[list[str], Field(min_length=1)]
-    """Files, folders and globs: paths or fsspec URLs."""
+    """Files, folders and globs, each a path or an fsspec URL."""
     format: Literal["jsonl", "parquet", "text", "arrow", "megatron"] | None = None
-    """Told from the file names where it is left out."""
+    """Format of the files; by default, inferred from their names."""
     text: str = "text"
-    """Field that holds the text."""
+    """Name of the field that holds the text."""
     id: str | None = None
-    """Field that names the document; its place in the files where it is left out."""
+    """Name of the field that holds a document's id; by default, the id is its file and the position in it."""
     separator: str | None = None
-    """Of text files: a regular expression for what stands between two documents, matched in many
-    lines mode. One that only looks ahead, such as `^(?=# )`, loses nothing. Without it a file is one
-    document."""
+    """Regular expression that separates the documents of a text file, matched in multiline mode. What
+    it matches belongs to no document; a lookahead, such as `^(?=# )`, matches nothing and so drops
+    nothing. By default, a file is one document."""
     max_document: ByteSize = ByteSize(200_000_000)
-    """Documents with more bytes of UTF-8 are rejected."""
+    """Largest size of a document, in bytes of UTF-8; larger documents are rejected."""
 
     @pydantic.field_validator("separator")
     @classmethod
@@ -62,16 +62,16 @@ class FilesConfig(_Section):
 
 
 class SourceConfig(FilesConfig):
-    """One corpus."""
+    """A named source of documents."""
 
     name: str
-    """Name of the source in the database; no two are alike."""
+    """Name of the source in the database, different from every other source's."""
     weight: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
     """Sampling weight in training, recorded for the trainer."""
     fraction: Share = 1.0
-    """Share of the documents that is kept, chosen by hash; a larger share contains the smaller."""
+    """Share of the documents to keep, chosen by hash; a larger share contains every smaller one."""
     max_bad: Share = 0.001
-    """Share of bad records above which the build stops."""
+    """Largest share of bad records; above it, the build stops."""
 
 
 class TrainTokenizerConfig(_Section):
@@ -80,18 +80,18 @@ class TrainTokenizerConfig(_Section):
     model: Literal["bpe", "unigram"] = "bpe"
     """Byte-pair encoding (merges), or Unigram (a vocabulary with probabilities)."""
     vocab_size: Annotated[int, Field(ge=257, le=128_000)] = 128_000
-    """Entries, the 256 bytes and the end-of-document token included."""
+    """Largest number of entries, including the 256 bytes and the end-of-document token."""
     sample: ByteSize = ByteSize(1_000_000_000)
-    """Text that it is trained on."""
+    """Bytes of text to train on."""
 
 
 class TokenizerConfig(_Section):
-    """The language model's tokenizer: one that exists, or one to train."""
+    """The language model's tokenizer: an existing one, or one to train."""
 
     path: str | None = None
-    """A tokenizer.json, a SentencePiece .model, a folder with one, or a hub name."""
+    """A tokenizer.json, a SentencePiece .model, a folder that holds either, or a name on the hub."""
     train: TrainTokenizerConfig | None = None
-    """Settings of a tokenizer to train; {} takes the defaults."""
+    """Settings for training a tokenizer; {} takes the defaults."""
 
     @pydantic.model_validator(mode="after")
     def _one_of_two(self) -> TokenizerConfig:
@@ -101,88 +101,90 @@ class TokenizerConfig(_Section):
 
 
 class ChunkConfig(_Section):
-    """How documents are cut."""
+    """How documents are cut into chunks."""
 
     tokens: Annotated[int, Field(ge=1, le=65_535)] = 64
-    """Tokens of a chunk, m in the paper (section 2.2)."""
+    """Number of tokens in a chunk: m in the paper (section 2.2)."""
     shard_size: ByteSize = ByteSize(256_000_000)
-    """Bytes of input that make one shard: the unit of work, of retry and of resume."""
+    """Approximate bytes of text in a shard: the piece of a source that is processed, retried and resumed
+    as a whole."""
     part_rows: Annotated[int, Field(ge=1)] = 1_048_576
-    """Chunks after which a shard goes on in another file, at a document's end."""
+    """Number of chunks after which a shard continues in another file, at the end of a document."""
 
 
 class SplitConfig(_Section):
-    """Documents set apart."""
+    """Documents that are set apart for validation."""
 
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of documents, by hash, that are embedded and queried but never anyone's neighbor."""
+    """Share of the documents, chosen by hash, that are embedded and get neighbors but are never neighbors
+    themselves."""
 
 
 class EncoderConfig(_Section):
-    """The frozen BERT whose averaged last layer is a chunk's key (paper, section 2.3)."""
+    """The frozen BERT whose averaged last layer is a chunk's embedding (paper, section 2.3)."""
 
     model: str
-    """A folder with safetensors weights and a fast tokenizer, or a hub name."""
+    """A folder with safetensors weights and a fast tokenizer, or a name on the hub."""
     pooling: Literal["mean", "mean_without_special", "cls"] = "mean"
-    """Mean over the attention mask, the same without [CLS] and [SEP], or [CLS] alone."""
+    """mean: average over the attention mask. mean_without_special: the same without [CLS] and [SEP].
+    cls: [CLS] alone."""
     max_length: Annotated[int, Field(ge=3)] = 256
-    """WordPieces after which a chunk is cut, the two special ones included."""
+    """Largest number of WordPieces of a chunk, including the two special ones; the rest is cut off."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: float32 on CPU, bfloat16 on CUDA."""
+    """Type of the encoder's numbers. auto: float32 on a CPU, bfloat16 on CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where the build is started and has one. cuda without CUDA is an error, never a silent
-    fallback; name it where only the workers have one."""
+    """Device that the encoder runs on. auto: CUDA if the machine that starts the build has it, else the
+    CPU. cuda: an error without CUDA, never a silent fallback; set it if only the workers have CUDA."""
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 16_384
-    """Padded WordPieces of one batch; on a CPU at most 2048, beyond which its caches do not hold them.
-    auto: as many as a short probe finds room for on the GPU; the manifest records the number."""
+    """Number of WordPieces in a batch, including padding; on a CPU at most 2048, as its caches hold no
+    more. auto: as many as a short probe fits into the GPU's memory; the manifest records the number."""
     accelerator: str | None = None
-    """What an embedding worker needs, as Beam's resource hint has it, such as
+    """Accelerator that an embedding worker needs, in the syntax of Beam's resource hints, such as
     `type:nvidia-l4;count:1;install-nvidia-driver`."""
     max_active_bundles: Annotated[int, Field(ge=1)] | None = None
-    """Shards that one embedding worker has in hand at a time; on runners that take Beam's hint
+    """Number of tasks that one embedding worker runs at a time, on runners that accept Beam's hint
     `max_active_bundles_per_worker`."""
 
 
 class EmbeddingsConfig(_Section):
-    """What becomes of the keys."""
+    """What happens to the embeddings."""
 
     keep: bool = True
-    """Whether they stay in the database once neighbors exist. Retriever re-ranks with them, or else
+    """Keep the embeddings in the database once neighbors exist. Retriever re-ranks with them, or else
     with the code that `index.refine` names."""
 
 
 class IndexConfig(_Section):
-    """The index over the keys."""
+    """The index over the embeddings."""
 
     key: str = "auto"
-    """A Faiss factory key with inverted lists, or auto: chosen from the number of chunks."""
+    """Index key: a Faiss factory string with inverted lists. auto: chosen by the number of chunks."""
     memory: ByteSize = ByteSize(64_000_000_000)
-    """What a worker may use to train and to search the index. A larger index is searched one group of
-    partitions after another."""
+    """Memory that a worker may use to train and to search the index. A larger index is searched one group
+    of partitions after another."""
     recall_target: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
-    """Recall@10 against exact search, other documents only, that the search is tuned to: as a
-    one-sided 99% lower bound."""
+    """Recall@10 that the search is tuned to reach, as a one-sided 99% lower bound; measured against exact
+    search among other documents."""
     partitions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Files that the inverted lists are spread over. auto: as few as keep each within 4 GB and a
-    quarter of `index.memory`."""
+    """Number of files that the inverted lists are divided among. auto: the fewest that keep each file
+    within 4 GB and a quarter of `index.memory`."""
     refine: Literal["SQ4", "SQ6", "SQ8"] = "SQ8"
-    """Code of 4, 6 or 8 bits a dimension that Retriever re-ranks by where `embeddings.keep` is
-    false."""
+    """Code of 4, 6 or 8 bits per dimension that Retriever re-ranks with if `embeddings.keep` is false."""
 
 
 class NeighborsConfig(_Section):
     """The stored neighbors."""
 
     k: Annotated[int, Field(ge=1)] = 20
-    """Neighbors of a chunk."""
+    """Number of neighbors of a chunk."""
     rerank: Annotated[int, Field(ge=1)] = 200
-    """Candidates of other documents that are re-ranked exactly, at most: tuning takes the fewest that
-    meet `index.recall_target`."""
+    """Largest number of candidates from other documents to re-rank exactly; tuning takes the fewest that
+    reach `index.recall_target`."""
     max_nprobe: Annotated[int, Field(ge=1)] | None = None
-    """Lists that are visited for a chunk with fewer than k neighbors; null: all, so that no row is
-    short where k exist."""
+    """Largest number of inverted lists to visit for a chunk with fewer than k neighbors. null: all lists,
+    so that every row is full if k neighbors exist."""
     drop_duplicates: bool = False
-    """Whether chunks with the very tokens of a chunk are passed over as its neighbors."""
+    """Skip neighbors whose tokens are identical to the chunk's."""
 
     @pydantic.model_validator(mode="after")
     def _enough_candidates(self) -> NeighborsConfig:
@@ -192,32 +194,33 @@ class NeighborsConfig(_Section):
 
 
 class LeakageConfig(FilesConfig):
-    """Documents too close to evaluation texts are left out (paper, section 2.1)."""
+    """Drops documents that are too close to evaluation texts (paper, section 2.1)."""
 
     paths: list[str] = []
-    """Evaluation texts."""
+    """Evaluation texts: files, folders and globs, each a path or an fsspec URL."""
     ngram: Annotated[int, Field(ge=1)] = 13
-    """Words of a gram."""
+    """Number of words in a gram."""
     jaccard: Similarity = 0.8
-    """Jaccard similarity of two documents' grams from which the corpus's one is left out."""
+    """Drop documents whose grams have at least this Jaccard similarity to an evaluation text's grams."""
     names: list[str] = []
-    """Ids of documents that are left out."""
+    """Ids of documents to drop."""
 
 
 class DedupConfig(_Section):
-    """Near-duplicate documents within the corpus; grams are those of `leakage.ngram` words."""
+    """Drops near-duplicate documents within the corpus; a gram has `leakage.ngram` words."""
 
     jaccard: Similarity | None = None
-    """Similarity from which all but the first are left out; null keeps all."""
+    """Drop all but the first of documents whose grams have at least this Jaccard similarity; null keeps
+    all."""
 
 
 class Config(_Section):
-    """A whole build."""
+    """The configuration of a whole build."""
 
     output: str
     """Folder of the database: a path or any fsspec URL."""
     corpus: Annotated[list[SourceConfig], Field(min_length=1)]
-    """The sources, in the order of their chunk ids."""
+    """Sources of documents, in the order of their chunk ids."""
     tokenizer: TokenizerConfig
     encoder: EncoderConfig
     chunk: ChunkConfig = ChunkConfig()
@@ -226,12 +229,12 @@ class Config(_Section):
     index: IndexConfig = IndexConfig()
     neighbors: NeighborsConfig = NeighborsConfig()
     queries: list[SourceConfig] = []
-    """Further corpora whose neighbors are wanted, such as evaluation sets: nobody's neighbors
-    themselves. A document of the corpus with the same id is passed over, where both name an id field."""
+    """Further corpora to find neighbors for, such as evaluation sets; they are never neighbors themselves.
+    If both sources set `id`, a chunk's neighbors also exclude the corpus's document with the same id."""
     leakage: LeakageConfig = LeakageConfig()
     dedup: DedupConfig = DedupConfig()
     seed: Annotated[int, Field(ge=0)] = 0
-    """Decides every hashed choice."""
+    """Seed of every choice by hash."""
 
     @pydantic.model_validator(mode="after")
     def _names_differ(self) -> Config:
@@ -251,26 +254,42 @@ class Config(_Section):
                 )
         return self
 
+    def source(self, name: str) -> SourceConfig:
+        """The source of the corpus with a name.
+
+        Raises:
+            ConfigError: No source of the corpus has this name.
+        """
+        for source in self.corpus:
+            if source.name == name:
+                return source
+        names = ", ".join(source.name for source in self.corpus)
+        raise ConfigError(f"corpus: no source is named {name!r}; name one of {names}")
+
     def querying(self, position: int) -> Config:
-        """The configuration that cuts and embeds a query corpus: all of it, as it is."""
+        """The configuration that cuts and embeds a query corpus: without split, leakage and dedup.
+
+        Args:
+            position: Position of the query corpus among `queries`.
+        """
         sections = {"split": SplitConfig(), "leakage": LeakageConfig(), "dedup": DedupConfig()}
         corpus = [self.queries[position]]
         return self.model_copy(update={**sections, "corpus": corpus, "queries": []})
 
-    def settings(self, *keys: str) -> dict[str, Any]:
-        """Some settings as JSON, by the names that the configuration has for them.
+    def settings(self, *names: str) -> dict[str, Any]:
+        """Some settings as JSON, by their names in the configuration.
 
         Args:
-            *keys: Such as `chunk.tokens`, or `neighbors` for a whole section.
+            *names: Names such as `chunk.tokens`, or `neighbors` for a whole section.
         """
         data = self.model_dump(mode="json")
-        return {key: functools.reduce(operator.getitem, key.split("."), data) for key in keys}
+        return {name: functools.reduce(operator.getitem, name.split("."), data) for name in names}
 
     def portable(self) -> dict[str, Any]:
-        """The settings without places: what the manifest records.
+        """The settings without locations, as the manifest records them.
 
-        Paths, the output folder and the directory of the model differ between machines on which the
-        same bytes are built; their contents are recorded by hash.
+        Paths, the output folder and the directory of the model differ between machines that build the
+        same bytes; the manifest records their contents by hash.
         """
         data = self.model_dump(mode="json", exclude={"output": True, "tokenizer": {"path"}})
         for files in (*data["corpus"], *data["queries"], data["leakage"]):
@@ -282,7 +301,7 @@ class Config(_Section):
 
 
 def in_units(count: int) -> str:
-    """Bytes in decimal units, such as `64.0GB`."""
+    """A number of bytes in decimal units, such as `64.0GB`."""
     return ByteSize(count).human_readable(decimal=True)
 
 
@@ -291,13 +310,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: The YAML file: a path or an fsspec URL.
-        overrides: `a.b=value` each, the value in YAML; list items by number, `corpus.0.name=x`.
+        overrides: Settings as `a.b=value`, the value in YAML; list items by number, `corpus.0.name=x`.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: The file cannot be read, a key is unknown or a value wrong.
+        ConfigError: The file cannot be read, a setting is unknown or a value is wrong.
     """
     try:
         with fsspec.open(str(path), "rb") as file:
@@ -309,7 +328,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must hold keys and values, such as 'output: db/'")
+        raise ConfigError(f"{path}: must hold settings, such as 'output: db/'")
     return parse_config(data, str(path), overrides)
 
 
@@ -317,15 +336,16 @@ def parse_config(data: dict[str, Any], where: str, overrides: Sequence[str] = ()
     """Checks parsed YAML.
 
     Args:
-        data: What the file holds; overrides are filled in.
-        where: Its name, for error messages.
-        overrides: `a.b=value` each, as for `load_config`.
+        data: Content of the file; the overrides are written into it.
+        where: Name of the file, for error messages.
+        overrides: Settings as `a.b=value`, as for `load_config`.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: Names the first wrong key and, where one is near, the key that was meant.
+        ConfigError: A setting is unknown or wrong; the message names the first such setting, and the
+            known setting with the most similar name.
     """
     for override in overrides:
         _override(data, override)
@@ -336,17 +356,17 @@ def parse_config(data: dict[str, Any], where: str, overrides: Sequence[str] = ()
 
 
 def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    setting, equals, text = override.partition("=")
     if not equals:
-        raise ConfigError(f"--set {override}: write key=value, such as --set neighbors.k=10")
-    *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+        raise ConfigError(f"--set {override}: write setting=value, such as --set neighbors.k=10")
+    *parents, last = [int(part) if part.isdigit() else part for part in setting.split(".")]
     node: Any = data
     try:
         for part in parents:
             node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
         node[last] = yaml.safe_load(text)
     except (KeyError, IndexError, TypeError) as error:
-        raise ConfigError(f"--set {override}: there is no such key in the file") from error
+        raise ConfigError(f"--set {override}: the file has no such setting") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
 
@@ -355,7 +375,7 @@ def _explain(error: pydantic.ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{location}: unknown key{_suggestion(first['loc'])}"
+        return f"{location}: unknown setting{_suggestion(first['loc'])}"
     if first["type"] == "missing":
         return f"{location}: missing; every configuration needs it"
     message = first["msg"].removeprefix("Value error, ")
@@ -363,15 +383,15 @@ def _explain(error: pydantic.ValidationError) -> str:
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
-    """The known key beside an unknown one, found by walking the models along the location."""
+    """A hint at the setting that was meant, found by walking the models along the location."""
     model: type[BaseModel] = Config
     for part in location[:-1]:
         if isinstance(part, str) and part in model.model_fields:
             model = _section_of(model.model_fields[part].annotation) or model
     near = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1, cutoff=0.5)
-    return (
-        f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(model.model_fields)}"
-    )
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known settings: {', '.join(model.model_fields)}"
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""Every error that a user can meet, each with the exit code that the command line ends with."""
+"""Every error that a user can meet, each with the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class InputError(RetroDBError):
 
 
 class ConfigError(InputError):
-    """A key or value of the configuration is wrong."""
+    """A setting of the configuration is unknown, or its value is wrong."""
 
 
 class CorpusError(InputError):
@@ -34,25 +34,25 @@ class IndexKeyError(InputError):
 
 
 class DatabaseError(RetroDBError):
-    """A folder is not a database, or one that cannot be trusted."""
+    """A folder is not a database, or is one that cannot be trusted."""
 
     exit_code = 1
 
 
 class NotADatabaseError(DatabaseError):
-    """The folder holds no manifest: the build was never finished, or the path is wrong."""
+    """The folder has no manifest: the build was never finished, or the path is wrong."""
 
     exit_code = 2
 
 
 class UnsupportedVersionError(DatabaseError):
-    """The manifest is of a format version that this release does not read."""
+    """The manifest has a format version that this release does not read."""
 
     exit_code = 2
 
 
 class ManifestError(DatabaseError):
-    """The manifest is damaged: its checksum, a field or a type does not hold."""
+    """The manifest is damaged: its checksum, a field or a type is wrong."""
 
 
 class DamagedFileError(DatabaseError):
@@ -64,7 +64,7 @@ class ExecutionError(RetroDBError):
 
 
 class OwnershipLostError(ExecutionError):
-    """Another build has taken the folder over: what this one still writes is not wanted."""
+    """Another build has taken over the folder: writes of this one are refused."""
 
 
 class DeviceMemoryError(ExecutionError):
@@ -72,20 +72,20 @@ class DeviceMemoryError(ExecutionError):
 
 
 def error_named(name: str, message: str) -> RetroDBError:
-    """The error of a class that another process named.
+    """An error that another process reported by the name of its class.
 
     Args:
-        name: Of a class of this module; anything else is taken for an `ExecutionError`.
-        message: What it says.
+        name: Name of a class of this module; any other name gives an `ExecutionError`.
+        message: Message of the error.
     """
-    known = globals().get(name)
-    if isinstance(known, type) and issubclass(known, RetroDBError):
-        return known(message)
+    kind = globals().get(name)
+    if isinstance(kind, type) and issubclass(kind, RetroDBError):
+        return kind(message)
     return ExecutionError(message)
 
 
 def of_environment(error: OSError | MemoryError) -> ExecutionError:
-    """What a disk, a network or the memory refused, in a line that says how to go on."""
+    """The error for a failing disk, network or memory, in one line that says how to continue."""
     if isinstance(error, MemoryError):
         reason = f" ({error})" if str(error) else ""
         return ExecutionError(

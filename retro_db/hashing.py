@@ -1,4 +1,4 @@
-"""Uniform choices that depend on names alone: never on order, process or machine."""
+"""Uniform choices that depend only on names: never on order, process or machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def fraction_of(*names: str | int | bytes) -> float:
-    """A uniform number in [0, 1) that the names decide.
+    """A uniform number in [0, 1) that depends only on the names.
 
-    A share p of all names lies below p, and whatever lies below p lies below every larger share.
+    For a share p of all names it lies below p, and the names below p are also below every larger share.
     """
     hasher = hashlib.blake2b(digest_size=8)
     for name in names:
@@ -24,7 +24,7 @@ def fractions_of(ids: np.ndarray, seed: int) -> np.ndarray:
 
     Args:
         ids: int64 [n].
-        seed: Another seed, another choice.
+        seed: Seed of the choice; another seed gives other numbers.
 
     Returns:
         float64 [n].

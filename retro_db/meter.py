@@ -1,4 +1,4 @@
-"""What a task counts while it works: units done, further counts, and seconds by activity."""
+"""Counts that a task keeps while it works: units done, further counts, and seconds by activity."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Work:
-    """What was done, by one task or by many.
+    """Work of one task, or of many together.
 
     Attributes:
         done: Units of the stage's progress, such as chunks.
-        counts: Of other things, by name.
-        seconds: By activity; activities may overlap.
+        counts: Numbers of other things, by name.
+        seconds: Time by activity; activities may overlap.
     """
 
     done: int = 0
@@ -41,7 +41,7 @@ class Meter:
     """Adds up one task's work; its threads may share it.
 
     Args:
-        watch: Told the sum so far, by the thread that counts units.
+        watch: Called with the sum so far, in the thread that counts units.
     """
 
     def __init__(self, watch: Callable[[Work], None] = lambda work: None) -> None:
@@ -55,17 +55,17 @@ class Meter:
         return self._work
 
     def __call__(self, done: int, **counts: int) -> None:
-        """So many more units are done, and other things with them."""
+        """Adds units that were done, and counts of other things by name."""
         self._add(Work(done, counts))
         self._watch(self._work)
 
     def spend(self, activity: str, seconds: float) -> None:
-        """Time went into an activity."""
+        """Adds time that an activity took."""
         self._add(Work(seconds={activity: seconds}))
 
     @contextmanager
     def timing(self, activity: str) -> Iterator[None]:
-        """Spends what the block takes."""
+        """Adds the time that the block takes to an activity."""
         start = time.perf_counter()
         try:
             yield

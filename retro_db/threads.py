@@ -1,4 +1,4 @@
-"""How many threads the native libraries use: set by us, never left to them."""
+"""The number of threads that the native libraries use: set here, never left to them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def available_cores() -> int:
 
 @dataclass(frozen=True)
 class Share:
-    """What a task has of the cores of its machine, whichever machine that is.
+    """A task's share of the cores of its machine, whichever machine that is.
 
     Attributes:
-        tasks: So many work side by side there; None where every core has one.
+        tasks: Number of tasks that run side by side there; None if every core runs one.
     """
 
     tasks: int | None = None
@@ -34,11 +34,11 @@ class Share:
 
 
 def use_tokenizer_threads(count: int) -> None:
-    """Sets whether the Rust tokenizers of this process use a pool of threads of their own.
+    """Sets whether the Rust tokenizers of this process use a pool of threads.
 
     Args:
-        count: Threads of a worker. With one, texts are encoded by the worker itself, which is also
-            faster: threads of a pool wait for one another at the cache of merges.
+        count: Threads of a worker. With one, the worker itself encodes the texts, which is also faster:
+            threads of a pool wait for one another at the cache of merges.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
 
@@ -46,8 +46,8 @@ def use_tokenizer_threads(count: int) -> None:
 def use_torch_threads(count: int) -> None:
     """Sets the threads of torch operations started from the calling thread.
 
-    Whatever torch says they are: Faiss may share its OpenMP and set that number alone, and products
-    by MKL in more threads than OpenMP's differ in their last bits.
+    Sets them even if torch reports this number already: Faiss may share torch's OpenMP and set only that
+    number, and MKL's products in more threads than OpenMP's differ in their last bits.
     """
     import torch
 

@@ -16,10 +16,10 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Both schemas by file name."""
+    """The JSON Schemas of the configuration and the manifest, by file name."""
     manifest = TypeAdapter(Manifest).json_schema()
-    for part in (manifest, *manifest["$defs"].values()):
-        part["additionalProperties"] = False
+    for definition in (manifest, *manifest["$defs"].values()):
+        definition["additionalProperties"] = False
     return {
         "config.schema.json": {"$schema": _DIALECT} | Config.model_json_schema(),
         "manifest.schema.json": {"$schema": _DIALECT} | manifest,
@@ -27,7 +27,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def rendered() -> dict[str, str]:
-    """Both schemas as they stand in their files."""
+    """The text of both schema files, by file name."""
     return {name: json.dumps(schema, indent=2) + "\n" for name, schema in schemas().items()}
 
 

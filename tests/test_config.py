@@ -65,8 +65,8 @@ def test_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"neighbours": {}}, "neighbours: unknown key; did you mean neighbors"),
-        ({"index": {"kye": 1}}, "index.kye: unknown key; did you mean key"),
+        ({"neighbours": {}}, "neighbours: unknown setting; did you mean neighbors"),
+        ({"index": {"kye": 1}}, "index.kye: unknown setting; did you mean key"),
         ({"neighbors": {"k": 0}}, "neighbors.k"),
         ({"neighbors": {"k": 300}}, "rerank"),
         ({"tokenizer": {}}, "either path or train"),
@@ -88,6 +88,14 @@ def test_wrong_settings_are_named(change: dict[str, Any], words: str) -> None:
     assert str(error.value).startswith("c.yaml: ")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_source_is_found_by_its_name() -> None:
+    first = MINIMAL["corpus"][0]
+    config = parse_config(MINIMAL | {"corpus": [first, first | {"name": "other"}]}, "c.yaml")
+    assert config.source("other") is config.corpus[1]
+    with pytest.raises(ConfigError, match="no source is named 'absent'; name one of"):
+        config.source("absent")
 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:

@@ -26,14 +26,14 @@ REQUIREMENTS = {
 
 
 def environment(name: str, environments: Path) -> Path:
-    """The interpreter of an environment with peers in it, made where it is missing.
+    """Returns the interpreter of an environment with peers in it, which is made if it is missing.
 
-    Behind its own packages it sees ours, above all torch: a plain one is several GB, and both sides should
+    After its packages it sees ours, above all torch: a second copy takes several GB, and both sides should
     compute with the same. Pip counts what it sees there as installed.
 
     Args:
         name: One of REQUIREMENTS.
-        environments: Folder in which each is kept.
+        environments: Folder of the environments.
     """
     place = environments / name
     python = place / "bin" / "python"
@@ -45,7 +45,7 @@ def environment(name: str, environments: Path) -> Path:
         venv.create(place, clear=True, with_pip=True)
         [packages] = place.glob("lib/python*/site-packages")
         (packages / "behind.pth").write_text(get_path("purelib"), "utf-8")
-        # What pip prints besides is about our packages, which keep to their own versions.
+        # Pip also prints complaints about our packages, whose versions stay.
         command = [str(python), "-m", "pip", "install", "--quiet", *requirements]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if done.returncode:

@@ -1,6 +1,6 @@
-"""One peer's index, built and searched at the word of `benchmarks/index.py`, in the peer's own environment.
+"""One peer's index, built and searched for `benchmarks/index.py` in the peer's environment.
 
-    python index_search.py NAME KEYS.npy QUERIES.npy LISTS
+    python index_search.py NAME EMBEDDINGS.npy QUERIES.npy LISTS
 
 Reads `BREADTH RERANK RESULT.npy` from standard input, a line for each search of all queries; writes the
 nearest 20 ids there and prints the seconds. The first line that it prints is the seconds of building.
@@ -14,12 +14,12 @@ import numpy as np
 NEIGHBORS = 20
 
 
-def scann_search(keys, lists):
+def scann_search(embeddings, lists):
     """ScaNN: a tree, asymmetric hashing of pairs of dimensions, exact reordering; on all cores."""
     import scann
 
-    builder = scann.scann_ops_pybind.builder(keys, NEIGHBORS, "squared_l2")
-    sample = min(len(keys), 256 * lists)
+    builder = scann.scann_ops_pybind.builder(embeddings, NEIGHBORS, "squared_l2")
+    sample = min(len(embeddings), 256 * lists)
     tree = builder.tree(lists, num_leaves_to_search=lists // 4, training_sample_size=sample)
     index = tree.score_ah(2).reorder(200).build()
 
@@ -31,13 +31,13 @@ def scann_search(keys, lists):
     return search
 
 
-def hnswlib_search(keys, lists):
+def hnswlib_search(embeddings, lists):
     """The graph of hnswlib; `breadth` is its ef, and distances are exact without re-ranking."""
     import hnswlib
 
-    index = hnswlib.Index(space="l2", dim=keys.shape[1])
-    index.init_index(max_elements=len(keys), ef_construction=200, M=16)
-    index.add_items(keys, num_threads=2)
+    index = hnswlib.Index(space="l2", dim=embeddings.shape[1])
+    index.init_index(max_elements=len(embeddings), ef_construction=200, M=16)
+    index.add_items(embeddings, num_threads=2)
     index.set_num_threads(2)
 
     def search(queries, breadth, rerank):
@@ -49,18 +49,18 @@ def hnswlib_search(keys, lists):
 
 def main():
     """Builds, then searches until the input ends."""
-    name, keys, queries, lists = sys.argv[1:]
+    name, embeddings, queries, lists = sys.argv[1:]
     start = time.perf_counter()
     build = {"scann": scann_search, "hnswlib": hnswlib_search}[name]
-    search = build(np.load(keys).astype(np.float32), int(lists))
-    asked = np.load(queries).astype(np.float32)
+    search = build(np.load(embeddings).astype(np.float32), int(lists))
+    queries = np.load(queries).astype(np.float32)
     print(f"built {time.perf_counter() - start}", flush=True)
     for line in sys.stdin:
         breadth, rerank, result = line.split()
         start = time.perf_counter()
-        found = search(asked, int(breadth), int(rerank))
+        neighbors = search(queries, int(breadth), int(rerank))
         seconds = time.perf_counter() - start
-        np.save(result, np.asarray(found, np.int64))
+        np.save(result, np.asarray(neighbors, np.int64))
         print(f"took {seconds}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A peer's script in a process of its own, which is asked by lines and answers by lines."""
+"""A peer's script in a separate process, which is asked by lines and answers by lines."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 class PeerProcess:
-    """The process.
+    """The process of a peer.
 
     Args:
         python: Interpreter of the peer's environment.
         script: Name of a file in this folder.
-        name: Of the peer; the script's first argument.
-        *arguments: Its others.
+        name: Name of the peer, the script's first argument.
+        *arguments: Other arguments of the script.
     """
 
     def __init__(self, python: Path, script: str, name: str, *arguments: object) -> None:
@@ -24,13 +24,13 @@ class PeerProcess:
         )
 
     def ask(self, line: str) -> None:
-        """Sends a line."""
+        """Sends a line to the script."""
         if self._process.stdin:
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
 
     def answer(self, word: str) -> str:
-        """What stands behind a word in the next line that begins with it."""
+        """Returns the text after a word in the next line that begins with it."""
         for line in self._process.stdout or ():
             first, _, rest = line.strip().partition(" ")
             if first == word:
@@ -38,5 +38,5 @@ class PeerProcess:
         raise RuntimeError(f"{self.name} ended early")
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes the script's input, and waits until it ends."""
         self._process.communicate()

@@ -1,9 +1,9 @@
-"""RETRO-pytorch's whole build in its own environment, its model and tokenizer in place of a hub's.
+"""RETRO-pytorch's whole build in its environment, with a local model and tokenizer in place of a hub's.
 
     python retro_pytorch_build.py build TEXTS FOLDER MODEL K     chunks to neighbors, as its trainer does it
-    python retro_pytorch_build.py look TEXTS FOLDER MODEL K      what became of them, and what reading does
+    python retro_pytorch_build.py look TEXTS FOLDER MODEL K      counts of its files, and effects of reading
 
-`build` leaves the seconds of its stages in FOLDER/stages.json, `look` what it counted in FOLDER/look.json.
+`build` leaves the seconds of its stages in FOLDER/stages.json, `look` its counts in FOLDER/look.json.
 """
 
 import functools
@@ -22,7 +22,7 @@ from retro_pytorch.data import RETRODataset
 from transformers import BertModel, BertTokenizerFast
 
 CHUNK, SEQUENCE = 64, 2048
-# What its TrainingWrapper asks for beyond k.
+# Neighbors that its TrainingWrapper asks for beyond k.
 EXTRA_NEIGHBORS = 100
 PAD, CLS, SEP = 0, 101, 102
 CHUNKS, NEIGHBORS = "chunks.dat", "chunks.knn.dat"
@@ -47,13 +47,13 @@ def timed(module, name, stage):
 
 
 def load(model):
-    """Model and tokenizer where `torch.hub` would be asked for them."""
+    """Loads model and tokenizer, so that it does not ask `torch.hub` for them."""
     retrieval.TOKENIZER = BertTokenizerFast.from_pretrained(model, local_files_only=True)
     retrieval.MODEL = BertModel.from_pretrained(model, local_files_only=True).eval()
 
 
 def build(texts, k):
-    """What its TrainingWrapper does before it trains."""
+    """Builds as its TrainingWrapper does before it trains."""
     timed(retrieval, "text_folder_to_chunks_", "chunk")
     timed(retrieval, "chunks_to_embeddings_", "embed")
     timed(retrieval, "memmap_file_to_chunks_", "index")
@@ -88,16 +88,16 @@ def build(texts, k):
 
 
 def sizes():
-    """Bytes of its files."""
+    """Returns the bytes of its files."""
     return {name: os.path.getsize(name) for name in (CHUNKS, NEIGHBORS, SEQUENCES)}
 
 
 def look(k):
-    """Counts what lies in its files, then reads one item of its dataset."""
+    """Counts chunks and padding in its files, then reads one item of its dataset."""
     stats = json.loads(Path("stats.json").read_text())
     count = stats["chunks"]
     tokens = np.fromfile(CHUNKS, np.int32, count * (CHUNK + 1)).reshape(count, -1)[:, :CHUNK]
-    keys = np.fromfile(f"{CHUNKS}.embedded", np.float32).reshape(count, -1)
+    embeddings = np.fromfile(f"{CHUNKS}.embedded", np.float32).reshape(count, -1)
     neighbors = np.fromfile(NEIGHBORS, np.int32)
     empty = np.isin(tokens, (PAD, CLS, SEP)).all(axis=1)
     before = sizes()
@@ -112,31 +112,31 @@ def look(k):
         seq_memmap_path=SEQUENCES,
     )
     _ = dataset[0]
-    found = {
+    counts = {
         "chunks": count,
         "empty": int(empty.sum()),
         "empty_neighbors": int(empty[neighbors[neighbors >= 0]].sum()),
         "padding": float((tokens == PAD).sum() / (count * (CHUNK + 1))),
-        "moved": moved_by_padding(tokens, keys),
+        "moved": moved_by_padding(tokens, embeddings),
         "before": before,
         "after": sizes(),
     }
-    Path("look.json").write_text(json.dumps(found))
+    Path("look.json").write_text(json.dumps(counts))
 
 
-def moved_by_padding(tokens, keys):
-    """Largest change of an embedding's element when its chunk is embedded without padding."""
+def moved_by_padding(tokens, embeddings):
+    """Returns the largest change of an element of an embedding when its chunk is embedded without padding."""
     short = np.flatnonzero((tokens == PAD).any(axis=1))[:200]
     changes = [0.0]
     for row in short:
         bare = np.append(CLS, tokens[row][tokens[row] != PAD])
         alone = retrieval.bert_embed(torch.from_numpy(bare[None])).numpy()
-        changes.append(float(np.abs(alone - keys[row]).max()))
+        changes.append(float(np.abs(alone - embeddings[row]).max()))
     return max(changes)
 
 
 def main():
-    """Runs what it is asked for, in FOLDER, since the peer's own folders lie where it is started."""
+    """Runs the task in FOLDER, since the peer makes its folders where it is started."""
     task, texts, folder, model, k = sys.argv[1:]
     texts = os.path.abspath(texts)
     os.chdir(folder)

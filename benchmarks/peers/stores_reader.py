@@ -1,4 +1,4 @@
-"""One store of tokens, written and read at the word of `benchmarks/stores.py`, in a process of its own.
+"""One store of tokens, written and read for `benchmarks/stores.py` in a separate process.
 
     python stores_reader.py NAME TOKENS.npy PLACE
 
@@ -19,31 +19,31 @@ GROUP_ROWS = 4096
 
 
 def pairs(rows):
-    """[N, F] of all N, then all F."""
+    """Returns [N, F] from rows of all N, then all F."""
     return rows.reshape(2, -1, TOKENS).transpose(1, 0, 2).reshape(-1, 2 * TOKENS)
 
 
 def with_following(ids):
-    """Ids of all N, then of all F."""
+    """Returns ids of all N, then of all F."""
     return np.concatenate([ids, ids + 1])
 
 
 def retro_db(tokens, place):
-    """A database that is there already."""
+    """Opens a database that exists already."""
     import retro_db
 
     return retro_db.open(str(place)).chunks.values
 
 
 def memmap(tokens, place):
-    """A bare array."""
+    """Writes and opens a bare array."""
     np.save(place / "tokens.npy", tokens)
     array = np.load(place / "tokens.npy", mmap_mode="r")
     return lambda ids: np.concatenate([array[ids], array[ids + 1]], axis=1)
 
 
 def hdf5(tokens, place):
-    """A contiguous dataset of HDF5, whose fancy indexing takes ids in order and without repetition."""
+    """Writes a contiguous dataset of HDF5, whose fancy indexing takes ids in order without repetition."""
     import h5py
 
     with h5py.File(place / "tokens.h5", "w") as file:
@@ -58,7 +58,7 @@ def hdf5(tokens, place):
 
 
 def parquet(tokens, place):
-    """Rows of plain bytes in Parquet: reads the row groups that are needed, then takes rows of those."""
+    """Writes rows of plain bytes in Parquet; reads the row groups that it needs, then takes their rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -85,7 +85,7 @@ def parquet(tokens, place):
 
 
 def datasets(tokens, place):
-    """Hugging Face's datasets, loaded from disk, a batch as NumPy arrays."""
+    """Writes Hugging Face's dataset and loads it from disk, a batch as NumPy arrays."""
     from datasets import Dataset, Features, List, Value, disable_progress_bars, load_from_disk
 
     disable_progress_bars()
@@ -96,7 +96,7 @@ def datasets(tokens, place):
 
 
 def datasets_arrow(tokens, place):
-    """The same, a batch as an Arrow table."""
+    """Writes and loads the same, a batch as an Arrow table."""
     from datasets import load_from_disk
 
     datasets(tokens, place)
@@ -110,7 +110,7 @@ def datasets_arrow(tokens, place):
 
 
 def streaming(tokens, place):
-    """MosaicML's StreamingDataset over local MDS files; it gives one item at a time."""
+    """Opens MosaicML's StreamingDataset over local MDS files; it gives one item at a time."""
     from streaming import MDSWriter, StreamingDataset
 
     with MDSWriter(
@@ -136,10 +136,10 @@ STORES = {
 
 
 def check(tokens, read):
-    """Ends the process where a store gives other tokens."""
+    """Ends the process if a store gives other tokens."""
     ids = np.random.default_rng(0).integers(0, len(tokens) - 1, GROUP_ROWS)
-    found = read(ids)
-    chunks, following = found[:, :TOKENS], found[:, TOKENS:]
+    values = read(ids)
+    chunks, following = values[:, :TOKENS], values[:, TOKENS:]
     # Ours has nothing but padding after a document's last chunk.
     right = (following == tokens[ids + 1]).all(axis=1) | (following == 0).all(axis=1)
     if not (np.array_equal(chunks, tokens[ids]) and right.all() and following.any()):

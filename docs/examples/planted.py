@@ -1,10 +1,10 @@
-"""Writes a corpus in which passages come again, so that neighbors are worth having.
+"""Writes a corpus with repeated passages, so that neighbors help a model.
 
     python docs/examples/planted.py FOLDER [--documents 240]
 
-The text is that of Python's standard library, cut into passages of whole lines. A document is an opening of
-some passages, which three documents have in common, and a passage of its own: as versions of a file, pages
-of a site and forms that were filled in have much in common. The folder gets `corpus.jsonl` and the
+The text comes from Python's standard library, cut into passages of whole lines. A document is an opening of
+some passages, which it shares with two other documents, and a passage that no other document has: versions
+of a file, pages of a site and filled-in forms share as much. The folder gets `corpus.jsonl` and the
 `config.yaml` of a build, which sets every eighth document apart for validation.
 """
 
@@ -23,12 +23,12 @@ import yaml
 from retro_db_pipelines.commands.demo import encoder_folder
 
 OPENING, COPIES = 3, 3  # passages of an opening, and documents that have it in common
-CHARACTERS = (700, 1300)  # of a passage, about: 3 to 8 chunks
+CHARACTERS = (700, 1300)  # about the length of a passage: 3 to 8 chunks
 LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "encodings", "pydoc_data"}
 
 
 def passages(chance: random.Random) -> Iterator[str]:
-    """Runs of whole lines of the library's modules, each text once."""
+    """Yields runs of whole lines of the library's modules, each text once."""
     library = Path(sysconfig.get_path("stdlib"))
     modules = [p for p in library.rglob("*.py") if not LEFT_OUT & set(p.relative_to(library).parts)]
     modules.sort()
@@ -43,7 +43,7 @@ def passages(chance: random.Random) -> Iterator[str]:
 
 
 def documents(count: int, chance: random.Random) -> Iterator[str]:
-    """Documents with common openings, in a shuffled order."""
+    """Returns documents with common openings, in a shuffled order."""
     source = passages(chance)
     texts: list[str] = []
     while len(texts) < count:
@@ -72,7 +72,7 @@ def write_corpus(folder: Path, count: int) -> None:
 
 
 def main() -> None:
-    """Reads the arguments, and writes."""
+    """Reads the arguments, and writes the corpus."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--documents", type=int, default=240)

@@ -2,12 +2,14 @@
 
     python docs/examples/train_retro_pytorch.py DB [--steps 800] [--seed 0]
 
-DB needs a validation split. Its documents are told to the trained models, and what they need for a token is
-printed in bits: with neighbors, with those of other chunks instead, and of the model that never had any. If
-it is the neighbors' content that helps, true ones are better than exchanged ones.
+DB needs a validation split. The trained models predict its documents, and the script prints the bits that
+they need for a token: with neighbors, with the neighbors of other chunks instead, and without any, for the
+model that was trained without. If the content of neighbors helps, true neighbors are better than exchanged
+ones.
 
-All tokens are counted that a neighbor can help to predict, and once more those of *held* chunks alone: of
-which at least half stands, as one run, in the neighbors that the model has while it predicts them.
+The first figure counts all tokens that a neighbor can help to predict, the second only the tokens of *held*
+chunks: chunks of which at least half is, as one run, in the neighbors that the model has while it predicts
+them.
 """
 
 from __future__ import annotations
@@ -30,19 +32,19 @@ from retro_db.reader.dataset import Example
 from retro_db.report.leakage import longest_common
 
 SEQ_LEN, NEIGHBORS, BATCH = 512, 2, 2
-HELD_OUT = 128  # validation sequences that are told to the models, at most
+HELD_OUT = 128  # at most how many validation sequences the models predict
 IGNORED = -100  # a target that cross_entropy passes over
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model takes of b sequences of l chunks.
+    """The input of the model for b sequences of l chunks.
 
     Attributes:
         tokens: int64 [b, seq_len].
-        targets: int64 [b, seq_len - 1], the token after each; IGNORED where that is padding.
-        retrieved: int64 [b, l, k, 2 m]. Row u has the neighbors of chunk u, as in the database: it is the
-            model that shifts. It reads them from the last token of chunk u on, which predicts the first
+        targets: int64 [b, seq_len - 1], the token after each; IGNORED where it is padding.
+        retrieved: int64 [b, l, k, 2 m]. Row u has the neighbors of chunk u, as in the database; the model
+            shifts them. It reads them from the last token of chunk u on, which predicts the first
             of chunk u + 1.
     """
 
@@ -52,9 +54,9 @@ class Batch:
 
     @classmethod
     def of(cls, example: dict[str, Tensor], pad_id: int) -> Batch:
-        """From what a loader gives.
+        """Makes a batch from an example of a loader.
 
-        RETRO-pytorch tells padding by an id, and a database by its masks, as its own pad id may be a
+        RETRO-pytorch marks padding by an id, and a database by its masks, since its pad id may be a
         real token too. So the padding of neighbors becomes an id that no token has.
         """
         tokens, neighbors = example["tokens"].long(), example["neighbors"].long()
@@ -66,7 +68,7 @@ class Batch:
 
 
 def new_model(database: retro_db.Database, seed: int) -> RETRO:
-    """A small one, with one more token than the database has: the padding."""
+    """Returns a small model, with one more token than the database has: the padding."""
     torch.manual_seed(seed)
     chunk = database.manifest.chunk
     model = RETRO(
@@ -81,14 +83,14 @@ def new_model(database: retro_db.Database, seed: int) -> RETRO:
         dec_cross_attn_layers=(1, 2),
         dim_head=32,
     )
-    # With its own N(0, 1), what the layers add is small beside the embeddings, and they learn late.
+    # With RETRO-pytorch's N(0, 1), the layers add little to the embeddings, and learn late.
     torch.nn.init.normal_(model.token_emb.weight, std=0.3)
     torch.nn.init.normal_(model.pos_emb.weight, std=0.1)
     return model
 
 
 def batches(dataset: retro_db.RetroDataset, seed: int, pad_id: int) -> Iterator[Batch]:
-    """Epoch after epoch."""
+    """Yields the batches of epoch after epoch."""
     sampler = retro_db.RetroSampler(dataset, BATCH, seed=seed, drop_last=True)
     loader = DataLoader(dataset, batch_sampler=sampler)
     # Each time that the loader is asked to begin, the sampler goes on to the next epoch.
@@ -97,7 +99,7 @@ def batches(dataset: retro_db.RetroDataset, seed: int, pad_id: int) -> Iterator[
 
 
 def optimizers(model: RETRO) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, which learn to copy in a few hundred steps; AdamW for the rest."""
+    """Returns Muon for the layers' matrices, which learn to copy in a few hundred steps, and AdamW."""
     outer = (model.token_emb, model.pos_emb, model.to_logits)
     rest = {id(parameter) for module in outer for parameter in module.parameters()}
     rest |= {id(parameter) for parameter in model.parameters() if parameter.ndim < 2}
@@ -108,16 +110,20 @@ def optimizers(model: RETRO) -> list[torch.optim.Optimizer]:
 
 
 def train(
-    dataset: retro_db.RetroDataset, steps: int, seed: int, with_neighbors: bool
+    dataset: retro_db.RetroDataset, steps: int, seed: int, *, with_neighbors: bool
 ) -> tuple[RETRO, list[float]]:
-    """A trained model, and the loss of each step in bits a token."""
+    """Returns a trained model, and the loss of each step in bits a token."""
     model = new_model(dataset.database, seed)
     used = optimizers(model)
     schedules = [
         torch.optim.lr_scheduler.OneCycleLR(
-            one, one.param_groups[0]["lr"], total_steps=steps, pct_start=0.1, cycle_momentum=False
+            optimizer,
+            optimizer.param_groups[0]["lr"],
+            total_steps=steps,
+            pct_start=0.1,
+            cycle_momentum=False,
         )
-        for one in used
+        for optimizer in used
     ]
     losses: list[float] = []
     for batch in itertools.islice(batches(dataset, seed, model.pad_id), steps):
@@ -134,23 +140,23 @@ def train(
     return model.eval(), losses
 
 
-def held(example: Example) -> np.ndarray:
-    """Chunks of which at least half stands in the neighbors of the one before them: bool [b, l]."""
+def held_chunks(example: Example) -> np.ndarray:
+    """Finds chunks of which at least half is in the neighbors of the chunk before them: bool [b, l]."""
     b, l, k, width = example["neighbors"].shape  # noqa: E741 - as in the paper
     m = width // 2
-    found = longest_common(
+    common = longest_common(
         example["tokens"].reshape(b, l, m)[:, 1:].reshape(-1, m),
         example["mask"].reshape(b, l, m)[:, 1:].sum(axis=-1).reshape(-1),
         example["neighbors"][:, :-1].reshape(-1, k, width),
         example["neighbor_mask"].reshape(b, l, k, 2, m)[:, :-1].sum(axis=-1).reshape(-1, k, 2),
     )
-    enough = found.max(axis=-1).reshape(b, l - 1) >= m // 2
+    enough = common.max(axis=-1).reshape(b, l - 1) >= m // 2
     return np.concatenate([np.zeros((b, 1), bool), enough], axis=1)
 
 
 @torch.no_grad()
 def bits(model: RETRO, batch: Batch, retrieved: Tensor | None) -> Tensor:
-    """What the model needs for each target: [b, seq_len - 1], 0 at padding."""
+    """Returns the bits that the model needs for each target: [b, seq_len - 1], 0 at padding."""
     parts = []
     for start in range(0, len(batch.tokens), 8):
         rows = slice(start, start + 8)
@@ -164,21 +170,21 @@ def bits(model: RETRO, batch: Batch, retrieved: Tensor | None) -> Tensor:
 
 
 def exchanged(retrieved: Tensor, seed: int) -> Tensor:
-    """Each chunk gets the neighbors of another one, drawn from all sequences."""
+    """Gives each chunk the neighbors of another one, drawn from all sequences."""
     rows = retrieved.flatten(0, 1)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return rows[order].view_as(retrieved)
 
 
 def compare(reading: RETRO, plain: RETRO, held_out: retro_db.RetroDataset, seed: int) -> None:
-    """Prints what each model needs for the held-out text."""
+    """Prints the bits that each model needs for the held-out text."""
     example = held_out[list(range(min(len(held_out), HELD_OUT)))]
     tensors = {name: torch.from_numpy(values) for name, values in example.items()}
     batch = Batch.of(tensors, reading.pad_id)
     m = held_out.database.manifest.chunk.tokens
     counted = batch.targets != IGNORED
     counted[:, : m - 1] = False  # the first chunk, before which there are no neighbors
-    alone = counted & torch.from_numpy(held(example).repeat(m, axis=1)[:, 1:])
+    alone = counted & torch.from_numpy(held_chunks(example).repeat(m, axis=1)[:, 1:])
     needed = {
         "true neighbors": bits(reading, batch, batch.retrieved),
         "exchanged neighbors": bits(reading, batch, exchanged(batch.retrieved, seed)),
@@ -204,7 +210,7 @@ def main() -> None:
     trained = []
     for with_neighbors in (True, False):
         print(f"training {'with' if with_neighbors else 'without'} neighbors", flush=True)
-        model, losses = train(dataset, options.steps, options.seed, with_neighbors)
+        model, losses = train(dataset, options.steps, options.seed, with_neighbors=with_neighbors)
         print(f"first {losses[0]:.3f}, last {np.mean(losses[-20:]):.3f} bits a token", flush=True)
         trained.append(model)
     compare(*trained, held_out, options.seed)

@@ -56,11 +56,6 @@ def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
             folder.remove(place.rstrip("/"))
 
 
-def smoke_output(config: Config) -> str:
-    """Where a smoke build goes: beside the database."""
-    return config.output.rstrip("/") + "-smoke"
-
-
 def check_replaceable(folder: Folder) -> None:
     """Refuses a database that more than a build has made.
 
@@ -97,6 +92,34 @@ def check_output(folder: Folder) -> None:
 
 
 @contextmanager
+def taken_output(config: Config) -> Iterator[Folder]:
+    """Takes the output folder of a build, if a build may write there.
+
+    Raises:
+        InputError: It holds what a build would undo, or did not write; or it is taken.
+        ExecutionError: A disk or the memory refused something later.
+    """
+    folder = checked_output(config)
+    with owned_folder(folder) as folder:
+        # An append or a removal may have ended in between.
+        check_replaceable(folder)
+        folder.remove(GENERATIONS)  # of an append that was given up
+        yield folder
+
+
+def checked_output(config: Config) -> Folder:
+    """The output folder of a build, which may write there.
+
+    Raises:
+        ConfigError: The folder holds what a build would undo, or did not write.
+    """
+    folder = Folder(config.output)
+    check_replaceable(folder)
+    check_output(folder)
+    return folder
+
+
+@contextmanager
 def owned_folder(folder: Folder) -> Iterator[Folder]:
     """Takes the folder for this build, and sends libraries' chatter to its log file.
 
@@ -105,10 +128,10 @@ def owned_folder(folder: Folder) -> Iterator[Folder]:
         ExecutionError: A disk or the memory refused something later.
     """
     path = Path(log_place(folder))
-    with ExitStack() as held:
+    with ExitStack() as resources:
         try:
-            owned = held.enter_context(owning(folder))
-            held.enter_context(chatter_to(path))
+            owned = resources.enter_context(owning(folder))
+            resources.enter_context(chatter_to(path))
         except OSError as error:
             raise InputError(
                 f"output: {folder.url} cannot be written: {error.strerror or error}; name another folder, "

@@ -1,65 +1,105 @@
-"""The index: trained, filled, and tuned."""
+"""Which index is built, and how it is searched: decided, and said."""
 
 from __future__ import annotations
 
-from retro_db.index.keys import parse_key
+from retro_db.corpus.chunking import ChunkedShard
+from retro_db.errors import CorpusError
+from retro_db.index.keys import choose_key, parse_key, reduce_key
+from retro_db.index.training import predict_size, training_points
 from retro_db.manifest.parts import Part
+from retro_db.search.searching import resident_bytes
 
-from ..engine.resume import Build
-from ..stages.assemble import ListRange, assemble_stage, divide_lists
-from ..stages.encode import encode_stage
-from ..stages.train import train_stage
-from ..stages.tune import BuiltIndex, tune_stages
+from ..engine.actions import Build
+from ..stages.tune import BuiltIndex, FilledIndex, tune_stage
 
 
-def index_stages(
-    build: Build, parts: list[Part], key: str, entries: int, dimension: int
-) -> BuiltIndex:
-    """Runs the stages.
+def announce_key(build: Build, chunked: list[ChunkedShard], dimension: int) -> None:
+    """Says before anything is embedded which index is to be built, and what it will take.
 
     Args:
         build: The build.
-        parts: All parts, embedded.
-        key: Of the index.
-        entries: Chunks of training documents.
-        dimension: d.
+        chunked: Shards whose chunks are to be indexed.
+        dimension: Dimension d of the embeddings.
 
-    Returns:
-        The index, tuned.
+    Raises:
+        IndexKeyError: The corpus is too small for the key, or the memory to train it.
+        CorpusError: Nothing is left to index.
     """
+    index, entries = build.config.index, training_chunks(chunked)
+    key = decide_key(build, chunked, dimension)
+    if index.key not in ("auto", key):
+        build.console.say(f"index.key   {index.key} reduced to {key}, which the sample can train")
     parsed = parse_key(key, dimension)
-    template = train_stage(build, parts, parsed, entries, dimension)
-    codes = encode_stage(build, parts, template, dimension)
-    ranges = [
-        ListRange(number, first, end)
-        for number, (first, end) in enumerate(
-            divide_lists(build.config.index, codes, parsed, dimension)
+    each, whole = predict_size(parsed, dimension, entries)
+    streamed = ""
+    if resident_bytes(whole, parsed) > index.memory:
+        streamed = ", more than index.memory holds: searched partition by partition"
+    build.console.say(
+        f"key        {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all{streamed}"
+    )
+
+
+def training_chunks(chunked: list[ChunkedShard]) -> int:
+    """Number of chunks of training documents."""
+    written = [part for shard in chunked for part in shard.parts]
+    return sum(part.chunks.rows - part.validation_chunks for part in written)
+
+
+def decide_key(build: Build, chunked: list[ChunkedShard], dimension: int, keyless: int = 0) -> str:
+    """The index key: given, reduced in a sample build, or chosen; and whether it can be trained.
+
+    Args:
+        build: The build.
+        chunked: Shards whose chunks are to be indexed, except chunks of validation documents.
+        dimension: Dimension d of the embeddings.
+        keyless: Number of chunks without an embedding, known once all are embedded.
+
+    Raises:
+        IndexKeyError: The corpus is too small for a given key.
+        CorpusError: Nothing is left to index.
+    """
+    index = build.config.index
+    entries = training_chunks(chunked)
+    if not entries:
+        raise CorpusError(
+            "split.validation: every document with a token is of the validation split, so that nothing "
+            "is left to index; lower it"
         )
-    ]
-    assembled = assemble_stage(build, codes, template, ranges)
-    partitions = [partition.file for partition in assembled]
-    search = tune_stages(build, parts, key, template.file, partitions, dimension)
-    fine = [encoded.fine for encoded in codes if encoded.fine]
-    index = BuiltIndex(key, parsed.lists, template, partitions, fine, search)
-    say_index(build, index)
-    return index
+    memory = int(index.memory)
+    if index.key == "auto":
+        key = choose_key(max(entries - keyless, 1), dimension, memory)
+    else:
+        key = (
+            reduce_key(index.key, entries, dimension) if build.documents is not None else index.key
+        )
+    training_points(parse_key(key, dimension), dimension, entries, memory)
+    return key
 
 
-def say_index(build: Build, index: BuiltIndex) -> None:
-    """One line on how the index is searched, and how well that was measured to find."""
-    search, settings = index.search, index.search.settings
+def tune_index(build: Build, parts: list[Part], index: FilledIndex, dimension: int) -> BuiltIndex:
+    """Tunes the search of an index, and says how well it finds.
+
+    Args:
+        build: The build.
+        parts: All parts of the database, their files as the database sees them.
+        index: The index.
+        dimension: Dimension d of the embeddings.
+    """
+    tuned = tune_stage(build, parts, index, dimension)
+    search, settings = tuned.search, tuned.search.settings
     graph = f", efSearch {settings.ef_search}" if settings.ef_search else ""
-    said = (
+    line = (
         f"index      {index.key}, nprobe {settings.nprobe:,} of {index.lists:,} lists{graph}, "
         f"{settings.rerank} re-ranked"
     )
     if search.curve:
         point = search.curve[-1]
-        said += (
+        line += (
             f": recall@10 {point.recall:.3f}, at least {point.lower_bound:.3f} "
             f"({search.queries:,} queries)"
         )
     if search.remedy:
         target = build.config.index.recall_target
-        said += f"; the target {target:g} is out of reach, {search.remedy} would meet it"
-    build.console.say(said)
+        line += f"; the target {target:g} is out of reach, {search.remedy} would meet it"
+    build.console.say(line)
+    return tuned

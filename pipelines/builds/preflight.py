@@ -16,7 +16,7 @@ from retro_db.manifest.model import Manifest
 from retro_db.store.folder import Folder
 from retro_db.tokens.tokenizer import Tokenizer
 
-from ..engine.console import Console
+from ..engine.actions import Build
 
 # An estimate may be wrong by so much before it refuses anything.
 _DOUBT = 2
@@ -27,32 +27,20 @@ _OTHER_MAPPINGS = 4096
 _TABLES = 4
 
 
-def check_ahead(
-    config: Config,
-    folder: Folder,
-    parts: int,
-    estimate: CorpusEstimate,
-    model: EncoderModel,
-    smoke: bool,
-    local: bool,
-    console: Console,
-) -> None:
-    """Says what the build will need, and refuses what cannot end well.
+def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, parts: int) -> None:
+    """Says what a build will need, and refuses one that cannot end well.
 
     Args:
-        config: Of the build.
-        folder: Where it writes.
-        parts: Of every table, at most.
-        estimate: Of the corpus.
-        model: The encoder, which has been found and read.
-        smoke: Whether the index key is reduced to the sample.
-        local: Whether this machine is the one that works.
-        console: What people see.
+        build: The build, before its first stage.
+        estimate: Size of the corpus.
+        model: The encoder.
+        parts: Files of every table, at most.
 
     Raises:
         InputError: The input cannot be parsed, the tokenizer not read, or the index not trained.
         ExecutionError: The machine has too little disk, memory or file handles.
     """
+    config, folder, console = build.config, build.home, build.console
     _check_inputs(estimate)
     if config.tokenizer.path is not None:
         Tokenizer.load(config.tokenizer.path)
@@ -61,52 +49,41 @@ def check_ahead(
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; encoder "
         f"{Path(config.encoder.model).name}, {model.dimension} dimensions, on {model.device}"
     )
-    if config.index.key != "auto" and not smoke:
+    if config.index.key != "auto" and build.documents is None:
         _check_key(config.index.key, chunks, model.dimension)
     key = config.index.key
     if key == "auto":
         key = choose_key(max(chunks, 1), model.dimension, int(config.index.memory))
     wanted = [
         check_disk(folder, chunks * _chunk_bytes(config, key, model.dimension), held_bytes(folder)),
-        _check_memory(key, chunks, model.dimension, local),
+        _check_memory(key, chunks, model.dimension, is_local=build.engine.is_local),
         allow_files(parts),
     ]
     console.say(f"check      {', '.join(wanted)}")
 
 
-def check_append(
-    config: Config,
-    folder: Folder,
-    place: Folder,
-    parts: int,
-    estimate: CorpusEstimate,
-    old: Manifest,
-    console: Console,
-) -> None:
-    """Says what an append will need, and refuses what cannot end well.
+def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
+    """Says what an append will need, and refuses one that cannot end well.
 
     Args:
-        config: Of what is added.
-        folder: The database.
-        place: Where in it the append writes.
-        parts: Of every table, old and new.
-        estimate: Of the corpus that is added.
-        old: What is there.
-        console: What people see.
+        build: The build that adds, before its first stage.
+        estimate: Size of the corpus that is added.
+        old: Manifest of the database.
 
     Raises:
         InputError: The input cannot be parsed.
         ExecutionError: The machine has too little disk or too few file handles.
     """
+    config = build.config
     _check_inputs(estimate)
     chunks = estimate.chunks(config.chunk.tokens)
-    parts += chunks // config.chunk.part_rows
-    # The index is written anew, with what is in it.
+    parts = len(old.tables.chunks) + len(build.shards) + chunks // config.chunk.part_rows
+    # The index is rewritten with all its entries.
     index = sum(entry.bytes for entry in old.partition_files)
     needed = index + chunks * _chunk_bytes(config, old.index.key, old.encoder.dimension)
-    console.say(
+    build.console.say(
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; "
-        f"{check_disk(folder, needed, held_bytes(place))}, {allow_files(parts)}"
+        f"{check_disk(build.home, needed, held_bytes(build.folder))}, {allow_files(parts)}"
     )
 
 
@@ -165,11 +142,11 @@ def check_disk(folder: Folder, needed: int, held: int) -> str:
     return f"disk about {in_units(needed)} of {in_units(free)} free"
 
 
-def _check_memory(key: str, chunks: int, dimension: int, local: bool) -> str:
+def _check_memory(key: str, chunks: int, dimension: int, *, is_local: bool) -> str:
     """Training is what takes most; a key that cannot do with `index.memory` is refused elsewhere."""
     points = min(chunks, needed_points(parse_key(key, dimension)))
     needed = points * POINT_COPIES * 4 * dimension
-    if not local:
+    if not is_local:
         return f"memory at least {in_units(needed)} to train"
     free = _available_memory()
     if needed > _DOUBT * free:
@@ -192,7 +169,7 @@ def allow_files(parts: int) -> str:
     """Lets this process and its workers have each part's tables open, as they do while they search.
 
     Args:
-        parts: Of every table.
+        parts: Number of files of every table.
 
     Returns:
         What is needed and allowed, for people.

@@ -15,6 +15,7 @@ from retro_db.errors import ExecutionError, RetroDBError, of_environment
 
 from ..engine import pool
 from ..engine.console import Console
+from ..stages import STAGES
 from .signals import SIGNALED, Stopped, stopping
 
 _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
@@ -24,8 +25,8 @@ _SET = click.option(
 _WORKERS = click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Shards worked on side by side on a machine, which its cores are divided among: here as many "
-    "processes, 1 if left out. With another runner, what it does: a shard on each core if left out.",
+    help="Tasks that run side by side on a machine and share its cores. On this machine each has a process, "
+    "and the default is 1; with another runner the default is a task on each core.",
 )
 _BEAM_OPTIONS = click.argument(
     "beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]"
@@ -50,7 +51,7 @@ def cli() -> None:
     flag_value=1000,
     type=click.IntRange(min=1),
     metavar="[DOCUMENTS]",
-    help="Try every stage on a sample of about 1,000 documents, verify it, and tell what the whole "
+    help="Try every stage on a sample of about 1,000 documents, verify it, and say what the whole "
     "build would take.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be done, and why.")
@@ -67,6 +68,7 @@ def cli() -> None:
 )
 @_BEAM_OPTIONS
 def build(
+    *,
     config: str,
     overrides: tuple[str, ...],
     workers: int,
@@ -97,7 +99,7 @@ def build(
     if refresh and not adds:
         raise click.UsageError("--refresh belongs to --append")
     if adds:
-        show_built(settings.output, append(settings, engine, console, refresh), console)
+        show_built(settings.output, append(settings, engine, console, refresh=refresh), console)
     elif dry_run:
         tell_build(settings, engine, console)
     elif smoke is not None:
@@ -109,7 +111,9 @@ def build(
 @cli.command()
 @click.argument("config", metavar="[CONFIG.yaml]", required=False, type=click.Path())
 @_SET
-@click.option("--tokens", metavar="COUNT", help="Plan for so many tokens, such as 1.75T or 300B.")
+@click.option(
+    "--tokens", metavar="COUNT", help="Size of the corpus in tokens, such as 1.75T or 300B."
+)
 @click.option(
     "--tokens-per-document",
     metavar="COUNT",
@@ -130,6 +134,7 @@ def build(
 )
 @_JSON
 def plan(
+    *,
     config: str | None,
     overrides: tuple[str, ...],
     k: str | None,
@@ -139,7 +144,7 @@ def plan(
     as_json: bool,
     **corpus: str | None,
 ) -> None:
-    """Say what a build would take, of a configuration or of so many tokens, before anything runs."""
+    """Say what a build would take, for a configuration or a number of tokens, before anything runs."""
     from .plan import CorpusOptions, plan_build
     from .show import show_plan
 
@@ -151,17 +156,17 @@ def plan(
     if no_embeddings:
         settings.append("embeddings.keep=false")
     planned = plan_build(config, CorpusOptions(**corpus), settings, chunks_per_second)
-    show_plan(planned, as_json, Console())
+    show_plan(planned, Console(), as_json=as_json)
 
 
 @cli.command()
 @_DATABASE
 @_JSON
-def inspect(database: str, as_json: bool) -> None:
+def inspect(*, database: str, as_json: bool) -> None:
     """Show counts, sizes, settings and health of a database."""
     from .show import show_database
 
-    show_database(database, as_json, Console())
+    show_database(database, Console(), as_json=as_json)
 
 
 @cli.command()
@@ -172,15 +177,21 @@ def inspect(database: str, as_json: bool) -> None:
 @click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
 @_JSON
 def query(
-    database: str, text: str | None, chunk: int | None, k: int, encoder: str | None, as_json: bool
+    *,
+    database: str,
+    text: str | None,
+    chunk: int | None,
+    k: int,
+    encoder: str | None,
+    as_json: bool,
 ) -> None:
     """Show the chunks nearest to a text, or those stored as a chunk's neighbors."""
     from .query import show_near_chunk, show_near_text
 
     if chunk is not None and text is None:
-        show_near_chunk(database, chunk, k, as_json, Console())
+        show_near_chunk(database, chunk, k, Console(), as_json=as_json)
     elif text is not None and chunk is None:
-        show_near_text(database, text, k, encoder, as_json, Console())
+        show_near_text(database, text, k, encoder, Console(), as_json=as_json)
     else:
         raise click.UsageError("give a text or --chunk ID")
 
@@ -197,11 +208,11 @@ def query(
 )
 @click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
 @_JSON
-def verify(database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
+def verify(*, database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
     """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
     from .show import show_problems
 
-    sys.exit(show_problems(database, recompute, encoder, as_json, Console()))
+    sys.exit(show_problems(database, recompute, encoder, Console(), as_json=as_json))
 
 
 @cli.command()
@@ -210,20 +221,20 @@ def verify(database: str, recompute: float, encoder: str | None, as_json: bool) 
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbors.")
 @click.option("--save", metavar="FILE", help="Parquet file for the figures of every chunk.")
 @_JSON
-def leakage(database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:
-    """Measure how much of an evaluation set's chunks stands in their neighbors, word for word.
+def leakage(*, database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:
+    """Measure how much of an evaluation set its neighbors contain, word for word.
 
     r(C) is the longest run of tokens that a chunk has in common with one of its neighbors and its
     continuation, over the chunk's length.
     """
     from .show import show_leakage
 
-    show_leakage(database, queries, k, save, as_json, Console())
+    show_leakage(database, queries, k, save, Console(), as_json=as_json)
 
 
 @cli.command()
 @_DATABASE
-@click.option("--out", metavar="FILE", help="Path or URL; report/report.html in DB if left out.")
+@click.option("--out", metavar="FILE", help="Path or URL; by default report/report.html in DB.")
 def report(database: str, out: str | None) -> None:
     """Write a page about a database: one HTML file that needs no network."""
     import retro_db
@@ -243,7 +254,7 @@ def report(database: str, out: str | None) -> None:
     help="One document per line: its id, or its source, a tab and its id.",
 )
 def remove(database: str, documents: str) -> None:
-    """Remove documents: they are no neighbors and no training text from now on.
+    """Remove documents: they are neither neighbors nor training text from now on.
 
     Ids stay as they are, and what was opened before goes on undisturbed.
     """
@@ -260,7 +271,7 @@ def remove(database: str, documents: str) -> None:
 @_WORKERS
 @_BEAM_OPTIONS
 def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]) -> None:
-    """Write DB anew, in the folder NEW, without what was removed, and the map from old ids to new."""
+    """Copy DB to the folder NEW without what was removed, with a map from old ids to new."""
     from ..builds.compact import compact as run_compact
     from ..engine.runner import Engine
     from .show import show_built
@@ -281,7 +292,7 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
-    help="Of the whole training; about one epoch if left out.",
+    help="Samples of the whole training; by default about one epoch.",
 )
 @click.option(
     "--batch-size",
@@ -302,7 +313,7 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
     type=click.IntRange(min=0),
     default=100,
     show_default=True,
-    help="Batches of an evaluation; with 0, validation documents are left out.",
+    help="Batches of an evaluation; 0 exports no validation documents.",
 )
 @click.option(
     "--seed",
@@ -311,7 +322,9 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
     show_default=True,
     help="Decides the order of samples; the trainer's for everything.",
 )
-@click.option("--end-token", help="What ends documents; the tokenizer's eos_token if left out.")
+@click.option(
+    "--end-token", help="Token that ends documents; by default the tokenizer's eos_token."
+)
 def export(database: str, out: str, to: str, **settings: Any) -> None:
     """Write DB in another trainer's layout to the folder OUT: as a project of Megatron-LM's Retro."""
     from retro_db.export import MegatronSettings
@@ -321,26 +334,30 @@ def export(database: str, out: str, to: str, **settings: Any) -> None:
     export_to_megatron(database, out, MegatronSettings(**settings), Console())
 
 
-def stage_command(stage: str) -> click.Command:
-    """The command of one stage alone: `python -m retro_db_pipelines.STAGE CONFIG.yaml`."""
+@cli.command()
+@click.argument("name", metavar="NAME", type=click.Choice(list(STAGES)))
+@_CONFIG
+@_SET
+@_WORKERS
+@_BEAM_OPTIONS
+def stage(
+    *,
+    name: str,
+    config: str,
+    overrides: tuple[str, ...],
+    workers: int,
+    beam_options: tuple[str, ...],
+) -> None:
+    """Run one stage of a build alone; the stages before it must be complete.
 
-    @click.command(help=f"Run the stage {stage} alone; the ones before it must be done.")
-    @_CONFIG
-    @_SET
-    @_WORKERS
-    @_BEAM_OPTIONS
-    def command(
-        config: str, overrides: tuple[str, ...], workers: int, beam_options: tuple[str, ...]
-    ) -> None:
-        from retro_db.config import load_config
+    NAME index stands for the four stages train, encode, assemble and tune.
+    """
+    from retro_db.config import load_config
 
-        from ..builds.build import run_one
-        from ..engine.runner import Engine
+    from ..builds.build import build_stage
+    from ..engine.runner import Engine
 
-        engine = Engine(workers, beam_options)
-        run_one(stage, load_config(config, overrides), engine, Console())
-
-    return command
+    build_stage(name, load_config(config, overrides), Engine(workers, beam_options), Console())
 
 
 def run(arguments: Sequence[str], command: click.Command = cli) -> int:

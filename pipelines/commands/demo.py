@@ -69,10 +69,10 @@ def show_examples(database: Database, console: Console) -> None:
     chosen = np.linspace(0, len(database), _SHOWN + 2).astype(np.int64)[1:-1]
     passages = Passages(database)
     for chunk in chosen.tolist():
-        asked, found = passages.with_neighbors(chunk, 2)
+        asked, neighbors = passages.with_neighbors(chunk, 2)
         console.say()
         show_passage(console, "Example:", asked)
-        for rank, neighbor in enumerate(found, 1):
+        for rank, neighbor in enumerate(neighbors, 1):
             show_passage(console, f"Neighbor {rank}:", neighbor)
 
 

@@ -11,7 +11,7 @@ from ..engine.console import Console
 
 
 def export_to_megatron(url: str, out: str, settings: MegatronSettings, console: Console) -> None:
-    """Writes a project of Megatron-LM's Retro, and says what its trainer must be told.
+    """Writes a project of Megatron-LM's Retro, and prints the options for its trainer.
 
     Args:
         url: The database.

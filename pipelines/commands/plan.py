@@ -41,7 +41,7 @@ def plan_build(
 
     Args:
         config: A YAML file, or None.
-        options: What the corpus is, if there is no file.
+        options: Description of the corpus, if no file is given.
         overrides: `a.b=value` each.
         chunks_per_second: What a device embeds.
 
@@ -101,7 +101,7 @@ def parse_count(text: str, option: str) -> float:
     number = float(re.sub("[,_]", "", match[1])) * _FACTORS[match[2].upper()] if match else 0.0
     if not 0 < number < float("inf"):
         raise InputError(
-            f"{option}: {text!r} is no positive number; write one such as 1000, 12M, 300B or 1.75T"
+            f"{option}: {text!r} is not a positive number; write one such as 1000, 12M, 300B or 1.75T"
         )
     return number
 

@@ -1,4 +1,4 @@
-"""What the terminal shows of chunks and what was found near them."""
+"""Prints chunks and their neighbors, for `retro-db query`."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ _INDENT = 3
 
 
 def show_near_text(
-    url: str, text: str, k: int, encoder: str | None, as_json: bool, console: Console
+    url: str, text: str, k: int, encoder: str | None, console: Console, *, as_json: bool
 ) -> None:
     """The chunks nearest to a text."""
     database = retro_db.open(url)
     ids, distances = Retriever(database, encoder).search([text], k)
-    found = Passages(database).of(ids[0][ids[0] >= 0], distances[0], text)
+    neighbors = Passages(database).of(ids[0][ids[0] >= 0], distances[0], text)
     if as_json:
-        console.show_json({"text": text, "neighbors": [to_json(passage) for passage in found]})
+        console.show_json({"text": text, "neighbors": [to_json(passage) for passage in neighbors]})
         return
-    for rank, passage in enumerate(found, 1):
+    for rank, passage in enumerate(neighbors, 1):
         show_passage(console, f"{rank}.", passage)
-    if not found:
+    if not neighbors:
         console.say(
             "no neighbors: nothing is left to be found, or the encoder knows no word of the text"
         )
 
 
-def show_near_chunk(url: str, chunk: int, k: int, as_json: bool, console: Console) -> None:
+def show_near_chunk(url: str, chunk: int, k: int, console: Console, *, as_json: bool) -> None:
     """A chunk and its stored neighbors.
 
     Raises:
-        InputError: There is no such chunk.
+        InputError: The database has no such chunk.
     """
     database = retro_db.open(url)
     if not 0 <= chunk < len(database):
         raise InputError(f"--chunk {chunk}: ids go from 0 to {len(database) - 1}")
-    asked, found = Passages(database).with_neighbors(chunk, k)
+    asked, neighbors = Passages(database).with_neighbors(chunk, k)
     if as_json:
-        shown = {"chunk": to_json(asked), "neighbors": [to_json(passage) for passage in found]}
+        shown = {"chunk": to_json(asked), "neighbors": [to_json(passage) for passage in neighbors]}
         console.show_json(shown)
         return
     show_passage(console, "Asked for:", asked)
-    for rank, passage in enumerate(found, 1):
+    for rank, passage in enumerate(neighbors, 1):
         show_passage(console, f"{rank}.", passage)
-    if not found:
+    if not neighbors:
         console.say("no neighbors are stored for it")
 
 

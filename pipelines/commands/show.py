@@ -60,7 +60,7 @@ def show_removed(url: str, removal: Removal, console: Console) -> None:
         console.say(f"           {before}")
 
 
-def show_database(url: str, as_json: bool, console: Console) -> None:
+def show_database(url: str, console: Console, *, as_json: bool) -> None:
     """Counts, sizes and settings."""
     database = retro_db.open(url)
     manifest = database.manifest
@@ -131,7 +131,7 @@ def _show_tables(manifest: Manifest, console: Console) -> None:
 
 
 def show_problems(
-    url: str, recompute: float, encoder: str | None, as_json: bool, console: Console
+    url: str, recompute: float, encoder: str | None, console: Console, *, as_json: bool
 ) -> int:
     """What verify found.
 
@@ -155,7 +155,7 @@ def show_problems(
 
 
 def show_leakage(
-    url: str, queries: str | None, k: int, save: str | None, as_json: bool, console: Console
+    url: str, queries: str | None, k: int, save: str | None, console: Console, *, as_json: bool
 ) -> None:
     """How r(C) is distributed over an evaluation set."""
     measured = measure_leakage(retro_db.open(url), queries, k, save)
@@ -183,7 +183,7 @@ def show_leakage(
     console.show_table(("r(C)", "chunks", ""), bins, texts={2})
 
 
-def show_plan(plan: Plan, as_json: bool, console: Console) -> None:
+def show_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
     """What a build would take."""
     if as_json:
         console.show_json(to_json(plan))
@@ -216,7 +216,7 @@ def show_plan(plan: Plan, as_json: bool, console: Console) -> None:
             f"{hours.chunks_per_second:,g} chunks/s ({hours.source})"
         )
     console.say(
-        "           A rate is that of its source, not of your machines: measure with "
+        "           Rates come from the sources named, not from your machines: measure with "
         "benchmarks/embedding.py, give --chunks-per-second"
     )
 

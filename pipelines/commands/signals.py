@@ -11,11 +11,11 @@ from types import FrameType
 
 # For what gives back locks and removes temporary files; Beam and native libraries may take for ever.
 _PATIENCE_SECONDS = 2.0
-# Exit codes above it tell of signals, as shells have it.
+# Exit codes above it name signals, as in shells.
 SIGNALED = 128
 # Progress hides it.
 _SHOW_CURSOR = b"\x1b[?25h"
-_TOLD = {
+_MESSAGES = {
     signal.SIGINT: "interrupted; run the same command again to continue",
     signal.SIGTERM: "terminated; run the same command again to continue",
 }
@@ -25,11 +25,11 @@ class Stopped(KeyboardInterrupt):
     """A signal came.
 
     Attributes:
-        exit_code: Of the command.
+        exit_code: Exit code of the command.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(_TOLD[signal.Signals(number)])
+        super().__init__(_MESSAGES[signal.Signals(number)])
         self.exit_code = SIGNALED + number
 
 
@@ -57,7 +57,7 @@ def stopping() -> Iterator[None]:
 
     impatient = threading.Timer(_PATIENCE_SECONDS, end)
     impatient.daemon = True
-    before = {number: signal.getsignal(number) for number in _TOLD}
+    before = {number: signal.getsignal(number) for number in _MESSAGES}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, handle)

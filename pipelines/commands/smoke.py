@@ -13,12 +13,12 @@ from retro_db.store.serialize import from_json
 from retro_db.verify import verify_database
 
 from ..builds.build import build
-from ..builds.folders import check_output, smoke_output
+from ..builds.folders import check_output
 from ..engine.console import Console
 from ..engine.runner import Engine
 from .show import show_built
 
-# Their work is bounded by settings and evaluation texts, not by the corpus. So is that of query corpora.
+# Settings and evaluation texts bound the work of these stages, not the corpus; so do query corpora.
 _BOUNDED = ("tokenizer", "evaluation", "train", "sample")
 
 
@@ -28,11 +28,12 @@ def run_smoke(config: Config, engine: Engine, console: Console, documents: int) 
     Raises:
         DatabaseError: What was built is not sound.
     """
-    output = smoke_output(config)
+    output = config.output.rstrip("/") + "-smoke"
+    config = config.model_copy(update={"output": output})
     folder = Folder(output)
     check_output(folder)
     folder.remove("")
-    manifest = build(config, engine, console, smoke=documents)
+    manifest = build(config, engine, console, sample=documents)
     show_built(output, manifest, console)
     checked = verify_database(output)
     if checked.problems:

@@ -33,7 +33,7 @@ class Drive(beam.DoFn):
     """Runs a build in a process of its own, whose lines go to the worker's log.
 
     Args:
-        arguments: Of `retro-db build`.
+        arguments: Arguments of `retro-db build`.
     """
 
     arguments: list[str]
@@ -64,9 +64,9 @@ def driver_pipeline(
 
     Args:
         config: Path or URL of the configuration, as workers see it.
-        image: Of all workers, with retro-db in it.
+        image: Image of all workers, with retro-db in it.
         overrides: Settings that are changed.
-        stages: Beam's options for the stages' jobs alone; they prevail over those of the launch.
+        stages: Beam's options for the stages' jobs alone; they override the options of the launch.
         launch: Beam's options for this pipeline and the stages'.
 
     Raises:
@@ -78,7 +78,7 @@ def driver_pipeline(
     standard, workers = options.view_as(StandardOptions), options.view_as(WorkerOptions)
     standard.runner = standard.runner or "DataflowRunner"
     workers.num_workers = workers.max_num_workers = 1
-    inherited = [one for one in launch if not one.startswith(_OF_THE_LAUNCH)]
+    inherited = [option for option in launch if not option.startswith(_OF_THE_LAUNCH)]
     beam_options = [f"--runner={standard.runner}", *inherited, *stages]
     settings = [f"--set={override}" for override in overrides]
     pipeline = beam.Pipeline(options=options)

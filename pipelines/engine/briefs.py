@@ -1,4 +1,4 @@
-"""What workers are told, in files of the database: a pipeline says where, whatever there is to tell.
+"""What workers need to know, in files of the database: a pipeline names the files, however long they are.
 
 A job may name every part of a database, and a stage has as many tasks as there are shards. At 30,000 of
 them that is tens of megabytes, and Dataflow takes 10 MB to describe a pipeline
@@ -27,9 +27,9 @@ class Brief:
     """Values for workers, pickled one after another into one file.
 
     Attributes:
-        folder: Where it lies.
-        name: Of the file.
-        sha256: Of its bytes: nothing but what the driver wrote is unpickled.
+        folder: Folder of the file.
+        name: Name of the file.
+        sha256: Hash of its bytes: only what the driver wrote is unpickled.
     """
 
     folder: Folder
@@ -42,8 +42,8 @@ class Brief:
 
         Args:
             folder: The database, or a folder in it.
-            name: Of the file, in place of an earlier one.
-            values: What workers are to get.
+            name: Name of the file, which replaces an earlier one.
+            values: Values for the workers.
         """
         data = b"".join(pickle.dumps(value) for value in values)
         folder.write(f"{BRIEFS}/{name}", data)
@@ -70,7 +70,7 @@ class ReadBrief(beam.PTransform):
     """The values of a brief as a collection.
 
     Args:
-        brief: What to read.
+        brief: The brief to read.
     """
 
     brief: Brief

@@ -23,14 +23,14 @@ from .progress import TaskProgress
 
 
 @dataclass
-class RunShards(beam.PTransform):
+class RunTasks(beam.PTransform):
     """Runs a job over tasks, each of which commits its own output.
 
     Args:
-        stage: Of the job.
-        job: A brief that holds the job alone.
-        placement: Where.
-        processes: Processes of this machine that share the tasks; none where the workers do them.
+        stage: Name of the stage.
+        job: Brief that holds the job alone.
+        placement: Where the tasks run.
+        processes: Processes of this machine that share the tasks; 0 if Beam's workers do them.
     """
 
     stage: str
@@ -43,7 +43,7 @@ class RunShards(beam.PTransform):
         if self.processes:
             do: beam.DoFn = HandToProcesses(self.stage, self.job, self.processes)
         else:
-            do = CommitShard(self.stage, self.job)
+            do = CommitTask(self.stage, self.job)
         run = beam.ParDo(do).with_output_types(str)
         hints = self.placement.hints
         return (
@@ -53,7 +53,7 @@ class RunShards(beam.PTransform):
         )
 
 
-class CommitShard(beam.DoFn):
+class CommitTask(beam.DoFn):
     """Runs one task and writes its completion record last."""
 
     def __init__(self, stage: str, job: Brief) -> None:
@@ -69,7 +69,7 @@ class CommitShard(beam.DoFn):
             self._opened = self._shared.acquire(lambda: _open(self._brief))
 
     def process(self, task: Task) -> list[str]:
-        """Returns the task's name; nothing where it failed in a way that trying again will not mend."""
+        """Returns the task's name; nothing if it failed in a way that trying again will not mend."""
         return [task.name] if _commit(self._stage, self._brief, task, self._opened) else []
 
 
@@ -83,13 +83,13 @@ class HandToProcesses(beam.DoFn):
         self._handed: list[Future[None]] = []
 
     def process(self, task: Task) -> Iterator[str]:
-        """Hands a task over."""
+        """Hands the task to whichever process is free next."""
         arguments = (self._stage, self._brief, task)
         self._handed.append(pool.submit(self._processes, _commit_in_process, *arguments))
         yield task.name
 
     def finish_bundle(self) -> None:
-        """Waits for all of them."""
+        """Waits until the tasks of the bundle are done."""
         handed, self._handed = self._handed, []
         pool.wait_for(handed)
 
@@ -104,7 +104,7 @@ def _commit_in_process(stage: str, brief: Brief, task: Task) -> None:
 
 
 def _commit(stage: str, brief: Brief, task: Task, opened: _Opened | None) -> bool:
-    """Does a task, if what the tasks share could be opened; whether it is done."""
+    """Does a task if what the tasks share could be opened; returns whether it is done."""
     if opened is not None:
         with recorded_failures(brief.folder, stage, task.name):
             _run(task, opened.job, opened.shared)
@@ -113,9 +113,9 @@ def _commit(stage: str, brief: Brief, task: Task, opened: _Opened | None) -> boo
 
 
 def _run(task: Task, job: Job, shared: Any) -> None:
-    """Does it and writes its record."""
+    """Does a task and writes its completion record."""
     progress = TaskProgress(job, task.name)
-    progress.tell(Work())
+    progress.publish(Work())
     meter = Meter(progress)
     start = time.monotonic()
     result = job.run(shared, task.item, meter)
@@ -129,7 +129,7 @@ def _run(task: Task, job: Job, shared: Any) -> None:
         stamp=task.reads.stamp if task.reads else "",
         host=socket.gethostname(),
     )
-    progress.tell(meter.work)
+    progress.publish(meter.work)
     StageRecords(job.folder, job.stage).commit(record)
 
 

@@ -49,7 +49,7 @@ class Console:
         return self.rich.is_terminal
 
     def say(self, message: str = "") -> None:
-        """One line."""
+        """Prints one line."""
         self.rich.print(printable(redacted(message)), markup=False)
 
     def show_table(
@@ -58,7 +58,7 @@ class Console:
         """A table; what does not fit a terminal goes on below in its cell.
 
         Args:
-            headers: Of the columns. The first names the rows, the others hold numbers.
+            headers: Headers of the columns. The first column names the rows, the others hold numbers.
             rows: Their cells.
             texts: Columns that hold texts all the same.
         """
@@ -75,7 +75,7 @@ class Console:
         self.rich.print_json(json.dumps(_without_credentials(data)), ensure_ascii=True)
 
     def fail(self, message: str) -> None:
-        """One line on standard error."""
+        """Prints one line on standard error."""
         RichConsole(stderr=True, highlight=False, soft_wrap=True).print(
             f"error: {printable(redacted(message))}", markup=False
         )
@@ -87,7 +87,7 @@ class Console:
         """Shows a stage's progress while the block runs.
 
         Args:
-            name: Of the stage.
+            name: Name of the stage.
             unit: What is counted.
             total: How many there are.
             progress: What is done; polled.
@@ -155,13 +155,13 @@ class _Watched:
 
 def details(work: Work) -> str:
     """What a stage counts besides its units, behind a comma: tokens, padding, shares of the time."""
-    told = []
+    items = []
     if tokens := work.counts.get("tokens", 0):
         padding = work.counts.get("padding", 0)
-        told += [f"{tokens:,} tokens", f"padding {padding / (tokens + padding):.1%}"]
+        items += [f"{tokens:,} tokens", f"padding {padding / (tokens + padding):.1%}"]
     if whole := sum(work.seconds.values()):
-        told += [f"{name} {seconds / whole:.0%}" for name, seconds in sorted(work.seconds.items())]
-    return "".join(f", {item}" for item in told)
+        items += [f"{name} {seconds / whole:.0%}" for name, seconds in sorted(work.seconds.items())]
+    return "".join(f", {item}" for item in items)
 
 
 class _RateColumn(ProgressColumn):
@@ -194,7 +194,7 @@ class _Redacting(logging.Formatter):
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Goes on: on a full disk, the one line that tells so must not drown in logging's own."""
+        """Goes on: on a full disk, the one line that says so must not drown in logging's own."""
 
     def close(self) -> None:
         """Lets go of the file, whether or not its last lines could be written."""

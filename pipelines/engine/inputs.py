@@ -1,43 +1,36 @@
-"""Reads shards again whose files moved or have another time of change: is their content the same?"""
+"""Reads shards again whose files moved or were touched, to compare their content."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Content
 from retro_db.corpus.planning import Shard
 from retro_db.corpus.reading import read_shard
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.meter import Meter
+
+from .jobs import Job
 
 
 @dataclass(frozen=True)
 class ReadContent:
-    """What a stage that reads the corpus tells of a shard; results of those stages have it too."""
+    """Hash of the content of a shard; results of stages that read the corpus have it too."""
 
     content: str
 
 
 @dataclass
-class InputsJob:
-    """Hashes what one shard holds, as the stages that work with it do."""
+class InputsJob(Job):
+    """Hashes the content of one shard, as the stages that read it do."""
 
+    stage: ClassVar[str] = "inputs"
     config: Config
-    folder: Folder
-    stage: str = field(default="inputs", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(self, shared: None, shard: Shard, report: Callable[[int], None]) -> ReadContent:
-        """Reads the shard."""
-        source = next(source for source in self.config.corpus if source.name == shard.source)
+    def run(self, shared: None, shard: Shard, meter: Meter, /) -> ReadContent:
+        source = self.config.source(shard.source)
         content = Content()
-        for _ in content.watch(read_shard(shard, source, report)):
+        for _ in content.watch(read_shard(shard, source, meter)):
             pass
         return ReadContent(content.sha256)
-
-    def files(self, result: ReadContent) -> list[FileEntry]:
-        """None: the record is the result."""
-        return []

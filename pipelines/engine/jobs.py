@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from retro_db.corpus.planning import Shard
 from retro_db.meter import Meter
@@ -15,19 +16,20 @@ from retro_db.store.serialize import digest
 from .beam import beam
 
 Item = TypeVar("Item")
-# The system, the runner's own processes, and the libraries of ours.
+Result = TypeVar("Result")
+# What the system, the runner's processes and our libraries take.
 _MACHINE_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True)
 class Task(Generic[Item]):
-    """One shard of one stage.
+    """One unit of work of a stage, of retry and of resume.
 
     Attributes:
-        name: Of the shard, and of its completion record.
-        depends: A hash of each thing that its output depends on, by name.
-        item: The descriptor that the job gets.
-        reads: What it reads of the corpus, if it does; its content decides whether it is done.
+        name: Name of the task, and of its completion record.
+        depends: Hash of each thing that its output depends on, by name.
+        item: Descriptor that the job gets.
+        reads: Shard of the corpus that it reads, if any; the content decides whether the task is done.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Deal(beam.PTransform):
     it data whose order was of chance ("indeterminate output").
 
     Args:
-        name: Function that tells a descriptor's name; a task's own where left out.
+        name: Function that returns a descriptor's name; by default the name of a task.
     """
 
     name: Callable[[Any], str] = attrgetter("name")
@@ -72,9 +74,9 @@ class Placement:
     """Where a stage's tasks run.
 
     Attributes:
-        spread: How they reach the workers; one that shuffles may fill in what they work on.
+        spread: Transform that brings them to the workers; one that shuffles may fill in their items.
         hints: Beam's resource hints, by name: what a worker must have.
-        alone: Whether a task wants a machine for itself: all its cores, and its memory.
+        alone: Whether a task takes a whole machine: all its cores, and its memory.
     """
 
     spread: beam.PTransform = field(default_factory=Deal)
@@ -86,35 +88,78 @@ class Placement:
         """On workers with the memory that a task may take, one task at a time.
 
         Args:
-            budget: Bytes, `index.memory`; what a machine needs besides is added.
+            budget: Bytes that a task may take, `index.memory`; what the machine itself needs is added.
         """
         return cls(hints={"min_ram": f"{budget + _MACHINE_BYTES}B"}, alone=True)
 
 
-class Job(Protocol):
-    """What a stage does to one item; picklable, with the pure function of the library inside.
+@dataclass
+class Job(abc.ABC):
+    """What a stage does to one task; picklable, with the pure function of the library inside.
 
-    `stage` names it in lower case letters, in records and in pipelines alike.
+    Attributes:
+        stage: Name of the stage in lower case letters, in records, pipelines and what is printed.
+        part_of: Stage of the command line that runs this one too; the stage itself if None.
+        folder: Folder that its files and records are written to.
     """
 
-    stage: str
+    stage: ClassVar[str]
+    part_of: ClassVar[str | None] = None
     folder: Folder
 
     def open(self) -> Any:
-        """What all tasks of a process share: a tokenizer, a model, an index."""
+        """Returns what all tasks of a process share, such as a tokenizer, a model or an index."""
+        return None
 
+    @abc.abstractmethod
     def run(self, shared: Any, item: Any, meter: Meter, /) -> Any:
-        """Does one item and returns a dataclass."""
+        """Does one task.
+
+        Args:
+            shared: What `open` returned.
+            item: Descriptor of the task.
+            meter: Counts the units that are done.
+
+        Returns:
+            A dataclass, which the completion record keeps.
+        """
 
     def files(self, result: Any) -> list[FileEntry]:
-        """What `run` wrote."""
+        """Returns the files that `run` wrote; none if the result is all there is."""
+        return []
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Result]):
+    """One stage: a job, and everything that it is done to.
+
+    Attributes:
+        job: What each task does.
+        tasks: All tasks, in order.
+        result: Dataclass that the job returns.
+        unit: What its progress counts, such as chunks.
+        total: Units of all tasks.
+        placement: Where the tasks run.
+    """
+
+    job: Job
+    tasks: Sequence[Task]
+    result: type[Result]
+    unit: str
+    total: int
+    placement: Placement = field(default_factory=lambda: Placement())
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return self.job.stage
 
 
 def fingerprint(version: int, inputs: Mapping[str, object]) -> dict[str, str]:
-    """What decides a task's output: a short hash of each thing, so that a changed one can be named.
+    """Hashes what decides a task's output, each thing by itself, so that a changed one can be named.
 
     Args:
-        version: Of the stage's code.
-        inputs: Anything that JSON can hold, by the name that a user knows it by.
+        version: Version of the stage's code.
+        inputs: Values that JSON can hold, by the names that users know them by.
     """
     return {name: digest(value)[:32] for name, value in {"code": version, **inputs}.items()}

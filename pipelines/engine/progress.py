@@ -17,31 +17,31 @@ _REPORT_SECONDS = 0.5
 
 
 class TaskProgress:
-    """Tells others of a task's work: the runner by its own metrics, and on local folders the driver."""
+    """Publishes a task's work: to the runner as its own metrics, and on local folders to the driver."""
 
     def __init__(self, job: Job, name: str) -> None:
         folder = progress_folder(job.folder, job.stage) if job.folder.is_local else None
         self._path = Path(folder, name) if folder else None
         self._stage = job.stage
-        self._told = Work()
+        self._published = Work()
         self._last = time.monotonic()
 
     def __call__(self, work: Work) -> None:
-        """Tells, if the last time is long enough ago."""
+        """Publishes the sum so far, unless it did so a moment ago."""
         if time.monotonic() - self._last >= _REPORT_SECONDS:
-            self.tell(work)
+            self.publish(work)
 
-    def tell(self, work: Work) -> None:
-        """Tells the sum so far."""
+    def publish(self, work: Work) -> None:
+        """Publishes the sum so far."""
         self._last = time.monotonic()
-        self._count("done", work.done - self._told.done)
+        self._count("done", work.done - self._published.done)
         for name, count in work.counts.items():
-            self._count(name, count - self._told.counts.get(name, 0))
+            self._count(name, count - self._published.counts.get(name, 0))
         for name, seconds in work.seconds.items():
             # Counters are whole numbers.
-            told = self._told.seconds.get(name, 0.0)
-            self._count(f"{name}_milliseconds", round(1000 * seconds) - round(1000 * told))
-        self._told = work
+            before = self._published.seconds.get(name, 0.0)
+            self._count(f"{name}_milliseconds", round(1000 * seconds) - round(1000 * before))
+        self._published = work
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._path.with_suffix(".tmp")
@@ -53,12 +53,12 @@ class TaskProgress:
 
 
 def progress_folder(folder: Folder, stage: str) -> str:
-    """Where the tasks of a stage count."""
+    """Local folder of the files in which the tasks of a stage count."""
     return folder.locate(f"state/progress/{stage}")
 
 
 def read_progress(folder: Folder, stage: str) -> Work:
     """The work of all tasks of a stage so far."""
     path = Path(progress_folder(folder, stage))
-    found = [file for file in path.glob("*") if file.suffix != ".tmp"]
-    return sum((from_json(Work, json.loads(file.read_bytes())) for file in found), Work())
+    files = [file for file in path.glob("*") if file.suffix != ".tmp"]
+    return sum((from_json(Work, json.loads(file.read_bytes())) for file in files), Work())

@@ -20,7 +20,7 @@ from retro_db.threads import Share
 from . import pool
 from .beam import DebugOptions, GoogleCloudOptions, PipelineOptions, StandardOptions, beam
 from .briefs import BRIEFS, Brief, ReadBrief
-from .commit import RunShards
+from .commit import RunTasks
 from .failures import FAILURES, read_failures
 from .jobs import Job, Placement, Task
 
@@ -32,8 +32,8 @@ _OURS = re.compile(r"(?:retro_db\.errors\.)(\w+): (.*?)(?: \[while running .*)?$
 _NO_MEMORY = re.compile(r"bad_alloc|can't allocate memory|MemoryError")
 _LOCAL = ("DirectRunner", "FnApiRunner")
 _OF_LOCAL = ("--direct_running_mode", "--direct_num_workers")
-# Those of a Java job server. Without a time to keep them, they start a Python process for every task:
-# 156 instead of 12 in a small build on Spark.
+# Runners with a Java job server. Unless told how long to keep workers, one starts a process for every
+# task: 156 instead of 12 in a small build on Spark.
 _KEEPING = ("SparkRunner", "FlinkRunner", "PortableRunner")
 _KEEP_WORKERS = "--environment_cache_millis=600000"
 _RUNNERS = (
@@ -51,9 +51,9 @@ class Engine:
     """How stages are executed.
 
     Attributes:
-        workers: Tasks that run side by side on a machine. Where nothing is said, one on this machine, and
-            elsewhere one on every core, as most engines have it.
-        beam_options: What stands behind `--` on the command line.
+        workers: Number of tasks that run side by side on a machine. By default one on this machine, and
+            elsewhere one on every core, as most engines do.
+        beam_options: Options of Beam, from behind `--` on the command line.
     """
 
     workers: int | None = None
@@ -82,8 +82,8 @@ class Engine:
         """What each task of a stage has of its machine's cores.
 
         Args:
-            tasks: Of the stage.
-            placement: Of the stage.
+            tasks: Number of tasks of the stage.
+            placement: Where they run.
         """
         if tasks == 1:
             return Share(tasks=1)
@@ -146,13 +146,13 @@ class Engine:
                 raise _traced(failure, log_path) from error
             raise _traced(_unforeseen(job.stage, error), log_path) from error
         for failure in read_failures(folder):
-            # What a retry mended is no failure.
+            # A failure that a retry mended does not count.
             if not isinstance(failure, ExecutionError):
                 raise failure
         folder.remove(BRIEFS)
 
     def pipeline(self, job: Job, tasks: Sequence[Task], placement: Placement) -> beam.Pipeline:
-        """The pipeline of one stage, not run yet; what its workers are told is written.
+        """The pipeline of one stage, ready to run; the briefs of its workers are written.
 
         Args:
             job: What to do.
@@ -166,7 +166,7 @@ class Engine:
         _ = (
             pipeline
             | f"{job.stage} tasks" >> ReadBrief(Brief.write(job.folder, "tasks", tasks))
-            | job.stage >> RunShards(job.stage, brief, placement, processes)
+            | job.stage >> RunTasks(job.stage, brief, placement, processes)
         )
         return pipeline
 
@@ -196,7 +196,7 @@ def _refuse_unknown(options: Sequence[str]) -> None:
     for name in sorted(parsed.get_all_options(retain_unknown_options=True).keys() - known.keys()):
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean --{near[0]}?" if near else "retro-db's own options stand before --"
-        raise InputError(f"--{name} is no option of Beam's; {remedy}")
+        raise InputError(f"--{name} is not an option of Beam; {remedy}")
 
 
 @contextmanager
@@ -234,5 +234,5 @@ def _traced(error: RetroDBError, log_path: str) -> RetroDBError:
 
 
 def log_place(folder: Folder) -> str:
-    """The log file of a build: in the database, or beside the call where that is no local folder."""
+    """Path of a build's log file: in the database if that is local, else in the working directory."""
     return folder.locate(LOG) if folder.is_local else "retro-db-build.log"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,13 +20,14 @@ from retro_db.index.keys import IndexKey
 from retro_db.index.structure import faiss, inverted_file, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.index.training import predict_size
+from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.store.tables import TableFile
 
-from ..engine.jobs import Placement, Task, fingerprint
-from ..engine.resume import Build, run_stage
+from ..engine.actions import Build
+from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from .encode import EncodedPart
 from .train import VERSION, TrainedIndex
 
@@ -35,7 +36,7 @@ from .train import VERSION, TrainedIndex
 class AssembledPartition:
     """One range of lists, and the sum of their squared lengths: what searches take grows with it."""
 
-    file: FileEntry
+    file: TableEntry
     squares: int
 
 
@@ -53,16 +54,14 @@ class ListRange:
 
 
 @dataclass
-class AssembleJob:
+class AssembleJob(Job):
     """Assembles one partition from the codes of all parts."""
 
-    folder: Folder
+    stage: ClassVar[str] = "assemble"
     home: Folder
-    codes: list[FileEntry]
-    stage: str = field(default="assemble", init=False)
+    codes: list[TableEntry]
 
     def open(self) -> tuple[faiss.Index, list[TableFile]]:
-        """The template, and all codes."""
         template = read_index(self.home.local(TEMPLATE_PATH))
         parameters: dict[str, str | int] = {"code_size": int(inverted_file(template).code_size)}
         return template, open_files(self.folder, self.codes, "codes", parameters)
@@ -71,20 +70,25 @@ class AssembleJob:
         self,
         shared: tuple[faiss.Index, list[TableFile]],
         lists: ListRange,
-        report: Callable[[int], None],
+        meter: Meter,
+        /,
     ) -> AssembledPartition:
-        """Writes the partition."""
         template, parts = shared
         path = partition_path(lists.number)
         with self.home.intact(lists.base) if lists.base else nullcontext() as base:
             return AssembledPartition(
                 *assemble_partition(
-                    template, lists.first, lists.end, parts, path, self.folder, report, base
+                    template,
+                    range(lists.first, lists.end),
+                    parts,
+                    path,
+                    self.folder,
+                    meter,
+                    base=base,
                 )
             )
 
     def files(self, result: AssembledPartition) -> list[FileEntry]:
-        """The partition."""
         return [result.file]
 
 
@@ -110,15 +114,23 @@ def assemble_stage(
         )
         for lists in ranges
     ]
-    total = sum(part.file.rows or 0 for part in codes)
+    total = sum(part.file.rows for part in codes)
     placement = Placement.in_memory(int(build.config.index.memory))
-    return run_stage(build, job, tasks, AssembledPartition, "chunks", total, placement)
+    return build.run(Stage(job, tasks, AssembledPartition, "chunks", total, placement))
 
 
 def divide_lists(
     config: IndexConfig, codes: list[EncodedPart], key: IndexKey, dimension: int
-) -> list[tuple[int, int]]:
-    """First and end list of every partition."""
+) -> list[ListRange]:
+    """Divides the lists into partitions of about equal size.
+
+    Args:
+        config: Settings of the index.
+        codes: What was encoded, with the entries in each range of lists.
+        key: The parsed index key.
+        dimension: Dimension d of the embeddings.
+    """
     entries = functools.reduce(np.add, (unpack_entries(encoded.entries) for encoded in codes))
     each, _ = predict_size(key, dimension, 1)
-    return cut_lists(config, entries, key.lists, each)
+    bounds = cut_lists(config, entries, key.lists, each)
+    return [ListRange(number, first, end) for number, (first, end) in enumerate(bounds)]

@@ -1,9 +1,10 @@
-"""Stage 3: documents to chunks."""
+"""Cuts documents into chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import orjson
 
@@ -13,13 +14,14 @@ from retro_db.corpus.planning import Shard
 from retro_db.corpus.verdicts import read_verdicts
 from retro_db.errors import CorpusError
 from retro_db.manifest.parts import Part
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.meter import Meter
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
-from ..engine.jobs import Task, fingerprint
-from ..engine.resume import Build, run_stage
+from ..engine.actions import Build
+from ..engine.jobs import Job, Stage, Task, fingerprint
 from .screen import read_settings
 from .tokenizer import TokenizerFiles
 
@@ -28,56 +30,65 @@ REJECTS = "report/rejects.jsonl"
 
 
 @dataclass
-class ChunkJob:
+class ChunkJob(Job):
     """Chunks one planned shard."""
 
+    stage: ClassVar[str] = "chunk"
     config: Config
-    folder: Folder
     home: Folder
     cores: Share
-    stage: str = field(default="chunk", init=False)
 
     def open(self) -> Tokenizer:
-        """The language model's tokenizer."""
         use_tokenizer_threads(self.cores.threads)
         return Tokenizer.of_database(self.home)
 
     def run(
         self,
         shared: Tokenizer,
-        item: tuple[Shard, FileEntry | None],
-        report: Callable[[int], None],
+        item: tuple[Shard, TableEntry | None],
+        meter: Meter,
+        /,
     ) -> ChunkedShard:
-        """Writes chunks and documents."""
         shard, screened = item
-        found = read_verdicts(self.folder, screened) if screened else []
-        verdicts = {verdict.number: verdict for verdict in found}
-        return chunk_shard(shard, self.config, shared, self.folder, verdicts, report)
+        stored = read_verdicts(self.folder, screened) if screened else []
+        verdicts = {verdict.number: verdict for verdict in stored}
+        return chunk_shard(shard, self.config, shared, self.folder, verdicts, meter)
 
     def files(self, result: ChunkedShard) -> list[FileEntry]:
-        """Every part's two files, and the table of what was left out."""
-        files = [file for part in result.parts for file in (part.chunks, part.documents)]
+        files: list[FileEntry] = [
+            file for part in result.parts for file in (part.chunks, part.documents)
+        ]
         return [*files, result.left_out] if result.left_out else files
 
 
+@dataclass(frozen=True)
+class ChunkedCorpus:
+    """What the stage made of a corpus.
+
+    Attributes:
+        shards: What became of the records of every shard.
+        parts: All parts in order.
+    """
+
+    shards: list[ChunkedShard]
+    parts: list[Part]
+
+
 def chunk_stage(
-    build: Build, tokenizer: TokenizerFiles, screened: Sequence[FileEntry | None]
-) -> tuple[list[ChunkedShard], list[Part]]:
-    """Runs the stage, and stops where a source has too many bad records.
+    build: Build, tokenizer: TokenizerFiles, screened: Sequence[TableEntry | None]
+) -> ChunkedCorpus:
+    """Cuts the documents of every shard into chunks.
 
     Args:
         build: The build.
-        tokenizer: Of the database.
-        screened: The verdicts on every shard, if it was screened.
-
-    Returns:
-        What became of every shard, and all parts in order.
+        tokenizer: Tokenizer of the database.
+        screened: Verdicts on every shard; None for shards that were not screened.
 
     Raises:
         CorpusError: A source exceeds its `max_bad`, or nothing is left.
     """
     config = build.config
-    job = ChunkJob(config, build.folder, build.home, build.engine.share(len(build.shards)))
+    job = ChunkJob(build.folder, config, build.home, build.engine.share(len(build.shards)))
     keys = ("chunk.tokens", "chunk.part_rows", "split.validation", "seed", "leakage.names")
     decides = config.settings(*keys) | {
         "tokenizer": [tokenizer.sha256, tokenizer.pad_id, tokenizer.end_id]
@@ -88,15 +99,13 @@ def chunk_stage(
         mark = fingerprint(VERSION, decides | own)
         tasks.append(Task(f"shard-{shard.number:07d}", mark, (shard, verdicts), shard))
     size = sum(shard.bytes for shard in build.shards)
-    chunked = run_stage(build, job, tasks, ChunkedShard, "bytes", size)
-    if build.dry_run:
-        return chunked, parts_of(chunked)
+    chunked = build.run(Stage(job, tasks, ChunkedShard, "bytes", size))
     _check_rejects(build, chunked)
     if not any(part.chunks.rows for shard in chunked for part in shard.parts):
         raise CorpusError(
             f"{build.config_field}: no document with a token in it; check paths and text fields"
         )
-    return chunked, parts_of(chunked)
+    return ChunkedCorpus(chunked, parts_of(chunked))
 
 
 def parts_of(chunked: list[ChunkedShard]) -> list[Part]:
@@ -106,7 +115,7 @@ def parts_of(chunked: list[ChunkedShard]) -> list[Part]:
     for shard in chunked:
         for roll_over, written in enumerate(shard.parts):
             parts.append(Part(shard.number, roll_over, first_id, written.chunks, written.documents))
-            first_id += written.chunks.rows or 0
+            first_id += written.chunks.rows
     return parts
 
 
@@ -116,10 +125,7 @@ def _check_rejects(build: Build, chunked: list[ChunkedShard]) -> None:
         for shard in chunked
         for reject in shard.rejects
     ]
-    if lines:
-        build.folder.write(REJECTS, b"".join(lines))
-    else:
-        build.folder.remove(REJECTS)
+    build.action.report(build.folder, REJECTS, b"".join(lines))
     for source, name in zip(build.config.corpus, build.source_fields, strict=True):
         own = [shard for shard in chunked if shard.source == source.name]
         read = sum(shard.read for shard in own)

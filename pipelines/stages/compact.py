@@ -1,27 +1,27 @@
-"""Copies parts without their removed documents."""
+"""Copies the parts of a database without their removed documents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from retro_db.errors import ExecutionError
+from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
 from retro_db.reader.opening import open_files, read_documents
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry
 from retro_db.updates.compaction import (
     CompactedPart,
     OldPart,
     compact_part,
 )
 
-from ..engine.jobs import Task, fingerprint
-from ..engine.resume import Build, run_stage
+from ..engine.actions import Build
+from ..engine.jobs import Job, Stage, Task, fingerprint
 
 VERSION = 1
 
@@ -30,9 +30,9 @@ class OldDatabase:
     """The database that is compacted. Picklable: opened where it is needed.
 
     Args:
-        url: Of the database.
-        generation: Which one, as removals and appends may go on.
-        sha256: Of its manifest.
+        url: URL of the database.
+        generation: Generation that is copied: removals and appends may go on meanwhile.
+        sha256: Hash of its manifest.
     """
 
     def __init__(self, url: str, generation: int, sha256: str) -> None:
@@ -52,14 +52,14 @@ class OldDatabase:
         """The database as it is there now.
 
         Raises:
-            ExecutionError: It was built anew in the meantime.
+            ExecutionError: Another build has replaced it.
         """
-        found = open_database(self._url, self._generation)
-        if found.manifest.sha256 != self.sha256:
+        database = open_database(self._url, self._generation)
+        if database.manifest.sha256 != self.sha256:
             raise ExecutionError(
-                f"{self._url}: built anew in the meantime; compact it into a new folder"
+                f"{self._url}: another build has replaced it; compact it into a new folder"
             )
-        return found
+        return database
 
     def part(self, number: int) -> OldPart:
         """One part, opened; every byte of it is what was written.
@@ -73,9 +73,9 @@ class OldDatabase:
         for entry in (tables.documents[number], *entries.values()):
             with folder.intact(entry):
                 pass
-        documents = read_documents(folder, tables.documents[number], entries["chunks"].rows or 0)
-        first = sum(before.rows or 0 for before in tables.documents[:number])
-        kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removed)
+        documents = read_documents(folder, tables.documents[number], entries["chunks"].rows)
+        first = sum(before.rows for before in tables.documents[:number])
+        kept = ~np.isin(np.arange(first, first + documents.num_rows), database.removals.documents)
         chunks, embeddings = (
             open_files(folder, [entry], name, database.parameters)[0]
             for name, entry in entries.items()
@@ -84,23 +84,19 @@ class OldDatabase:
 
 
 @dataclass
-class CompactJob:
+class CompactJob(Job):
     """Copies one part without its removed documents."""
 
-    folder: Folder
+    stage: ClassVar[str] = "compact"
     source: OldDatabase
-    stage: str = field(default="compact", init=False)
 
     def open(self) -> OldDatabase:
-        """The old database."""
         return self.source
 
-    def run(self, shared: OldDatabase, number: int, report: Callable[[int], None]) -> CompactedPart:
-        """Writes three tables."""
-        return compact_part(shared.part(number), number, self.folder, report)
+    def run(self, shared: OldDatabase, number: int, meter: Meter, /) -> CompactedPart:
+        return compact_part(shared.part(number), number, self.folder, meter)
 
     def files(self, result: CompactedPart) -> list[FileEntry]:
-        """The three."""
         return [result.chunks, result.documents, result.embeddings]
 
 
@@ -110,5 +106,5 @@ def compact_stage(build: Build, source: OldDatabase) -> list[CompactedPart]:
     entries = source.database.tables.chunks
     mark = fingerprint(VERSION, {"database": source.sha256})
     tasks = [Task(f"part-{number:07d}", mark, number) for number in range(len(entries))]
-    total = sum(entry.rows or 0 for entry in entries)
-    return run_stage(build, job, tasks, CompactedPart, "chunks", total)
+    total = sum(entry.rows for entry in entries)
+    return build.run(Stage(job, tasks, CompactedPart, "chunks", total))

@@ -1,11 +1,13 @@
-"""Stage 4: chunks to keys, by the frozen BERT."""
+"""Embeds chunks with the frozen BERT."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
+from retro_db.corpus.chunking import ChunkedShard
 from retro_db.encoder.budget import find_budget, try_budget
 from retro_db.encoder.embedding import embed_part
 from retro_db.encoder.encoding import Encoder
@@ -14,13 +16,15 @@ from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
-from ..engine.jobs import Placement, Task, fingerprint
-from ..engine.resume import Build, run_stage, sole
+from ..engine.actions import Build
+from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
+from ..engine.resume import sole
+from .chunk import ChunkedCorpus
 from .tokenizer import TokenizerFiles
 
 VERSION = 2
@@ -28,38 +32,34 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class EmbeddedPart:
-    """One part's keys, and how many chunks have none."""
+    """One part's embeddings, and how many of its chunks have none."""
 
-    file: FileEntry
+    file: TableEntry
     keyless: int
 
 
 @dataclass
-class EmbedJob:
+class EmbedJob(Job):
     """Embeds one part."""
 
+    stage: ClassVar[str] = "embed"
     place: str
     model: EncoderModel
-    folder: Folder
     home: Folder
     cores: Share
     parameters: dict[str, str | int]
-    stage: str = field(default="embed", init=False)
 
     def open(self) -> tuple[Encoder, Tokenizer]:
-        """The model, and what turns ids back into text."""
         encoder = _open_encoder(self.place, self.model, self.cores)
         return encoder, Tokenizer.of_database(self.home)
 
-    def run(self, shared: tuple[Encoder, Tokenizer], part: Part, meter: Meter) -> EmbeddedPart:
-        """Writes the embeddings file."""
+    def run(self, shared: tuple[Encoder, Tokenizer], part: Part, meter: Meter, /) -> EmbeddedPart:
         encoder, tokenizer = shared
         [chunks] = open_files(self.folder, [part.chunks], "chunks", self.parameters)
         path = contract("embeddings").name(part.shard, part.number)
         return EmbeddedPart(*embed_part(chunks, path, encoder, tokenizer, self.folder, meter))
 
     def files(self, result: EmbeddedPart) -> list[FileEntry]:
-        """The embeddings file."""
         return [result.file]
 
 
@@ -71,34 +71,28 @@ class Budget:
 
 
 @dataclass
-class ProbeJob:
+class ProbeJob(Job):
     """Tries a worker's GPU: that it is there, and which batches it takes."""
 
+    stage: ClassVar[str] = "probe"
+    part_of: ClassVar[str | None] = "embed"
     place: str
     model: EncoderModel
-    folder: Folder
-    stage: str = field(default="probe", init=False)
 
     def open(self) -> Encoder:
-        """The model."""
         return _open_encoder(self.place, self.model, Share(tasks=1))
 
-    def run(self, shared: Encoder, item: None, meter: Meter) -> Budget:
-        """Finds the budget, or tries the one that was given."""
+    def run(self, shared: Encoder, item: None, meter: Meter, /) -> Budget:
         if self.model.batch_tokens is None:
             return Budget(find_budget(shared))
         try_budget(shared, self.model.batch_tokens)
         return Budget(self.model.batch_tokens)
 
-    def files(self, result: Budget) -> list[FileEntry]:
-        """None: the record is the result."""
-        return []
-
 
 def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
     """Tries a worker's GPU, before any shard is worked on; a CPU needs no trial.
 
-    Where the keys are there already, no GPU is needed to go on.
+    Once the embeddings exist, no GPU is needed to go on.
 
     Returns:
         The model with its `batch_tokens`.
@@ -109,28 +103,44 @@ def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
     """
     if model.device != CUDA:
         return model
-    job = ProbeJob(build.config.encoder.model, model, build.folder)
+    job = ProbeJob(build.folder, build.config.encoder.model, model)
     task = Task("gpu", fingerprint(VERSION, {"encoder": to_json(model)}), None)
-    budget = sole(run_stage(build, job, [task], Budget, "GPUs", 1, _placement(build)))
+    budget = sole(build.run(Stage(job, [task], Budget, "GPUs", 1, _placement(build))))
     return replace(model, batch_tokens=budget.batch_tokens)
 
 
-def embed_stage(
-    build: Build, parts: list[Part], tokenizer: TokenizerFiles, model: EncoderModel
-) -> tuple[list[Part], int]:
-    """Runs the stage.
+@dataclass(frozen=True)
+class EmbeddedCorpus:
+    """What the stage made of a corpus.
 
-    Returns:
-        The parts with their embeddings, and how many chunks have no key.
+    Attributes:
+        shards: What became of the records of every shard.
+        parts: All parts in order, with their embeddings.
+        keyless: Number of chunks without an embedding: they have no WordPiece.
     """
+
+    shards: list[ChunkedShard]
+    parts: list[Part]
+    keyless: int
+
+
+def embed_stage(
+    build: Build, corpus: ChunkedCorpus, tokenizer: TokenizerFiles, model: EncoderModel
+) -> EmbeddedCorpus:
+    """Embeds the chunks of every part.
+
+    Args:
+        build: The build.
+        corpus: Parts whose files lie in the folder of the build.
+        tokenizer: Tokenizer of the database.
+        model: The encoder, with its `batch_tokens`.
+    """
+    parts = corpus.parts
     config = build.config
-    parameters: dict[str, str | int] = {
-        "token_type": tokenizer.token_type,
-        "chunk_tokens": config.chunk.tokens,
-    }
+    parameters = tokenizer.parameters(config.chunk.tokens)
     place = config.encoder.model
     cores = build.engine.share(len(parts))
-    job = EmbedJob(place, model, build.folder, build.home, cores, parameters)
+    job = EmbedJob(build.folder, place, model, build.home, cores, parameters)
     decides = {"encoder": to_json(model), "tokenizer": tokenizer.sha256}
     tasks = [
         Task(part.name, fingerprint(VERSION, decides | {"chunk": part.chunks.sha256}), part)
@@ -138,11 +148,12 @@ def embed_stage(
     ]
     total = sum(part.rows for part in parts)
     placement = _placement(build)
-    embedded = run_stage(build, job, tasks, EmbeddedPart, "chunks", total, placement)
-    if build.dry_run and len(embedded) < len(parts):
-        return parts, 0
-    held = [replace(part, embeddings=e.file) for part, e in zip(parts, embedded, strict=True)]
-    return held, sum(e.keyless for e in embedded)
+    embedded = build.run(Stage(job, tasks, EmbeddedPart, "chunks", total, placement))
+    with_embeddings = [
+        replace(part, embeddings=result.file) for part, result in zip(parts, embedded, strict=True)
+    ]
+    keyless = sum(result.keyless for result in embedded)
+    return EmbeddedCorpus(corpus.shards, with_embeddings, keyless)
 
 
 def _placement(build: Build) -> Placement:
@@ -172,7 +183,7 @@ def gpu_of_worker(worker: str, count: int) -> int:
         count: GPUs.
 
     Returns:
-        A number below `count`; 0 where there is no id.
+        A number below `count`; 0 if the process has no id.
     """
     numbers = re.findall(r"\d+", worker)
     return int(numbers[-1]) % max(1, count) if numbers else 0

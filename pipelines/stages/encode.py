@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from retro_db.index.filling import (
     encode_part,
     pack_entries,
 )
-from retro_db.index.part_keys import load_keys
+from retro_db.index.part_embeddings import load_embeddings
 from retro_db.index.refining import FINE_PATH, refine_part
 from retro_db.index.structure import faiss, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
 from retro_db.manifest.parts import Part, contents_of
+from retro_db.meter import Meter
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.threads import Share
 
-from ..engine.jobs import Task, fingerprint
-from ..engine.resume import Build, run_stage
+from ..engine.actions import Build
+from ..engine.jobs import Job, Stage, Task, fingerprint
 from .train import VERSION, TrainedIndex
 
 
@@ -30,24 +31,22 @@ class EncodedPart:
     The numbers are packed: a driver holds them of tens of thousands of parts, a thousand each.
     """
 
-    file: FileEntry
+    file: TableEntry
     entries: str
-    fine: FileEntry | None
+    fine: TableEntry | None
 
 
 @dataclass
-class EncodeJob:
+class EncodeJob(Job):
     """Encodes one part."""
 
-    folder: Folder
+    stage: ClassVar[str] = "encode"
     home: Folder
     fine: bool
     dimension: int
     cores: Share
-    stage: str = field(default="encode", init=False)
 
     def open(self) -> tuple[faiss.Index, faiss.Index | None]:
-        """The template, and the quantizer of fine codes."""
         quantizer = read_index(self.home.local(FINE_PATH)) if self.fine else None
         return read_index(self.home.local(TEMPLATE_PATH)), quantizer
 
@@ -55,21 +54,22 @@ class EncodeJob:
         self,
         shared: tuple[faiss.Index, faiss.Index | None],
         part: Part,
-        report: Callable[[int], None],
+        meter: Meter,
+        /,
     ) -> EncodedPart:
-        """Writes the codes file, and the fine codes."""
         template, quantizer = shared
-        keys = load_keys(self.folder, part, self.dimension)
+        part_embeddings = load_embeddings(self.folder, part, self.dimension)
         path = contract("codes").name(part.shard, part.number)
-        file, entries = encode_part(keys, path, template, self.cores.threads, self.folder, report)
+        file, entries = encode_part(
+            part_embeddings, path, template, self.cores.threads, self.folder, meter
+        )
         fine = None
         if quantizer is not None:
             path = contract("fine").name(part.shard, part.number)
-            fine = refine_part(keys.embeddings, path, quantizer, self.folder)
+            fine = refine_part(part_embeddings.embeddings, path, quantizer, self.folder)
         return EncodedPart(file, pack_entries(entries), fine)
 
     def files(self, result: EncodedPart) -> list[FileEntry]:
-        """The codes, and the fine codes."""
         return [file for file in (result.file, result.fine) if file]
 
 
@@ -96,4 +96,4 @@ def encode_stage(
         for part in parts
     ]
     total = sum(part.rows for part in parts)
-    return run_stage(build, job, tasks, EncodedPart, "chunks", total)
+    return build.run(Stage(job, tasks, EncodedPart, "chunks", total))

@@ -1,26 +1,27 @@
-"""Stage 11: every chunk's neighbors in other documents."""
+"""Finds the neighbors of every chunk in other documents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from retro_db.config import NeighborsConfig
-from retro_db.index.part_keys import key_column
+from retro_db.index.part_embeddings import embedding_column
 from retro_db.manifest.parts import Part, contents_of
+from retro_db.meter import Meter
 from retro_db.reader.database import open as open_database
 from retro_db.reader.opening import open_files, open_table
 from retro_db.search.finder import ChunkTokens, Finder
 from retro_db.search.part_documents import load_documents, load_queries
-from retro_db.search.part_neighbors import neighbors_part
+from retro_db.search.part_neighbors import PartQueries, neighbors_part
 from retro_db.search.searching import open_searcher
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.threads import Share
 
-from ..engine.jobs import Placement, Task, fingerprint
-from ..engine.resume import Build, run_stage
+from ..engine.actions import Build
+from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from .tune import BuiltIndex, search_groups
 
 VERSION = 2
@@ -30,17 +31,17 @@ VERSION = 2
 class NeighborsPart:
     """One part's neighbors, and how many of its rows are short of k."""
 
-    file: FileEntry
+    file: TableEntry
     short_rows: int
 
 
 @dataclass(frozen=True)
 class Removed:
-    """Documents that were removed from the database: what a generation's manifest says of them.
+    """Documents that were removed from the database.
 
     Attributes:
-        generation: Of the database.
-        sha256: Of what was removed.
+        generation: Generation of the database whose manifest lists them.
+        sha256: Hash of the list.
     """
 
     generation: int
@@ -53,11 +54,11 @@ class Searched:
 
     Attributes:
         home: The database.
-        parts: All of its parts.
-        index: Over their keys.
-        parameters: For the contracts' types: token_type, chunk_tokens, dimension.
-        named: Sources whose documents have ids of their own.
-        removed: Whose chunks are nobody's neighbors any more; None where nothing was removed.
+        parts: All its parts.
+        index: Index of their embeddings.
+        parameters: Parameters of the contracts' types: token_type, chunk_tokens, dimension.
+        named: Sources whose records name their documents.
+        removed: Documents whose chunks may be no neighbors; None if none was removed.
     """
 
     home: Folder
@@ -69,31 +70,29 @@ class Searched:
 
 
 @dataclass
-class NeighborsJob:
+class NeighborsJob(Job):
     """Finds the neighbors of one part's chunks, of the database or of a query corpus."""
 
-    folder: Folder
+    stage: ClassVar[str] = "neighbors"
     searched: Searched
     config: NeighborsConfig
     namesakes: list[str] | None
     memory: int
     cores: Share
-    stage: str = field(default="neighbors", init=False)
 
     def open(self) -> Finder:
-        """The index, the keys for exact distances, and the tokens that tell duplicates."""
         home, parts, index = self.searched.home, self.searched.parts, self.searched.index
         template = index.template.file
         removed = None
-        if gone := self.searched.removed:
-            removed = open_database(home.url, gone.generation).removed_chunks
+        if removal := self.searched.removed:
+            removed = open_database(home.url, removal.generation).removals.chunks
         searcher = open_searcher(home, index.key, template, index.partitions, self.memory, removed)
-        keys = key_column(home, parts, int(self.searched.parameters["dimension"]))
+        embeddings = embedding_column(home, parts, int(self.searched.parameters["dimension"]))
         tokens = self._tokens(parts)
-        return Finder(searcher, keys, index.search.settings, self.config.max_nprobe, tokens)
+        settings = index.search.settings
+        return Finder(searcher, embeddings, settings, self.config.max_nprobe, tokens)
 
-    def run(self, shared: Finder, part: Part, report: Callable[[int], None]) -> NeighborsPart:
-        """Writes the neighbors file."""
+    def run(self, shared: Finder, part: Part, meter: Meter, /) -> NeighborsPart:
         home, parameters = self.searched.home, self.searched.parameters
         [embeddings] = open_files(home, [part.keys_file], "embeddings", parameters)
         if self.namesakes is None:
@@ -102,20 +101,17 @@ class NeighborsJob:
             documents = load_queries(home, part, self.searched.parts, self.namesakes)
         return NeighborsPart(
             *neighbors_part(
-                embeddings,
-                documents,
-                self._tokens([part]),
-                contract("neighbors").name(part.shard, part.number),
+                PartQueries(embeddings, documents, self._tokens([part])),
                 shared,
                 self.config.k,
-                self.cores.threads,
+                contract("neighbors").name(part.shard, part.number),
                 self.folder,
-                report,
+                threads=self.cores.threads,
+                report=meter,
             )
         )
 
     def files(self, result: NeighborsPart) -> list[FileEntry]:
-        """The neighbors file."""
         return [result.file]
 
     def _tokens(self, parts: list[Part]) -> ChunkTokens | None:
@@ -126,23 +122,33 @@ class NeighborsJob:
         return ChunkTokens(table.column("tokens"), table.column("length"))
 
 
+@dataclass(frozen=True)
+class NeighborsTable:
+    """What the stage made of all parts.
+
+    Attributes:
+        files: Neighbors files in order, as the database sees them.
+        short_rows: Number of chunks with an embedding that have fewer than k neighbors.
+    """
+
+    files: list[TableEntry]
+    short_rows: int
+
+
 def neighbors_stage(
     build: Build,
     parts: list[Part],
     searched: Searched,
     namesakes: list[str] | None = None,
-) -> list[NeighborsPart]:
-    """Runs the stage.
+) -> NeighborsTable:
+    """Finds the neighbors of every chunk.
 
     Args:
         build: The build, of the database or of a query corpus.
-        parts: Its parts, whose neighbors are wanted, their files as the database sees them.
-        searched: Where they are looked for.
-        namesakes: Of a query corpus, the sources whose documents with an id of its own are passed over;
-            None where the parts are the database's own.
-
-    Returns:
-        The files, in order.
+        parts: Parts whose chunks are the queries, their files as the database sees them.
+        searched: What is searched.
+        namesakes: For a query corpus, sources of the database whose documents are skipped if a query's
+            document has their id; None if the parts are the database's own.
     """
     config = build.config
     memory = int(config.index.memory)
@@ -170,4 +176,8 @@ def neighbors_stage(
         for part in parts
     ]
     total = sum(part.rows for part in parts)
-    return run_stage(build, job, tasks, NeighborsPart, "chunks", total, placement)
+    results = build.run(Stage(job, tasks, NeighborsPart, "chunks", total, placement))
+    return NeighborsTable(
+        [result.file.below(build.place) for result in results],
+        sum(result.short_rows for result in results),
+    )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from retro_db.index.filling import partition_path
+from retro_db.meter import Meter
 from retro_db.reader.database import Database
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.updates.compaction import (
     Renumbering,
     compact_partition,
     read_renumbering,
 )
 
-from ..engine.jobs import Task, fingerprint
-from ..engine.resume import Build, run_stage
+from ..engine.actions import Build
+from ..engine.jobs import Job, Stage, Task, fingerprint
 from .compact import VERSION
 
 
@@ -23,38 +24,34 @@ from .compact import VERSION
 class RenumberedPartition:
     """One range of lists with new ids."""
 
-    file: FileEntry
+    file: TableEntry
 
 
 @dataclass
-class RenumberJob:
+class RenumberJob(Job):
     """Gives the entries of one partition their new ids."""
 
-    folder: Folder
+    stage: ClassVar[str] = "renumber"
     home: Folder
-    renumbered: FileEntry
-    stage: str = field(default="renumber", init=False)
+    renumbered: TableEntry
 
     def open(self) -> Renumbering:
-        """The map from old ids to new."""
         return read_renumbering(self.folder, self.renumbered)
 
     def run(
-        self, shared: Renumbering, item: tuple[int, FileEntry], report: Callable[[int], None]
+        self, shared: Renumbering, item: tuple[int, FileEntry], meter: Meter, /
     ) -> RenumberedPartition:
-        """Writes the partition."""
         number, partition = item
-        with self.home.intact(partition) as held:
-            file = compact_partition(held, shared, partition_path(number), self.folder)
-        report(file.rows or 0)
+        with self.home.intact(partition) as path:
+            file = compact_partition(path, shared, partition_path(number), self.folder)
+        meter(file.rows)
         return RenumberedPartition(file)
 
     def files(self, result: RenumberedPartition) -> list[FileEntry]:
-        """The partition."""
         return [result.file]
 
 
-def renumber_stage(build: Build, database: Database, renumbered: FileEntry) -> list[FileEntry]:
+def renumber_stage(build: Build, database: Database, renumbered: TableEntry) -> list[TableEntry]:
     """Runs the stage over every partition of the old database."""
     job = RenumberJob(build.folder, database.folder, renumbered)
     mark = fingerprint(VERSION, {"database": database.manifest.sha256})
@@ -63,5 +60,5 @@ def renumber_stage(build: Build, database: Database, renumbered: FileEntry) -> l
         for number, partition in enumerate(database.manifest.partition_files)
     ]
     total = database.manifest.counts.indexed_chunks
-    done = run_stage(build, job, tasks, RenumberedPartition, "chunks", total)
-    return [one.file for one in done]
+    results = build.run(Stage(job, tasks, RenumberedPartition, "chunks", total))
+    return [result.file for result in results]

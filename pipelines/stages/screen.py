@@ -1,12 +1,14 @@
-"""Stage 2: which documents are left out for their content, where the configuration asks for it."""
+"""Decides which documents are left out for their content, if the configuration asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from retro_db.config import Config
 from retro_db.corpus.planning import Shard, plan_evaluation
+from retro_db.meter import Meter
 from retro_db.screening.duplicates import (
     Pairs,
     SignedShard,
@@ -23,50 +25,44 @@ from retro_db.screening.screening import (
     screen_shard,
     write_evaluation,
 )
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.tokens.tokenizer import Tokenizer
 
+from ..engine.actions import Build
 from ..engine.beam import beam
 from ..engine.briefs import Brief, ReadBrief
-from ..engine.jobs import Deal, Placement, Task, fingerprint
-from ..engine.resume import Build, run_stage, sole
+from ..engine.jobs import Deal, Job, Placement, Stage, Task, fingerprint
+from ..engine.resume import sole
 from .tokenizer import TokenizerFiles
 
 VERSION = 2
 
 
 @dataclass
-class EvaluationJob:
+class EvaluationJob(Job):
     """Signs the evaluation documents."""
 
+    stage: ClassVar[str] = "evaluation"
+    part_of: ClassVar[str | None] = "screen"
     config: Config
-    folder: Folder
-    stage: str = field(default="evaluation", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(self, shared: None, shards: list[Shard], report: Callable[[int], None]) -> FileEntry:
-        """Writes one file of signatures."""
+    def run(self, shared: None, shards: list[Shard], meter: Meter, /) -> TableEntry:
         return write_evaluation(shards, self.config.leakage, self.folder)
 
-    def files(self, result: FileEntry) -> list[FileEntry]:
-        """The signatures."""
+    def files(self, result: TableEntry) -> list[FileEntry]:
         return [result]
 
 
 @dataclass
-class ScreenJob:
+class ScreenJob(Job):
     """Screens one planned shard."""
 
+    stage: ClassVar[str] = "screen"
     config: Config
-    folder: Folder
     home: Folder
-    stage: str = field(default="screen", init=False)
 
     def open(self) -> tuple[Tokenizer, EvaluationSet | None]:
-        """The tokenizer, and the evaluation documents if there are any."""
         leakage = self.config.leakage
         evaluation = open_evaluation(self.folder, leakage) if leakage.paths else None
         return Tokenizer.of_database(self.home), evaluation
@@ -75,39 +71,31 @@ class ScreenJob:
         self,
         shared: tuple[Tokenizer, EvaluationSet | None],
         shard: Shard,
-        report: Callable[[int], None],
+        meter: Meter,
+        /,
     ) -> ScreenedShard:
-        """Writes verdicts and signatures."""
-        return screen_shard(shard, self.config, *shared, self.folder, report)
+        return screen_shard(shard, self.config, *shared, self.folder, meter)
 
     def files(self, result: ScreenedShard) -> list[FileEntry]:
-        """Verdicts, and signatures where there are any."""
         return [file for file in (result.verdicts, result.signatures) if file]
 
 
 @dataclass
-class PairsJob:
+class PairsJob(Job):
     """Compares the documents that share a band, in one partition of the bands."""
 
-    folder: Folder
+    stage: ClassVar[str] = "pairs"
+    part_of: ClassVar[str | None] = "screen"
     shards: list[SignedShard]
     similarity: float
-    stage: str = field(default="pairs", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(
-        self, shared: None, item: tuple[int, Iterable[bytes]], report: Callable[[int], None]
-    ) -> Pairs:
-        """Writes the pairs."""
+    def run(self, shared: None, item: tuple[int, Iterable[bytes]], meter: Meter, /) -> Pairs:
         partition, blocks = item
-        found = find_pairs(partition, blocks, self.shards, self.similarity, self.folder)
-        report(1)
-        return found
+        pairs = find_pairs(partition, blocks, self.shards, self.similarity, self.folder)
+        meter(1)
+        return pairs
 
     def files(self, result: Pairs) -> list[FileEntry]:
-        """The pairs."""
         return [result.file]
 
 
@@ -156,47 +144,42 @@ def _by_partition(task: Task) -> tuple[int, Task]:
 
 def _gathered(group: tuple[int, dict[str, Iterable]]) -> Iterator[Task]:
     """The task of a partition with its blocks; none if it was done before."""
-    partition, found = group
-    for task in found["tasks"]:
-        yield replace(task, item=(partition, list(found["blocks"])))
+    partition, gathered = group
+    for task in gathered["tasks"]:
+        yield replace(task, item=(partition, list(gathered["blocks"])))
 
 
 @dataclass
-class ResolveJob:
+class ResolveJob(Job):
     """Decides which document of every pair stays."""
 
-    folder: Folder
+    stage: ClassVar[str] = "resolve"
+    part_of: ClassVar[str | None] = "screen"
     sources: dict[int, str]
     screened: dict[int, ScreenedShard]
     shards: list[SignedShard]
-    stage: str = field(default="resolve", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(self, shared: None, pairs: list[Pairs], report: Callable[[int], None]) -> Resolved:
-        """Writes the verdicts on every shard."""
-        found = resolve(self.screened, self.shards, pairs, self.sources, self.folder)
-        report(len(found))
-        return Resolved([found[number] for number in sorted(found)])
+    def run(self, shared: None, pairs: list[Pairs], meter: Meter, /) -> Resolved:
+        verdicts = resolve(self.screened, self.shards, pairs, self.sources, self.folder)
+        meter(len(verdicts))
+        return Resolved([verdicts[number] for number in sorted(verdicts)])
 
     def files(self, result: Resolved) -> list[FileEntry]:
-        """The verdicts."""
-        return result.verdicts
+        return [*result.verdicts]
 
 
 @dataclass(frozen=True)
 class Resolved:
     """The verdicts on all shards, in order."""
 
-    verdicts: list[FileEntry]
+    verdicts: list[TableEntry]
 
 
-def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[FileEntry | None]:
-    """Runs the stages that the configuration asks for.
+def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[TableEntry | None]:
+    """Screens the corpus as the configuration asks.
 
     Returns:
-        The verdicts on every shard; None where nothing is screened.
+        The verdicts on every shard; None for each if nothing is screened.
     """
     config = build.config
     if not config.leakage.paths and config.dedup.jaccard is None:
@@ -208,24 +191,24 @@ def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[FileEntry | No
     return list(_find_duplicates(build, screened, config.dedup.jaccard))
 
 
-def _evaluate(build: Build) -> FileEntry:
+def _evaluate(build: Build) -> TableEntry:
     settings = build.config.leakage
     shards = plan_evaluation(settings, int(build.config.chunk.shard_size))
-    job = EvaluationJob(build.config, build.folder)
+    job = EvaluationJob(build.folder, build.config)
     decides = {
         "leakage": settings.model_dump(mode="json", exclude={"names"}),
         "input": [[shard.identity, shard.stamp] for shard in shards],
     }
     task = Task("evaluation", fingerprint(VERSION, decides), shards)
     size = sum(shard.bytes for shard in shards)
-    return sole(run_stage(build, job, [task], FileEntry, "bytes", size))
+    return sole(build.run(Stage(job, [task], TableEntry, "bytes", size)))
 
 
 def _screen(
-    build: Build, tokenizer: TokenizerFiles, evaluation: FileEntry | None
+    build: Build, tokenizer: TokenizerFiles, evaluation: TableEntry | None
 ) -> list[ScreenedShard]:
     config = build.config
-    job = ScreenJob(config, build.folder, build.home)
+    job = ScreenJob(build.folder, config, build.home)
     keys = ("seed", "leakage.ngram", "leakage.jaccard", "leakage.names", "dedup.jaccard")
     decides = config.settings(*keys) | {
         "tokenizer": [tokenizer.sha256, tokenizer.end_id],
@@ -241,12 +224,12 @@ def _screen(
         for shard in build.shards
     ]
     size = sum(shard.bytes for shard in build.shards)
-    return run_stage(build, job, tasks, ScreenedShard, "bytes", size)
+    return build.run(Stage(job, tasks, ScreenedShard, "bytes", size))
 
 
 def read_settings(config: Config, shard: Shard) -> dict[str, object]:
     """Everything that decides which records are read from a shard, by name."""
-    source = next(source for source in config.corpus if source.name == shard.source)
+    source = config.source(shard.source)
     fields = {"text", "id", "separator", "max_document"}
     return {
         "corpus": source.model_dump(mode="json", include=fields),
@@ -256,13 +239,13 @@ def read_settings(config: Config, shard: Shard) -> dict[str, object]:
 
 def _find_duplicates(
     build: Build, screened: list[ScreenedShard], similarity: float
-) -> list[FileEntry]:
+) -> list[TableEntry]:
     signed = [
         SignedShard(number, shard.signatures)
         for number, shard in enumerate(screened)
         if shard.signatures
     ]
-    documents = sum(shard.file.rows or 0 for shard in signed)
+    documents = sum(shard.file.rows for shard in signed)
     partitions = count_partitions(documents, Bands.for_threshold(similarity).count)
     pairs_job = PairsJob(build.folder, signed, similarity)
     signatures = digest([shard.file.sha256 for shard in signed])
@@ -282,7 +265,7 @@ def _find_duplicates(
         for number in range(partitions)
     ]
     gather = Placement(spread=GatherBands(build.folder, signed, partitions))
-    pairs = run_stage(build, pairs_job, tasks, Pairs, "partitions", partitions, gather)
+    pairs = build.run(Stage(pairs_job, tasks, Pairs, "partitions", partitions, gather))
 
     sources = {number: shard.source for number, shard in enumerate(build.shards)}
     job = ResolveJob(build.folder, sources, dict(enumerate(screened)), signed)
@@ -292,5 +275,5 @@ def _find_duplicates(
         "corpus": [*sources.values()],
     }
     task = Task("resolve", fingerprint(VERSION, decides), pairs)
-    resolved = sole(run_stage(build, job, [task], Resolved, "shards", len(screened)))
+    resolved = sole(build.run(Stage(job, [task], Resolved, "shards", len(screened))))
     return resolved.verdicts

@@ -1,9 +1,10 @@
-"""Stage 1: the tokenizer, loaded or trained, kept in the database."""
+"""Loads or trains the tokenizer, and keeps it in the database."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Document
@@ -11,12 +12,14 @@ from retro_db.corpus.planning import Shard, expansion_of
 from retro_db.corpus.reading import read_shard
 from retro_db.corpus.selection import is_kept
 from retro_db.hashing import fraction_of
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.meter import Meter
+from retro_db.store.folder import FileEntry, describe
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.tokens.tokenizer_training import train_tokenizer
 
-from ..engine.jobs import Task, fingerprint
-from ..engine.resume import Build, run_stage, sole
+from ..engine.actions import Build
+from ..engine.jobs import Job, Stage, Task, fingerprint
+from ..engine.resume import sole
 
 VERSION = 4
 
@@ -32,27 +35,28 @@ class TokenizerFiles:
     pad_id: int
     end_id: int | None
 
+    def parameters(self, chunk_tokens: int) -> dict[str, str | int]:
+        """Parameters of the contracts' types that are known once there is a tokenizer.
+
+        Args:
+            chunk_tokens: Tokens of a chunk.
+        """
+        return {"token_type": self.token_type, "chunk_tokens": chunk_tokens}
+
 
 @dataclass
-class TokenizerJob:
+class TokenizerJob(Job):
     """Trains or loads the tokenizer."""
 
+    stage: ClassVar[str] = "tokenizer"
     config: Config
-    folder: Folder
-    stage: str = field(default="tokenizer", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(
-        self, shared: None, shards: list[Shard], report: Callable[[int], None]
-    ) -> TokenizerFiles:
-        """Writes the tokenizer's folder."""
+    def run(self, shared: None, shards: list[Shard], meter: Meter, /) -> TokenizerFiles:
         settings = self.config.tokenizer
         if settings.train is None:
             tokenizer = Tokenizer.load(str(settings.path))
         else:
-            texts = sample_texts(shards, self.config, int(settings.train.sample), report)
+            texts = sample_texts(shards, self.config, int(settings.train.sample), meter)
             tokenizer = train_tokenizer(texts, settings.train)
         entries = []
         for name, data in tokenizer.files.items():
@@ -70,7 +74,6 @@ class TokenizerJob:
         )
 
     def files(self, result: TokenizerFiles) -> list[FileEntry]:
-        """The tokenizer's folder."""
         return result.files
 
 
@@ -81,9 +84,9 @@ def sample_texts(
 
     Args:
         shards: The plan.
-        config: Of the build.
-        wanted: Bytes of text, about; everything where there is no more.
-        report: Told, now and again, how many more bytes of the files were read.
+        config: Configuration of the build.
+        wanted: Bytes of text, about; a smaller corpus is taken whole.
+        report: Called with the number of bytes read since the last call.
     """
     order = sorted(shards, key=lambda shard: fraction_of("train", config.seed, *_names(shard)))
     chosen, size = [], 0
@@ -107,13 +110,13 @@ def sample_texts(
 
 
 def _names(shard: Shard) -> list[str]:
-    """What a shard is on every machine: its place and time of change do not count."""
+    """What identifies a shard on every machine, whatever its path and time of change."""
     begins = (str(piece.range.begin if piece.range else 0) for piece in shard.pieces)
     return [shard.source, *(piece.file.name for piece in shard.pieces), *begins]
 
 
 def tokenizer_stage(build: Build) -> TokenizerFiles:
-    """Runs the stage."""
+    """Loads or trains the tokenizer."""
     settings = build.config.tokenizer
     if settings.train is None:
         shards = []
@@ -128,7 +131,7 @@ def tokenizer_stage(build: Build) -> TokenizerFiles:
             "corpus": sources,
             "input": [[shard.identity, shard.stamp] for shard in shards],
         }
-    job = TokenizerJob(build.config, build.folder)
+    job = TokenizerJob(build.folder, build.config)
     task = Task("tokenizer", fingerprint(VERSION, decides), shards)
     size = sum(shard.bytes for shard in shards)
-    return sole(run_stage(build, job, [task], TokenizerFiles, "bytes", size))
+    return sole(build.run(Stage(job, [task], TokenizerFiles, "bytes", size)))

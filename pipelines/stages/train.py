@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from retro_db.index.keys import IndexKey, parse_key
-from retro_db.index.part_keys import load_keys
-from retro_db.index.training import train_part, training_points
+from retro_db.index.part_embeddings import load_embeddings
+from retro_db.index.training import Sampling, train_part, training_points
 from retro_db.manifest.parts import Part, contents_of
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.meter import Meter
+from retro_db.store.folder import FileEntry
 
-from ..engine.jobs import Placement, Task, fingerprint
-from ..engine.resume import Build, run_stage, sole
+from ..engine.actions import Build
+from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
+from ..engine.resume import sole
 
 VERSION = 4
 
@@ -32,39 +34,30 @@ class TrainedIndex:
 
 
 @dataclass
-class TrainJob:
+class TrainJob(Job):
     """Trains the template."""
 
-    folder: Folder
+    stage: ClassVar[str] = "train"
     key: str
     fine: str | None
     dimension: int
     entries: int
     points: int
     seed: int
-    stage: str = field(default="train", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(self, shared: None, parts: list[Part], report: Callable[[int], None]) -> TrainedIndex:
-        """Writes the template."""
+    def run(self, shared: None, parts: list[Part], meter: Meter, /) -> TrainedIndex:
         return TrainedIndex(
             *train_part(
-                (load_keys(self.folder, part, self.dimension) for part in parts),
+                (load_embeddings(self.folder, part, self.dimension) for part in parts),
                 parse_key(self.key, self.dimension),
                 self.fine,
-                self.dimension,
-                self.entries,
-                self.points,
-                self.seed,
+                Sampling(self.dimension, self.entries, self.points, self.seed),
                 self.folder,
-                report,
+                meter,
             )
         )
 
     def files(self, result: TrainedIndex) -> list[FileEntry]:
-        """The template, and the quantizer of fine codes."""
         return result.files
 
 
@@ -88,4 +81,4 @@ def train_stage(
     task = Task("trained", fingerprint(VERSION, decides), parts)
     total = min(entries, points)
     placement = Placement.in_memory(memory)
-    return sole(run_stage(build, job, [task], TrainedIndex, "chunks", total, placement))
+    return sole(build.run(Stage(job, [task], TrainedIndex, "chunks", total, placement)))

@@ -1,17 +1,26 @@
-"""Stages 8 to 10: sample queries, find their exact neighbors part by part, tune the search to them."""
+"""Tunes the search: samples queries, finds their exact neighbors part by part, and measures recall."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from retro_db.index.keys import parse_key
-from retro_db.index.part_keys import key_column, load_keys
-from retro_db.manifest.model import IndexInfo
+from retro_db.index.part_embeddings import embedding_column, load_embeddings
 from retro_db.manifest.parts import Part, contents_of
+from retro_db.meter import Meter
+from retro_db.search.exact import (
+    QUERIES,
+    exact_neighbors,
+    merge_neighbors,
+    query_blocks,
+    read_queries,
+    sample_rows,
+)
 from retro_db.search.finder import Finder
 from retro_db.search.part_documents import load_documents
 from retro_db.search.searching import (
@@ -21,30 +30,61 @@ from retro_db.search.searching import (
     open_searcher,
     resident_bytes,
 )
-from retro_db.search.tuning import (
-    QUERIES,
-    RECALL_AT,
-    Tuned,
-    depths_for,
-    exact_neighbors,
-    merge_neighbors,
-    query_blocks,
-    read_queries,
-    sample_rows,
-    tune,
-)
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.search.tuning import RECALL_AT, MeasuredQueries, Tuned, depths_for, tune
+from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share
 
-from ..engine.jobs import Placement, Task, fingerprint
-from ..engine.resume import Build, run_stage, sole
+from ..engine.actions import Build
+from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
+from ..engine.resume import sole
 from .train import TrainedIndex
 
 VERSION = 1
 # More than are compared: sums in another order may swap what is nearly as far.
 _EXACT = 2 * RECALL_AT
 _QUERIES_PATH = "state/tuning/queries.npz"
+
+
+@dataclass(frozen=True)
+class FilledIndex:
+    """An index whose search is still to be tuned.
+
+    Attributes:
+        key: Index key.
+        lists: Number of inverted lists.
+        template: The trained index.
+        partitions: Files of the inverted lists, as the database sees them.
+        fine: Files of fine codes; none if the embeddings are kept.
+    """
+
+    key: str
+    lists: int
+    template: TrainedIndex
+    partitions: list[TableEntry]
+    fine: list[TableEntry] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BuiltIndex(FilledIndex):
+    """An index with its measured search: all that later stages need to know about it.
+
+    Attributes:
+        search: Settings of the search, and how they were measured.
+    """
+
+    search: Tuned = field(kw_only=True)
+
+    @property
+    def entries(self) -> int:
+        """Number of chunks in the index."""
+        return sum(file.rows for file in self.partitions)
+
+    @property
+    def identity(self) -> list[object]:
+        """What decides a search, for fingerprints."""
+        files = [self.template.file, *self.partitions]
+        return [self.key, [file.sha256 for file in files], to_json(self.search.settings)]
 
 
 @dataclass(frozen=True)
@@ -55,223 +95,178 @@ class TuningFile:
 
 
 @dataclass
-class SampleJob:
+class SampleJob(Job):
     """Samples the queries that the search is tuned with."""
 
-    folder: Folder
+    stage: ClassVar[str] = "sample"
+    part_of: ClassVar[str | None] = "tune"
     home: Folder
     dimension: int
     seed: int
-    stage: str = field(default="sample", init=False)
 
-    def open(self) -> None:
-        """Nothing to share."""
-
-    def run(self, shared: None, parts: list[Part], report: Callable[[int], None]) -> TuningFile:
-        """Writes them."""
+    def run(self, shared: None, parts: list[Part], meter: Meter, /) -> TuningFile:
         chunks = sum(part.rows for part in parts)
         vectors, own = [np.empty((0, self.dimension), np.float32)], [np.empty((0, 2), np.int64)]
         for part in parts:
             rows = sample_rows(part.first_id, part.rows, chunks, self.seed)
             if len(rows):
-                embeddings = load_keys(self.home, part, self.dimension).embeddings
-                found = read_queries(rows, embeddings, load_documents(self.home, part))
-                vectors.append(found[0])
-                own.append(found[1])
-                report(len(rows))
+                embeddings = load_embeddings(self.home, part, self.dimension).embeddings
+                documents = load_documents(self.home, part)
+                part_vectors, part_own = read_queries(rows, embeddings, documents)
+                vectors.append(part_vectors)
+                own.append(part_own)
+                meter(len(rows))
         file = _save(self.folder, _QUERIES_PATH, np.concatenate(vectors), np.concatenate(own))
         return TuningFile(file)
 
     def files(self, result: TuningFile) -> list[FileEntry]:
-        """The queries."""
         return [result.file]
 
 
 @dataclass
-class TruthJob:
+class TruthJob(Job):
     """Finds the queries' exact neighbors in one part."""
 
-    folder: Folder
+    stage: ClassVar[str] = "truth"
+    part_of: ClassVar[str | None] = "tune"
     home: Folder
     dimension: int
     cores: Share
-    stage: str = field(default="truth", init=False)
 
     def open(self) -> tuple[np.ndarray, np.ndarray]:
-        """The queries, and the ids of their own documents."""
         return _load(self.folder, _QUERIES_PATH)
 
-    def run(
-        self, shared: tuple[np.ndarray, np.ndarray], part: Part, report: Callable[[int], None]
-    ) -> TuningFile:
-        """Writes distances and ids."""
-        keys = load_keys(self.home, part, self.dimension)
-        found = exact_neighbors(*shared, keys, _EXACT, self.cores.threads, report)
-        return TuningFile(_save(self.folder, f"state/tuning/{part.name}.npz", *found))
+    def run(self, shared: tuple[np.ndarray, np.ndarray], part: Part, meter: Meter, /) -> TuningFile:
+        embeddings = load_embeddings(self.home, part, self.dimension)
+        neighbors = exact_neighbors(*shared, embeddings, _EXACT, self.cores.threads, meter)
+        return TuningFile(_save(self.folder, f"state/tuning/{part.name}.npz", *neighbors))
 
     def files(self, result: TuningFile) -> list[FileEntry]:
-        """Distances and ids."""
         return [result.file]
 
 
 @dataclass
-class TuneJob:
+class TuneJob(Job):
     """Chooses how the index is searched by measured recall."""
 
-    folder: Folder
+    stage: ClassVar[str] = "tune"
     home: Folder
     key: str
     template: FileEntry
-    partitions: list[FileEntry]
+    partitions: Sequence[FileEntry]
     memory: int
     dimension: int
     depths: tuple[int, ...]
     max_nprobe: int | None
     target: float
     cores: Share
-    stage: str = field(default="tune", init=False)
 
     def open(self) -> Searcher:
-        """The index."""
         return open_searcher(self.home, self.key, self.template, self.partitions, self.memory)
 
     def run(
         self,
         shared: Searcher,
         item: tuple[list[Part], list[FileEntry]],
-        report: Callable[[int], None],
+        meter: Meter,
+        /,
     ) -> Tuned:
-        """Measures."""
         parts, truth = item
         vectors, own = _load(self.folder, _QUERIES_PATH)
         distances = np.full((len(vectors), _EXACT), np.inf, np.float32)
         best = distances, np.full((len(vectors), _EXACT), -1, np.int64)
         for file in truth:
             best = merge_neighbors(best, _load(self.folder, file.path), _EXACT)
-        keys = key_column(self.home, parts, self.dimension)
+        embeddings = embedding_column(self.home, parts, self.dimension)
         # What it starts from does not matter: tuning replaces it.
-        finder = Finder(shared, keys, SearchSettings(1, self.depths[-1]), self.max_nprobe)
-        blocks, everything = query_blocks(vectors, own), len(keys) <= QUERIES
-        tuned = tune(
-            finder, blocks, best[1], everything, self.target, self.depths, self.cores.threads
+        finder = Finder(shared, embeddings, SearchSettings(1, self.depths[-1]), self.max_nprobe)
+        queries = MeasuredQueries(
+            query_blocks(vectors, own), best[1], are_all_chunks=len(embeddings) <= QUERIES
         )
-        report(len(blocks))
+        tuned = tune(finder, queries, self.target, self.depths, self.cores.threads)
+        meter(len(vectors))
         return tuned
-
-    def files(self, result: Tuned) -> list[FileEntry]:
-        """None."""
-        return []
 
 
 def search_groups(
-    partitions: list[FileEntry], key: str, dimension: int, memory: int
+    partitions: Sequence[FileEntry], key: str, dimension: int, memory: int
 ) -> list[tuple[int, int]]:
     """Partitions that are opened together: they decide among candidates that are equally far."""
     parsed = parse_key(key, dimension)
     return group_partitions([resident_bytes(file.bytes, parsed) for file in partitions], memory)
 
 
-def tune_stages(
-    build: Build,
-    parts: list[Part],
-    key: str,
-    template: FileEntry,
-    partitions: list[FileEntry],
-    dimension: int,
-) -> Tuned:
-    """Runs the three stages.
+def tune_stage(build: Build, parts: list[Part], index: FilledIndex, dimension: int) -> BuiltIndex:
+    """Samples queries, finds their exact neighbors, and chooses the search by them.
 
     Args:
         build: The build.
         parts: All parts of the database, their files as the database sees them.
-        key: Of the index.
-        template: The trained index.
-        partitions: All lists.
-        dimension: d.
+        index: The index.
+        dimension: Dimension d of the embeddings.
 
     Returns:
-        How the index is to be searched.
+        The index with its search.
     """
+    queries, exact = _exact_neighbors(build, parts, dimension)
     config = build.config
-    contents = [(part.first_id, *contents_of(part)) for part in parts]
-    sample = SampleJob(build.folder, build.home, dimension, config.seed)
-    mark = fingerprint(VERSION, {"seed": sample.seed, "embed": contents})
-    size = min(sum(part.rows for part in parts), QUERIES)
-    task = Task("queries", mark, parts)
-    queries = sole(run_stage(build, sample, [task], TuningFile, "chunks", size))
-
-    truth = TruthJob(build.folder, build.home, dimension, build.engine.share(len(parts)))
-    tasks = [
-        Task(part.name, fingerprint(VERSION, {"sample": queries.file.sha256, "embed": own}), part)
-        for part, own in zip(parts, contents, strict=True)
-    ]
-    total = sum(part.rows for part in parts)
-    exact = [one.file for one in run_stage(build, truth, tasks, TuningFile, "chunks", total)]
-
     job = TuneJob(
-        build.folder,
-        build.home,
-        key,
-        template,
-        partitions,
-        int(config.index.memory),
-        dimension,
-        depths_for(config.neighbors.rerank, config.neighbors.k),
-        config.neighbors.max_nprobe,
-        config.index.recall_target,
-        Share(tasks=1),
+        folder=build.folder,
+        home=build.home,
+        key=index.key,
+        template=index.template.file,
+        partitions=index.partitions,
+        memory=int(config.index.memory),
+        dimension=dimension,
+        depths=depths_for(config.neighbors.rerank, config.neighbors.k),
+        max_nprobe=config.neighbors.max_nprobe,
+        target=config.index.recall_target,
+        cores=Share(tasks=1),
     )
     decides = {
-        "index.key": key,
-        "assemble": [file.sha256 for file in partitions],
+        "index.key": index.key,
+        "assemble": [file.sha256 for file in index.partitions],
         "truth": [file.sha256 for file in exact],
-        "index.memory": search_groups(partitions, key, dimension, job.memory),
+        "index.memory": search_groups(index.partitions, index.key, dimension, job.memory),
         "neighbors.rerank": job.depths,
         "neighbors.max_nprobe": job.max_nprobe,
         "index.recall_target": job.target,
     }
-    tuned = Task("tuned", fingerprint(VERSION, decides), (parts, exact))
+    task = Task("tuned", fingerprint(VERSION, decides), (parts, exact))
     placement = Placement.in_memory(job.memory)
-    return sole(run_stage(build, job, [tuned], Tuned, "queries", size, placement))
+    search = sole(build.run(Stage(job, [task], Tuned, "queries", queries, placement)))
+    return BuiltIndex(**vars(index), search=search)
 
 
-def _save(folder: Folder, path: str, one: np.ndarray, other: np.ndarray) -> FileEntry:
+def _exact_neighbors(
+    build: Build, parts: list[Part], dimension: int
+) -> tuple[int, list[FileEntry]]:
+    """Number of sampled queries, and a file of their exact neighbors in each part."""
+    contents = [(part.first_id, *contents_of(part)) for part in parts]
+    seed = build.config.seed
+    sample = SampleJob(build.folder, build.home, dimension, seed)
+    task = Task("queries", fingerprint(VERSION, {"seed": seed, "embed": contents}), parts)
+    chunks = sum(part.rows for part in parts)
+    size = min(chunks, QUERIES)
+    queries = sole(build.run(Stage(sample, [task], TuningFile, "chunks", size)))
+
+    truth = TruthJob(build.folder, build.home, dimension, build.engine.share(len(parts)))
+    sampled = queries.file.sha256
+    tasks = [
+        Task(part.name, fingerprint(VERSION, {"sample": sampled, "embed": content}), part)
+        for part, content in zip(parts, contents, strict=True)
+    ]
+    results = build.run(Stage(truth, tasks, TuningFile, "chunks", chunks))
+    return size, [result.file for result in results]
+
+
+def _save(folder: Folder, path: str, first: np.ndarray, second: np.ndarray) -> FileEntry:
     with folder.writing(path) as temporary:
         with temporary.open("wb") as file:
-            np.savez(file, one, other)
+            np.savez(file, first, second)
         return describe(temporary, path)
 
 
 def _load(folder: Folder, path: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(io.BytesIO(folder.read(path))) as held:
-        return held["arr_0"], held["arr_1"]
-
-
-@dataclass(frozen=True)
-class BuiltIndex:
-    """What the stages after need of the index."""
-
-    key: str
-    lists: int
-    template: TrainedIndex
-    partitions: list[FileEntry]
-    fine: list[FileEntry]
-    search: Tuned
-
-    def described(self, info: IndexInfo) -> IndexInfo:
-        """The manifest's entry of the same trained index, with how what is in it now is searched."""
-        return replace(
-            info,
-            partitions=len(self.partitions),
-            nprobe=self.search.settings.nprobe,
-            rerank=self.search.settings.rerank,
-            ef_search=self.search.settings.ef_search,
-            recall_queries=self.search.queries,
-            recall=self.search.curve,
-        )
-
-    @property
-    def identity(self) -> list[object]:
-        """What decides a search, for fingerprints."""
-        files = [self.template.file, *self.partitions]
-        return [self.key, [file.sha256 for file in files], to_json(self.search.settings)]
+    with np.load(io.BytesIO(folder.read(path))) as arrays:
+        return arrays["arr_0"], arrays["arr_1"]

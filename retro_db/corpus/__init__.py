@@ -1,1 +1,1 @@
-"""Text in: which files there are, how they are divided into shards, and the documents in them."""
+"""Text in: the files of a corpus, their division into shards, and the documents in them."""

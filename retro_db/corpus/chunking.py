@@ -1,4 +1,4 @@
-"""Documents to chunks of m tokens, none of which crosses a document (paper, section 2.3)."""
+"""Cuts documents into chunks of m tokens that never cross a document's end (paper, section 2.3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retro_db.corpus.verdicts import Verdict
 from retro_db.hashing import fraction_of
 from retro_db.manifest.model import TRAIN, VALIDATION
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.writing import TableWriter
 from retro_db.tokens.tokenizer import Tokenizer
 
@@ -28,28 +28,35 @@ _BATCH_CHARACTERS = 1_000_000
 
 @dataclass(frozen=True)
 class ChunkedPart:
-    """One pair of files: rows `chunks` and `documents`, and what they hold."""
+    """One part: a file of chunks and a file of their documents.
 
-    chunks: FileEntry
-    documents: FileEntry
+    Attributes:
+        chunks: File of the table `chunks`.
+        documents: File of the table `documents`.
+        tokens: Number of tokens in it, without padding.
+        validation_chunks: Number of chunks of documents in the validation split.
+    """
+
+    chunks: TableEntry
+    documents: TableEntry
     tokens: int
     validation_chunks: int
 
 
 @dataclass(frozen=True)
 class ChunkedShard:
-    """What became of a shard: read = documents kept + dropped + rejected.
+    """What chunking a shard wrote and counted: read = documents kept + dropped + rejected.
 
     Attributes:
-        number: Of the shard.
-        source: Name of the corpus.
-        content: The sha256 of what was read.
-        parts: Its files in order; a shard without documents has none.
-        read: Records in the input.
-        dropped: Documents left out, by reason: fraction, name, leakage, duplicate.
-        rejected: Bad records, by reason.
-        rejects: The first of them.
-        left_out: The table of documents left out for their content; None where there are none.
+        number: Number of the shard.
+        source: Name of the source.
+        content: Hash (sha256) of the records that were read.
+        parts: Parts of the shard in order; empty if it has no documents.
+        read: Number of records in the input.
+        dropped: Numbers of dropped documents by reason: fraction, name, leakage, duplicate.
+        rejected: Numbers of bad records by reason.
+        rejects: The first bad records.
+        left_out: Table of the documents dropped for their content; None if none was.
     """
 
     number: int
@@ -60,21 +67,21 @@ class ChunkedShard:
     dropped: dict[str, int]
     rejected: dict[str, int]
     rejects: list[Reject]
-    left_out: FileEntry | None = None
+    left_out: TableEntry | None = None
 
 
 def chunk_documents(
     ids: Sequence[np.ndarray], chunk_tokens: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts documents from their first token into chunks; the last one of each may be short.
+    """Cuts documents into chunks from their first token on; the last chunk of each may be short.
 
     Args:
         ids: Token ids of each document, integer [t_i], t_i >= 0.
-        chunk_tokens: m, tokens of a chunk.
-        pad_id: Fills the rest of short chunks.
+        chunk_tokens: Number of tokens in a chunk, m.
+        pad_id: Id that fills short chunks.
 
     Returns:
-        tokens [n, m] of the ids' dtype, lengths uint16 [n], and chunks of each document int64 [D].
+        tokens [n, m] of the ids' dtype, lengths uint16 [n], and each document's number of chunks, int64 [D].
     """
     counts = np.array([-(-len(document) // chunk_tokens) for document in ids], dtype=np.int64)
     total = int(counts.sum())
@@ -90,13 +97,13 @@ def chunk_documents(
 
 
 def split_of(document: Document, source: str, validation: float, seed: int) -> str:
-    """The split that a document's hash decides.
+    """The split of a document, chosen by its hash.
 
     Args:
-        document: What is split.
-        source: Name of its corpus.
+        document: Document to assign.
+        source: Name of its source.
         validation: Share of documents, 0 to 1, that is set apart.
-        seed: Another seed, another choice.
+        seed: Seed of the choice.
 
     Returns:
         `train` or `validation`.
@@ -116,12 +123,12 @@ def chunk_shard(
     """Reads, tokenizes and cuts one shard, and writes its chunks and documents.
 
     Args:
-        shard: What to read.
-        config: Of the build.
-        tokenizer: Of the language model.
-        folder: The database.
-        verdicts: Records, by number, that are left out for their content.
-        report: Told, now and again, how many more bytes of the files are read.
+        shard: Shard to read.
+        config: Configuration of the build.
+        tokenizer: Tokenizer of the language model.
+        folder: Folder of the database.
+        verdicts: Verdicts on the records to drop for their content, by record number.
+        report: Called with the number of bytes of the files read since the last call.
 
     Returns:
         The files of every part and the counts of documents read, kept, dropped and rejected.
@@ -129,25 +136,12 @@ def chunk_shard(
     Raises:
         CorpusError: A file vanished or cannot be opened.
     """
-    source = next(source for source in config.corpus if source.name == shard.source)
-    tally = Tally()
-    left_out: list[tuple[str, Verdict]] = []
-    content = Content()
-    records = content.watch(read_shard(shard, source, report))
+    tally, content = Tally(), Content()
+    screened_out: list[tuple[str, Verdict]] = []
+    records = content.watch(read_shard(shard, config.source(shard.source), report))
     selected = select(records, shard, config, tokenizer, tally)
-    documents = _pass_over(selected, verdicts, tally, left_out)
-    parts: list[ChunkedPart] = []
-    # Batches are small beside a part, so that a part ends near its limit.
-    characters = min(_BATCH_CHARACTERS, config.chunk.part_rows * config.chunk.tokens)
-    batches = _batched(documents, characters)
-    batch = next(batches, None)
-    while batch is not None:
-        part = _Part(shard, len(parts), config, tokenizer)
-        with part.open(folder):
-            while batch is not None and part.rows < config.chunk.part_rows:
-                part.append(batch)
-                batch = next(batches, None)
-        parts.append(part.result)
+    documents = _without_screened(selected, verdicts, tally, screened_out)
+    parts = _write_parts(documents, shard, config, tokenizer, folder)
     return ChunkedShard(
         number=shard.number,
         source=shard.source,
@@ -157,45 +151,70 @@ def chunk_shard(
         dropped=dict(tally.dropped),
         rejected=dict(tally.rejected),
         rejects=tally.rejects,
-        left_out=_write_left_out(left_out, shard, folder) if left_out else None,
+        left_out=_write_screened_out(screened_out, shard, folder) if screened_out else None,
     )
 
 
-def _pass_over(
+def _without_screened(
     selected: Iterable[tuple[int, Document]],
     verdicts: Mapping[int, Verdict],
     tally: Tally,
-    left_out: list[tuple[str, Verdict]],
+    screened_out: list[tuple[str, Verdict]],
 ) -> Iterator[Document]:
+    """Documents without a verdict; the others are counted, and added to `screened_out` with their ids."""
     for number, document in selected:
         if verdict := verdicts.get(number):
             tally.dropped[verdict.reason] += 1
-            left_out.append((document.id, verdict))
+            screened_out.append((document.id, verdict))
         else:
             yield document
 
 
-def _write_left_out(
-    left_out: Sequence[tuple[str, Verdict]], shard: Shard, folder: Folder
-) -> FileEntry:
+def _write_parts(
+    documents: Iterable[Document],
+    shard: Shard,
+    config: Config,
+    tokenizer: Tokenizer,
+    folder: Folder,
+) -> list[ChunkedPart]:
+    """Writes a shard's documents, beginning a new part once one has `chunk.part_rows` chunks."""
+    # Batches are small beside a part, so that a part ends near its limit.
+    characters = min(_BATCH_CHARACTERS, config.chunk.part_rows * config.chunk.tokens)
+    batches = _batched(documents, characters)
+    parts: list[ChunkedPart] = []
+    batch = next(batches, None)
+    while batch is not None:
+        part = _Part(shard, len(parts), config, tokenizer)
+        with part.open(folder):
+            while batch is not None and part.rows < config.chunk.part_rows:
+                part.append(batch)
+                batch = next(batches, None)
+        parts.append(part.result)
+    return parts
+
+
+def _write_screened_out(
+    screened_out: Sequence[tuple[str, Verdict]], shard: Shard, folder: Folder
+) -> TableEntry:
+    """Writes the ids of documents dropped for their content, and why, to the table `dropped`."""
     table = contract("dropped")
     path = table.name(shard.number, 0)
     with folder.writing(path) as file:
         with TableWriter(file, table.schema(), table.batch_rows, parquet=True) as writer:
             writer.append(
                 {
-                    "source": [shard.source] * len(left_out),
-                    "id": [name for name, _ in left_out],
-                    "reason": [verdict.reason for _, verdict in left_out],
-                    "by": [verdict.by for _, verdict in left_out],
-                    "similarity": np.array([verdict.similarity for _, verdict in left_out]),
+                    "source": [shard.source] * len(screened_out),
+                    "id": [document_id for document_id, _ in screened_out],
+                    "reason": [verdict.reason for _, verdict in screened_out],
+                    "by": [verdict.by for _, verdict in screened_out],
+                    "similarity": np.array([verdict.similarity for _, verdict in screened_out]),
                 }
             )
-        return describe(file, path, len(left_out))
+        return describe(file, path, len(screened_out))
 
 
 def _batched(documents: Iterable[Document], limit: int) -> Iterator[list[Document]]:
-    """Documents gathered up to a limit of characters; a long one comes alone."""
+    """Documents in batches of at most `limit` characters; a longer document is a batch alone."""
     batch: list[Document] = []
     characters = 0
     for document in documents:
@@ -209,7 +228,7 @@ def _batched(documents: Iterable[Document], limit: int) -> Iterator[list[Documen
 
 
 class _Part:
-    """The two files of one part being written; they take their names when it is closed."""
+    """Writes the two files of one part, which get their names when the part is complete."""
 
     result: ChunkedPart
 
@@ -223,12 +242,12 @@ class _Part:
 
     @property
     def rows(self) -> int:
-        """Chunks so far."""
+        """Number of chunks written so far."""
         return self._chunks.rows
 
     @contextlib.contextmanager
     def open(self, folder: Folder) -> Iterator[None]:
-        """Opens both files; on a good end describes them in `result` and commits them."""
+        """Opens both files; if the block ends without an error, commits them and sets `result`."""
         chunks, documents = contract("chunks"), contract("documents")
         chunks_path = chunks.name(self._shard.number, self._number)
         documents_path = documents.name(self._shard.number, self._number)
@@ -251,7 +270,7 @@ class _Part:
             )
 
     def append(self, batch: list[Document]) -> None:
-        """Tokenizes, cuts and writes documents."""
+        """Tokenizes and cuts a batch of documents, and writes its chunks and rows."""
         if len(batch) == 1 and batch[0].text is not None:
             counts = self._write_long(batch[0].text)
         else:
@@ -266,21 +285,21 @@ class _Part:
 
     def _write_long(self, text: str) -> np.ndarray:
         """Writes one document a segment at a time, and returns its number of chunks, int64 [1]."""
-        m, first = self._config.chunk.tokens, self._chunks.rows
+        chunk_tokens, first = self._config.chunk.tokens, self._chunks.rows
         row = np.array([self._documents.rows])
         rest = np.empty(0, self._tokenizer.token_type)
         for ids in self._tokenizer.encode_long(text):
             ids = np.concatenate([rest, ids])
-            whole = len(ids) - len(ids) % m
+            whole = len(ids) - len(ids) % chunk_tokens
             self._write([ids[:whole]], row)
             rest = ids[whole:]
         self._write([rest], row)
         return np.array([self._chunks.rows - first])
 
     def _write(self, ids: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-        """Cuts token ids and writes the chunks of documents with these rows; returns their counts."""
-        m, pad_id = self._config.chunk.tokens, self._tokenizer.pad_id
-        tokens, lengths, counts = chunk_documents(ids, m, pad_id)
+        """Cuts the ids of documents, given with their rows, and writes the chunks; returns their counts."""
+        chunk_tokens, pad_id = self._config.chunk.tokens, self._tokenizer.pad_id
+        tokens, lengths, counts = chunk_documents(ids, chunk_tokens, pad_id)
         self._chunks.append(
             {"tokens": tokens, "length": lengths, "document": np.repeat(rows, counts)}
         )
@@ -288,7 +307,7 @@ class _Part:
         return counts
 
     def _describe(self, batch: list[Document], counts: np.ndarray) -> None:
-        """Writes the rows of documents whose chunks were just written."""
+        """Writes the rows of a batch of documents, whose chunks were just written."""
         source, config = self._shard.source, self._config
         splits = [
             split_of(document, source, config.split.validation, config.seed) for document in batch

@@ -1,4 +1,4 @@
-"""Documents, and the rejects that stand in for bad records."""
+"""Documents, the rejects that replace bad records, and a hash of both."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its text, or the tokens that it was stored as.
+    """One document: its text, or the tokens that the corpus stores.
 
     Attributes:
-        file: Where it is.
-        offset: Where in it: the byte of the decompressed content for JSON lines and text, else the
-            row, from 0.
-        id: Its own, or its place in the corpus.
-        identity: What decides hashed choices: its own id, or its content.
-        text: The text; None where it is tokens already.
-        tokens: Token ids, integer [t]; None where it is text.
+        file: Name of the file that holds it.
+        offset: Position in the file: the byte of the decompressed content for JSON lines and text,
+            else the row, from 0.
+        id: Id that the record gives, or else its file and offset.
+        identity: Value that choices by hash depend on: the id that the record gives, or the content.
+        text: Text of the document; None if the corpus stores tokens.
+        tokens: Token ids, integer [t]; None if the corpus stores text.
     """
 
     file: str
@@ -33,24 +33,24 @@ class Document:
 
     @property
     def size(self) -> int:
-        """Characters of the text, or about as many for its tokens."""
+        """Number of characters of the text, or an estimate of it from the tokens."""
         return len(self.text) if self.text is not None else 4 * len(self.tokens)  # type: ignore[arg-type]
 
     def with_tokens(self, tokens: np.ndarray) -> Document:
-        """The same document with other tokens."""
+        """A copy of the document with other tokens."""
         return dataclasses.replace(self, tokens=tokens)
 
 
 @dataclass(frozen=True)
 class Reject:
-    """Records that cannot be used.
+    """Consecutive records that cannot be used.
 
     Attributes:
-        file: Where they are.
-        offset: Where in it the first is, as for documents.
-        reason: One of few, to be counted.
-        detail: What exactly is wrong.
-        count: How many.
+        file: Name of the file that holds them.
+        offset: Position of the first in the file, as for documents.
+        reason: Category of the problem, by which rejects are counted.
+        detail: Exact description of the problem.
+        count: Number of records.
     """
 
     file: str
@@ -65,24 +65,24 @@ class Reject:
 
 
 class Content:
-    """The sha256 of records as they are read: what decides where a file's time of change differs."""
+    """Hash of records as they are read: it shows whether a file that was touched has other content."""
 
     def __init__(self) -> None:
         self._hasher = hashlib.sha256()
 
     @property
     def sha256(self) -> str:
-        """Of the records so far, in hexadecimal."""
+        """Hash (sha256) of the records so far, in hexadecimal."""
         return self._hasher.hexdigest()
 
     def watch(self, records: Iterable[Document | Reject]) -> Iterator[Document | Reject]:
-        """The same records, each hashed as it passes.
+        """Passes records on, hashing each of them.
 
         Args:
-            records: Of one shard, in order.
+            records: Records of one shard, in order.
 
         Yields:
-            Each of them.
+            The same records.
         """
         for record in records:
             if isinstance(record, Reject):

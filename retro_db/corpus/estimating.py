@@ -1,4 +1,4 @@
-"""About how much a plan holds, from the beginnings of a few files."""
+"""Estimates how much text a plan keeps, from the beginnings of a few files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ CHARACTERS_PER_TOKEN = 4.0
 
 
 def expected_chunks(tokens: float, documents: int, chunk_tokens: int) -> int:
-    """Chunks that documents are cut into, if all that is known of their lengths is the mean.
+    """Expected number of chunks of documents of which only the mean length is known.
 
-    A document of t tokens has ceil(t / m) chunks. Where lengths are distributed exponentially with mean
-    T, their expectation is 1 / (1 - exp(-m / T)): T / m + 1/2 where documents are long, as the last
-    chunk is half full on average, and 1 where they are short.
+    A document of t tokens has ceil(t / m) chunks. If lengths are distributed exponentially with mean T,
+    the expected number is 1 / (1 - exp(-m / T)): T / m + 1/2 for long documents, as the last chunk is
+    half full on average, and 1 for short ones.
 
     Args:
-        tokens: Of all documents, without padding.
-        documents: D.
-        chunk_tokens: m.
+        tokens: Number of tokens of all documents, without padding.
+        documents: Number of documents.
+        chunk_tokens: Number of tokens in a chunk, m.
 
     Returns:
-        Chunks of all documents, about.
+        Expected number of chunks of all documents, rounded.
     """
     if not tokens or not documents:
         return 0
@@ -41,7 +41,7 @@ def expected_chunks(tokens: float, documents: int, chunk_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class SampledDocument:
-    """A document that was read for an estimate, without its text, and how long that is."""
+    """A document that was read for an estimate, without its text, and the number of its characters."""
 
     source: str
     document: Document
@@ -50,13 +50,13 @@ class SampledDocument:
 
 @dataclass(frozen=True)
 class CorpusEstimate:
-    """What a plan keeps, about.
+    """Estimate of the documents that a plan keeps.
 
     Attributes:
-        documents: Documents.
-        characters: Of their text.
-        rejects: The first bad record of every piece in which none of the records read was good.
-        sample: The documents that were read.
+        documents: Approximate number of documents.
+        characters: Approximate number of characters of their text.
+        rejects: First bad record of every piece in which none of the records read was good.
+        sample: Documents that were read for the estimate.
     """
 
     documents: int
@@ -65,7 +65,7 @@ class CorpusEstimate:
     sample: list[SampledDocument] = field(default_factory=list)
 
     def thinned(self, documents: int) -> CorpusEstimate:
-        """The same of a sample of so many documents."""
+        """The estimate for a sample of this many documents."""
         share = min(1.0, documents / max(self.documents, 1))
         return replace(
             self,
@@ -74,7 +74,7 @@ class CorpusEstimate:
         )
 
     def chunks(self, chunk_tokens: int) -> int:
-        """Chunks of so many tokens, about."""
+        """Expected number of chunks of `chunk_tokens` tokens."""
         return expected_chunks(self.characters / CHARACTERS_PER_TOKEN, self.documents, chunk_tokens)
 
 
@@ -82,27 +82,26 @@ def estimate_corpus(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
     """Reads the first records of a hashed choice of pieces.
 
     Args:
-        shards: The plan.
-        config: Of the build.
+        shards: Shards of the plan.
+        config: Configuration of the build.
 
     Raises:
         CorpusError: A file vanished or cannot be opened.
     """
-    sources = {source.name: source for source in config.corpus}
     pieces = [(shard, piece) for shard in shards for piece in shard.pieces]
     pieces.sort(key=lambda pair: fraction_of("estimate", config.seed, pair[1].file.name))
     documents, characters, size = 0.0, 0.0, 0
     rejects: list[Reject] = []
     sample: list[SampledDocument] = []
     for shard, piece in pieces[:_PIECES]:
-        one = Shard(0, shard.source, shard.format, [piece])
-        records = list(islice(read_shard(one, sources[shard.source]), _RECORDS))
+        sampled = Shard(0, shard.source, shard.format, [piece])
+        records = list(islice(read_shard(sampled, config.source(shard.source)), _RECORDS))
         good = [record for record in records if isinstance(record, Document)]
         sample += [_without_text(shard.source, document) for document in good]
         rejects += [record for record in records if isinstance(record, Reject)][: not good]
         read = sum(record.size for record in good)
         share = shard.fraction
-        if len(records) == _RECORDS:  # there is more of it
+        if len(records) == _RECORDS:  # the piece may have more records
             text = piece.bytes * expansion_of(piece.file.name, shard.format)
             share *= max(1.0, text / max(read, 1))
         documents += len(good) * share

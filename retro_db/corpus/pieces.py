@@ -1,4 +1,4 @@
-"""Pieces of files that are read apart from one another."""
+"""Pieces of files, each read without the others."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from retro_db.corpus.listing import InputFile
 
 @dataclass(frozen=True)
 class Range:
-    """A part of a file that is read apart from the rest.
+    """A range of a file that is read without the rest, in bytes of lines, row groups or documents.
 
     Attributes:
-        begin: First unit: bytes of the decompressed lines, row groups or documents.
+        begin: First unit: a byte of the decompressed lines, a row group or a document.
         end: Unit after the last.
-        file_offset: For lines: a place in the file at or before the byte `begin` - 1, from which it
-            can be read.
-        offset: The byte of the decompressed lines that stands there.
+        file_offset: For lines: byte of the file from which it can be read, at or before the byte
+            `begin` - 1 of the lines.
+        offset: Byte of the decompressed lines at `file_offset`.
     """
 
     begin: int

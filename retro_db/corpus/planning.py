@@ -1,4 +1,4 @@
-"""From a configuration to shards of about equal work: the same input gives the same plan."""
+"""Plans the shards of a build, of about equal work; the same input gives the same plan."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ FORMATS = {
     ".bin": "megatron",
     ".idx": "megatron",
 }
-# Bytes of text in a byte of the file, about: what makes work equal, nothing that must be exact.
+# Approximate bytes of text in a byte of the file: exact enough to make work equal.
 _EXPANSION_COMPRESSED = 4
 _EXPANSION = {"parquet": 3, "megatron": 2}
-# Files of a shard, if they are small: opening one is work too.
+# Most files of a shard, however small: opening a file is work too.
 _MOST_FILES = 10_000
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one task reads from first to last, all of one source.
+    """A piece of one source that one task reads as a whole.
 
     Attributes:
-        number: Position in the plan; chunk ids follow it.
-        source: Name of the corpus.
-        format: jsonl, parquet, text, arrow or megatron.
-        pieces: What to read.
-        fraction: Share of documents to keep: the source's, and in a smoke build less.
+        number: Position in the plan, which decides the order of chunk ids.
+        source: Name of the source.
+        format: Format of the files: jsonl, parquet, text, arrow or megatron.
+        pieces: Pieces of files to read, in order.
+        fraction: Share of documents to keep: the source's, and less in a smoke build.
     """
 
     number: int
@@ -56,12 +56,12 @@ class Shard:
 
     @property
     def bytes(self) -> int:
-        """Size of all that it reads."""
+        """Size of all its pieces."""
         return sum(piece.bytes for piece in self.pieces)
 
     @property
     def identity(self) -> str:
-        """A hash of what would be read, wherever it is and whenever it was written."""
+        """Hash of the names and sizes of its pieces, without their folder and time of change."""
         pieces = [
             (piece.file.name, piece.file.bytes, piece.bytes, piece.range and to_json(piece.range))
             for piece in self.pieces
@@ -70,7 +70,7 @@ class Shard:
 
     @property
     def stamp(self) -> str:
-        """A hash of where the files are and of their versions: equal stamps mean equal content."""
+        """Hash of the files' URLs and versions: equal stamps mean equal content."""
         return digest([(piece.file.url, piece.file.version) for piece in self.pieces])
 
 
@@ -81,12 +81,13 @@ def plan_shards(config: Config, fields: Sequence[str] | None = None) -> list[Sha
     divided where its format allows it.
 
     Args:
-        config: Of the build.
-        fields: What the user's configuration calls each source, for messages; `corpus.0` and so on.
+        config: Configuration of the build.
+        fields: Name of each source in the user's configuration, for error messages; by default
+            `corpus.0` and so on.
 
     Raises:
-        CorpusError: A path is missing, a glob matches nothing, or a format cannot be told.
-        ConfigError: A source holds tokens, and the tokenizer is to be trained.
+        CorpusError: A path is missing, a glob matches nothing, or a format cannot be inferred.
+        ConfigError: A source holds tokens, but the tokenizer is still to be trained.
     """
     listing = Listing()
     shards: list[Shard] = []
@@ -96,7 +97,7 @@ def plan_shards(config: Config, fields: Sequence[str] | None = None) -> list[Sha
         kind = source.format or infer_format(files, field)
         if kind == "megatron" and config.tokenizer.path is None:
             raise ConfigError(
-                f"{field}: {source.name} is tokens already; name the tokenizer that made "
+                f"{field}: {source.name} holds tokens already; name the tokenizer that made "
                 "them in tokenizer.path"
             )
         packs = pack_files(select_files(files, kind), kind, int(config.chunk.shard_size))
@@ -109,11 +110,11 @@ def plan_evaluation(settings: LeakageConfig, shard_size: int) -> list[Shard]:
     """Lists and packs the evaluation texts of the leakage filter.
 
     Args:
-        settings: Where they are.
-        shard_size: Bytes of text of a shard.
+        settings: Settings of the leakage filter, with the paths and format of the texts.
+        shard_size: Bytes of text in a shard.
 
     Raises:
-        CorpusError: A path is missing, a glob matches nothing, or a format cannot be told.
+        CorpusError: A path is missing, a glob matches nothing, or a format cannot be inferred.
     """
     files = Listing().files(settings.paths, "leakage.paths")
     kind = settings.format or infer_format(files, "leakage")
@@ -122,34 +123,34 @@ def plan_evaluation(settings: LeakageConfig, shard_size: int) -> list[Shard]:
 
 
 def infer_format(files: Sequence[InputFile], where: str) -> str:
-    """The format that the names of the files tell.
+    """The format of files, inferred from their names.
 
     Args:
-        files: Of one source.
-        where: The source's place in the configuration, for error messages.
+        files: Files of one source.
+        where: Setting that holds the source, for error messages.
 
     Raises:
-        CorpusError: A name tells none, or two tell different ones.
+        CorpusError: A name fits no format, or two names fit different ones.
     """
     kinds = {FORMATS.get(_suffix(file.name)) for file in files}
     if len(kinds) != 1 or None in kinds:
         strange = next((f.name for f in files if _suffix(f.name) not in FORMATS), files[0].name)
         raise CorpusError(
-            f"{where}.format: cannot be told from {strange}; leave such files out by a glob, or set it "
+            f"{where}.format: cannot be inferred from {strange}; exclude such files by a glob, or set it "
             "to jsonl, parquet, text, arrow or megatron"
         )
     return str(kinds.pop())
 
 
 def select_files(files: Sequence[InputFile], kind: str) -> list[InputFile]:
-    """The files that hold documents: of Megatron's pairs, the .bin files.
+    """The files that hold documents: for Megatron's pairs of files, the .bin files.
 
     Args:
-        files: Of one source.
-        kind: Their format.
+        files: Files of one source.
+        kind: Format of the files.
 
     Returns:
-        Each file; a .bin file changes with its .idx file, if the paths name both.
+        The files; the version of a .bin file includes its .idx file's, if the paths name both.
     """
     if kind != "megatron":
         return list(files)
@@ -167,31 +168,31 @@ def select_files(files: Sequence[InputFile], kind: str) -> list[InputFile]:
 
 
 def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int) -> list[Shard]:
-    """Shards thinned to about so many documents: a hashed sample of pieces, then of documents.
+    """Thins a plan to about `documents` documents: a hashed sample of pieces, then of documents.
 
     Args:
-        shards: The whole plan.
-        documents: How many are wanted.
-        estimate: How many the whole plan keeps, about.
-        seed: Decides which.
+        shards: Shards of the whole plan.
+        documents: Number of documents wanted.
+        estimate: Approximate number of documents that the whole plan keeps.
+        seed: Seed of the sample.
 
     Returns:
-        Shards numbered anew from 0. Every source keeps at least one piece.
+        Shards with new numbers from 0. Every source keeps at least one piece.
     """
     share = min(1.0, documents / max(estimate, 1))
     # Reading eight times the sample is cheap, and mixes documents of many files.
     piece_share = min(1.0, 8 * share)
 
-    def place(piece: Piece) -> float:
+    def draw(piece: Piece) -> float:
         begin = piece.range.begin if piece.range else 0
         return fraction_of("smoke", seed, piece.file.name, begin)
 
     sampled: list[Shard] = []
     sources: set[str] = set()
     for shard in shards:
-        pieces = [piece for piece in shard.pieces if place(piece) < piece_share]
+        pieces = [piece for piece in shard.pieces if draw(piece) < piece_share]
         if not pieces and shard.source not in sources:
-            pieces = [min(shard.pieces, key=place)]
+            pieces = [min(shard.pieces, key=draw)]
         if pieces:
             sources.add(shard.source)
             fraction = shard.fraction * min(1.0, share / piece_share)
@@ -200,12 +201,12 @@ def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int)
 
 
 def pack_files(files: Sequence[InputFile], kind: str, shard_size: int) -> list[list[Piece]]:
-    """Pieces in order, gathered into groups of about `shard_size` bytes of text.
+    """Packs files in order, dividing large ones, into groups of about `shard_size` bytes of text.
 
     Args:
-        files: Of one source. Only one that is larger than a shard is opened.
-        kind: Their format.
-        shard_size: Bytes of text of a group.
+        files: Files of one source. Only files larger than a shard are opened.
+        kind: Format of the files.
+        shard_size: Bytes of text in a group.
 
     Returns:
         The pieces of each shard.
@@ -225,11 +226,11 @@ def pack_files(files: Sequence[InputFile], kind: str, shard_size: int) -> list[l
 
 
 def expansion_of(name: str, kind: str) -> int:
-    """Bytes of text in a byte of a file, about.
+    """Approximate bytes of text in a byte of a file.
 
     Args:
-        name: Of the file.
-        kind: Its format.
+        name: Name of the file.
+        kind: Format of the file.
     """
     if os.path.splitext(name)[1] in BY_NAME:
         return _EXPANSION_COMPRESSED

@@ -1,4 +1,4 @@
-"""Documents out of files. A bad record is returned as such: counted, never lost in silence."""
+"""Reads documents from files. A bad record becomes a reject: it is counted, never lost silently."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _DAMAGE = (EOFError, OSError, ValueError, lzma.LZMAError, pa.ArrowException, Ove
 
 
 class Reader(Protocol):
-    """What a module of `formats` has: `read_records`."""
+    """A function `read_records`, as every module of `formats` has it."""
 
     def __call__(
         self, raw: io.BufferedReader, piece: Piece, source: FilesConfig, /
     ) -> Iterator[tuple[int, RawRecord]]:
-        """Yields the records of a piece, each with its offset as `Document` has it.
+        """Yields the records of a piece, each with its offset, as in `Document`.
 
         Args:
-            raw: The file, from its first byte.
-            piece: Which range of it.
-            source: Which fields hold text and id, what separates documents, how long one may be.
+            raw: File, at its first byte.
+            piece: Piece of the file to read.
+            source: Settings: fields of text and id, separator, largest document.
         """
 
 
@@ -51,12 +51,12 @@ def read_shard(
     """All records of a shard, in order, before any choice by `fraction`.
 
     Args:
-        shard: Which pieces of which files, and their format.
-        source: Which fields hold text and id, what separates documents, how long one may be.
-        report: Told, now and again, how many more bytes of the files were read.
+        shard: Shard to read.
+        source: Settings: fields of text and id, separator, largest document.
+        report: Called with the number of bytes of the files read since the last call.
 
     Returns:
-        Documents, and in the place of bad records what is wrong with them.
+        Documents, and a reject in place of each bad record.
 
     Raises:
         CorpusError: A file vanished or cannot be opened.
@@ -69,7 +69,7 @@ def read_shard(
 def _records(
     piece: Piece, kind: str, source: FilesConfig, report: Callable[[int], None]
 ) -> Iterator[tuple[int, RawRecord]]:
-    """Offsets and records of a piece, or what is wrong with them."""
+    """Records of a piece with their offsets; damage to the file ends them with a `BadRecord`."""
     file = piece.file
     if file.bytes == 0:
         yield 0, BadRecord("empty file")
@@ -88,9 +88,9 @@ def _document(
 ) -> Document | Reject:
     if isinstance(record, BadRecord):
         return Reject(file, offset, record.reason, record.detail, record.count)
-    place = file if kind == "text" and source.separator is None else f"{file}:{offset}"
+    position = file if kind == "text" and source.separator is None else f"{file}:{offset}"
     if isinstance(record, np.ndarray):
-        return Document(file, offset, place, record.tobytes(), tokens=record)
+        return Document(file, offset, position, record.tobytes(), tokens=record)
     if not isinstance(record, dict):
         return Reject(file, offset, "not an object", f"a {type(record).__name__}")
     text = record.get(source.text)
@@ -105,13 +105,13 @@ def _document(
             "text is no string",
             f"field {source.text!r} is a {type(text).__name__}",
         )
-    # Four bytes a character at most: most texts need not be encoded to be measured.
+    # A character takes at most four bytes: most texts are measured without encoding them.
     limit = source.max_document
     if len(text) > limit or (4 * len(text) > limit and len(text.encode()) > limit):
         return Reject(file, offset, "too long", "more bytes than max_document")
     if source.id is None:
-        return Document(file, offset, place, text, text)
-    own = record.get(source.id)
-    if not isinstance(own, str | int) or isinstance(own, bool):
+        return Document(file, offset, position, text, text)
+    document_id = record.get(source.id)
+    if not isinstance(document_id, str | int) or isinstance(document_id, bool):
         return Reject(file, offset, "no id", f"field {source.id!r} is missing or no name")
-    return Document(file, offset, str(own), str(own), text)
+    return Document(file, offset, str(document_id), str(document_id), text)

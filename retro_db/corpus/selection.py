@@ -1,4 +1,4 @@
-"""Which documents of a shard are taken, and a count of every one that is not, with the reason."""
+"""Selects the documents of a shard, and counts all others by the reason."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CONTENT_REASONS = (LEAKAGE, DUPLICATE)
 
 @dataclass
 class Tally:
-    """What became of the records of a shard: read = kept + dropped + rejected.
+    """Counts of the records of a shard: read = kept + dropped + rejected.
 
     Attributes:
-        read: Records so far.
-        dropped: Good documents that were left out, by reason.
-        rejected: Bad records, by reason.
-        rejects: The first of them.
+        read: Number of records so far.
+        dropped: Numbers of good documents that were dropped, by reason.
+        rejected: Numbers of bad records, by reason.
+        rejects: The first bad records.
     """
 
     read: int = 0
@@ -36,7 +36,7 @@ class Tally:
     rejects: list[Reject] = field(default_factory=list)
 
     def reject(self, reject: Reject) -> None:
-        """Counts bad records."""
+        """Counts the records of a reject, and keeps it if it is among the first."""
         self.rejected[reject.reason] += reject.count
         if len(self.rejects) < _SAMPLED_REJECTS:
             self.rejects.append(reject)
@@ -49,18 +49,18 @@ def select(
     tokenizer: Tokenizer,
     tally: Tally,
 ) -> Iterator[tuple[int, Document]]:
-    """Documents that can be tokenized, are in the source's share and are not named to be left out.
+    """Documents that can be tokenized, are in the source's share and are not in `leakage.names`.
 
     Args:
-        records: Of the shard, in order.
-        shard: Whose source and fraction count.
-        config: Of the build.
-        tokenizer: Of the language model.
-        tally: Told what becomes of every record but those returned, and how many there were.
+        records: Records of the shard, in order.
+        shard: Shard, with its source and fraction.
+        config: Configuration of the build.
+        tokenizer: Tokenizer of the language model.
+        tally: Counts of all records, and of those that are not returned, by reason.
 
     Returns:
-        The documents, each with its number among the shard's records. Tokens are checked, of the
-        stored type and without the id that ends a document.
+        The documents, each with its number among the shard's records. Tokens are checked, have
+        the stored type, and lack the id that ends a document.
     """
     names = set(config.leakage.names)
     for number, record in enumerate(records):
@@ -68,7 +68,7 @@ def select(
         checked = record if isinstance(record, Reject) else _encodable(record, tokenizer)
         if isinstance(checked, Reject):
             tally.reject(checked)
-        elif reason := _left_out(checked, shard, names, config.seed):
+        elif reason := _drop_reason(checked, shard, names, config.seed):
             tally.dropped[reason] += 1
         else:
             yield number, checked
@@ -78,10 +78,10 @@ def is_kept(document: Document, source: str, fraction: float, seed: int) -> bool
     """Whether a document's hash lies in the source's share; larger shares contain smaller ones.
 
     Args:
-        document: What is kept or dropped.
-        source: Name of its corpus.
+        document: Document to keep or drop.
+        source: Name of its source.
         fraction: Share of documents, 0 to 1, that is kept.
-        seed: Another seed, another choice.
+        seed: Seed of the choice.
 
     Returns:
         True for about `fraction` of all documents.
@@ -89,14 +89,14 @@ def is_kept(document: Document, source: str, fraction: float, seed: int) -> bool
     return fraction >= 1.0 or fraction_of("keep", seed, source, document.identity) < fraction
 
 
-def _left_out(document: Document, shard: Shard, names: Set[str], seed: int) -> str | None:
+def _drop_reason(document: Document, shard: Shard, names: Set[str], seed: int) -> str | None:
     if not is_kept(document, shard.source, shard.fraction, seed):
         return FRACTION
     return NAME if document.id in names else None
 
 
 def _encodable(document: Document, tokenizer: Tokenizer) -> Document | Reject:
-    """The document as it will be encoded, or why it cannot be."""
+    """The document as it will be encoded, or a reject if it cannot be."""
     if document.tokens is not None:
         return _checked_tokens(document, document.tokens, tokenizer)
     if not tokenizer.can_encode(str(document.text)):

@@ -1,4 +1,4 @@
-"""Large files as ranges that can be read apart: at line ends, frames, row groups or documents."""
+"""Divides large files at line ends, frames, row groups or documents into ranges to read separately."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _Weighted = tuple[Range, int]
 
 
 def split_file(file: InputFile, kind: str, size: int) -> list[Piece]:
-    """Divides a file into ranges of about `size` bytes where its format allows it.
+    """Divides a file into ranges of about `size` bytes if its format allows it.
 
     Plain JSON lines are divided at any byte, each line belonging to the range in which it begins;
     zstd ones at their frames, if they have a seek table; Parquet at row groups, token files of
-    Megatron at documents. Everything else stays whole.
+    Megatron at documents. All other files stay whole.
 
     Args:
-        file: The file.
-        kind: Its format.
-        size: Of a piece, in bytes of the file.
+        file: File to divide.
+        kind: Format of the file.
+        size: Size of a piece, in bytes of the file.
 
     Returns:
-        Its pieces in order, which together are the file.
+        Pieces in order, which together are the file.
     """
     ranges: Sequence[_Weighted] = ()
     if file.bytes > size and kind in _RANGES:
@@ -49,15 +49,15 @@ def split_file(file: InputFile, kind: str, size: int) -> list[Piece]:
             with open_raw(file.url) as raw:
                 ranges = _RANGES[kind](raw, file, size)
         except (OSError, ValueError, pa.ArrowException):
-            # A damaged file stays whole: reading it will count what is wrong.
+            # A damaged file stays whole: reading it will count its bad records.
             ranges = ()
     if len(ranges) < 2:
         return [Piece(file, file.bytes)]
     done = [0, *itertools.accumulate(weight for _, weight in ranges)]
     ends = [file.bytes * weight // max(done[-1], 1) for weight in done]
     return [
-        Piece(file, end - begin, part)
-        for (part, _), (begin, end) in zip(ranges, pairwise(ends), strict=True)
+        Piece(file, end - begin, piece_range)
+        for (piece_range, _), (begin, end) in zip(ranges, pairwise(ends), strict=True)
     ]
 
 
@@ -68,7 +68,7 @@ def _line_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_We
     if kind is not None:
         return []
     bounds = _even(file.bytes, math.ceil(file.bytes / size))
-    # One byte before the range tells whether a line begins with it.
+    # The byte before the range shows whether a line begins with it.
     return [
         (Range(begin, end, max(begin - 1, 0), max(begin - 1, 0)), end - begin)
         for begin, end in pairwise(bounds)
@@ -76,7 +76,7 @@ def _line_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_We
 
 
 def _frame_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_Weighted]:
-    """Ranges at frames, each read from a frame before, whose last byte tells if a line begins."""
+    """Ranges at frames, each read from the frame before it, whose last byte shows if a line begins."""
     table = _seek_table(raw, file.bytes)
     if table is None:
         return []
@@ -89,21 +89,21 @@ def _frame_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_W
     for cut, end in pairwise([*cuts, len(table)]):
         # The last frame that begins before the byte before; frames may be empty.
         start = max(int(np.searchsorted(unpacked, unpacked[cut], side="left")) - 1, 0)
-        part = Range(
+        frames = Range(
             begin=int(unpacked[cut]),
             end=int(unpacked[end]),
             file_offset=int(packed[start]),
             offset=int(unpacked[start]),
         )
-        ranges.append((part, int(packed[end] - packed[cut])))
+        ranges.append((frames, int(packed[end] - packed[cut])))
     return ranges
 
 
 def _seek_table(raw: io.BufferedReader, size: int) -> np.ndarray | None:
-    """Compressed and decompressed bytes of every frame, int64 [f, 2]; None where there is no table.
+    """Compressed and decompressed bytes of every frame, int64 [f, 2]; None if the file has no table.
 
     Raises:
-        ValueError: There is a table that does not fit the file.
+        ValueError: The table does not fit the file.
     """
     if size < _SEEK_FOOTER.size + _SKIPPABLE.size:
         return None
@@ -136,16 +136,19 @@ def _document_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list
     return _by_weight(np.diff(index.bounds), math.ceil(file.bytes / size))
 
 
-def _by_weight(weights: np.ndarray, parts: int) -> list[_Weighted]:
-    """Neighboring units gathered into at most so many ranges of about equal weight."""
+def _by_weight(weights: np.ndarray, count: int) -> list[_Weighted]:
+    """Consecutive units as at most `count` ranges of about equal weight."""
     done = np.concatenate([[0], np.cumsum(weights)])
-    targets = _even(int(done[-1]), parts)[1:-1]
+    targets = _even(int(done[-1]), count)[1:-1]
     cuts = np.unique([0, *np.searchsorted(done, targets, side="left"), len(weights)])
-    return [(Range(int(a), int(b)), int(done[b] - done[a])) for a, b in pairwise(cuts)]
+    return [
+        (Range(int(begin), int(end)), int(done[end] - done[begin])) for begin, end in pairwise(cuts)
+    ]
 
 
-def _even(total: int, parts: int) -> list[int]:
-    return [total * part // parts for part in range(parts + 1)]
+def _even(total: int, count: int) -> list[int]:
+    """Bounds of `count` ranges of about equal length from 0 to `total`."""
+    return [total * number // count for number in range(count + 1)]
 
 
 _RANGES: dict[str, Callable[[io.BufferedReader, InputFile, int], list[_Weighted]]] = {

@@ -1,4 +1,4 @@
-"""The bytes of a file, whatever it is compressed with."""
+"""Reads the bytes of files, with any compression."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retro_db.errors import CorpusError, ExecutionError
 from retro_db.store.folder import READ_AHEAD
 
 BY_NAME = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
-# The second of zstd is a skippable frame, which may come first.
+# The second pattern of zstd is a skippable frame, which may come first.
 _MAGIC = {
     re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): "zstd",
     re.compile(rb"\x1f\x8b\x08"): "gzip",
@@ -28,29 +28,29 @@ BLOCK = 1 << 20
 
 
 def compression_of(name: str, beginning: bytes) -> str | None:
-    """How a file is compressed: as its name says, else as its first bytes do.
+    """The compression of a file, by its name, or else by its first bytes.
 
     Args:
-        name: Of the file.
-        beginning: Its first `MAGIC_BYTES` bytes, or all that it has.
+        name: Name of the file.
+        beginning: First `MAGIC_BYTES` bytes of the file, or all of a shorter one.
 
     Returns:
-        zstd, gzip, bz2, xz, or None where it is plain.
+        zstd, gzip, bz2, xz, or None for a plain file.
     """
-    if named := BY_NAME.get(os.path.splitext(name)[1]):
-        return named
+    if by_name := BY_NAME.get(os.path.splitext(name)[1]):
+        return by_name
     return next((kind for magic, kind in _MAGIC.items() if magic.match(beginning)), None)
 
 
 def open_raw(url: str, report: Callable[[int], None] = lambda count: None) -> io.BufferedReader:
-    """A file's bytes as they are, buffered.
+    """Opens a file for buffered reading, without decompressing it.
 
     Args:
-        url: Of the file.
-        report: Told how many more bytes were read.
+        url: URL of the file.
+        report: Called with the number of bytes of each read.
 
     Raises:
-        CorpusError: It vanished, or must not be read.
+        CorpusError: The file vanished, or may not be read.
         ExecutionError: Reading failed, now or later, in a way that may pass.
     """
     protocol, path = fsspec.core.split_protocol(url)
@@ -74,66 +74,61 @@ def _unread(url: str, error: OSError) -> ExecutionError:
 
 
 def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
-    """The content of a file that stands at the beginning of compressed data, or is plain.
+    """The content of a file, decompressed if need be.
 
     Args:
-        raw: Of the file.
-        name: Of the file, which tells the compression; if not, the content does.
+        raw: File, at its first byte or at the first byte of a frame.
+        name: Name of the file, which decides the compression, or else the content does.
 
     Returns:
-        A stream that raises OSError or lzma.LZMAError where the data is damaged or cut off.
+        A stream that raises OSError or lzma.LZMAError at data that is damaged or cut off.
     """
     kind = compression_of(name, raw.peek(MAGIC_BYTES))
     if kind is None:
         return raw
     if kind == "xz":
         return io.BufferedReader(cast(Any, lzma.open(cast(IO[bytes], raw), "rb")), BLOCK)
-    # Arrow reads any number of frames or members, and notices when the last is cut off.
+    # Arrow reads any number of frames or members, and raises an error if the last is cut off.
     inner = pa.CompressedInputStream(pa.PythonFile(raw, "r"), kind)
     return io.BufferedReader(_Arrow(inner), BLOCK)
 
 
 def arrow_file(raw: io.BufferedReader, size: int) -> pa.PythonFile:
-    """A raw file for Arrow, whose readers may ask for as much as a damaged length says.
+    """A raw file for Arrow, whose readers may ask for any number of bytes if a length is damaged.
 
     Args:
-        raw: The file.
-        size: Its bytes: no more are allocated for one read.
+        raw: File to read.
+        size: Size of the file in bytes: no read allocates more.
     """
     return pa.PythonFile(_Capped(raw, size), "r")
 
 
 class _Capped(io.RawIOBase):
-    """A file that never tries to read past its end."""
+    """A raw file whose reads are limited to the bytes before its end."""
 
     def __init__(self, raw: io.BufferedReader, size: int) -> None:
         self._raw = raw
         self._size = size
 
     def readable(self) -> bool:
-        """It is."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """At most what is left."""
         left = max(self._size - self._raw.tell(), 0)
         return self._raw.read(left if size < 0 else min(size, left))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to another place."""
         return self._raw.seek(offset, whence)
 
     def tell(self) -> int:
-        """The place."""
         return self._raw.tell()
 
 
 class _Counted(io.RawIOBase):
-    """A raw file that reports what is read of it."""
+    """A raw file that reports the bytes of each read."""
 
     def __init__(self, file: Any, url: str, report: Callable[[int], None]) -> None:
         self._file = file
@@ -141,55 +136,46 @@ class _Counted(io.RawIOBase):
         self._report = report
 
     def readable(self) -> bool:
-        """It is."""
         return True
 
     def seekable(self) -> bool:
-        """It is: every fsspec file is."""
-        return True
+        return True  # every fsspec file is
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer as far as one read does."""
         try:
             data = self._file.read(len(buffer))
         except OSError as error:
-            # A failing disk or network is no damaged file: what was not read is not lost.
+            # A failing disk or network does not mean a damaged file: a retry may read it.
             raise _unread(self._url, error) from error
         buffer[: len(data)] = data
         self._report(len(data))
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Moves to another place."""
         return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
-        """The place."""
         return int(self._file.tell())
 
     def close(self) -> None:
-        """Closes the file with this view of it."""
         if not self.closed:
             self._file.close()
         super().close()
 
 
 class _Arrow(io.RawIOBase):
-    """An Arrow stream as Python's buffered reader wants it."""
+    """An Arrow stream with the methods that Python's buffered reader needs."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def readable(self) -> bool:
-        """It is."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer as far as one read does."""
         return int(self._stream.readinto(buffer))
 
     def close(self) -> None:
-        """Closes the stream with this view of it."""
         if not self.closed:
             self._stream.close()
         super().close()

@@ -1,4 +1,4 @@
-"""Verdicts: the documents of a shard that screening leaves out, and why."""
+"""Verdicts: the documents of a shard that screening drops, and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 
 _VERDICTS = pa.schema(
     [
@@ -22,13 +22,13 @@ _VERDICTS = pa.schema(
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a record is left out.
+    """Reason to drop a record.
 
     Attributes:
-        number: Of the record in its shard.
+        number: Number of the record in its shard.
         reason: leakage or duplicate.
-        by: Which document it is too close to.
-        similarity: How close, in Jaccard similarity.
+        by: Id of the document that the record is too close to.
+        similarity: Jaccard similarity of the two.
     """
 
     number: int
@@ -39,14 +39,14 @@ class Verdict:
 
 def write_verdicts(
     verdicts: Sequence[Verdict], shard: int, stage: str, folder: Folder
-) -> FileEntry:
+) -> TableEntry:
     """Writes the verdicts on one shard.
 
     Args:
-        verdicts: In the order of their records.
-        shard: Its number.
-        stage: Which one says so: screen, or resolve after duplicates are known.
-        folder: The database.
+        verdicts: Verdicts in the order of their records.
+        shard: Number of the shard.
+        stage: Stage that writes them: screen, or resolve once duplicates are known.
+        folder: Folder of the database.
 
     Returns:
         The file, a table under `state/`.
@@ -58,12 +58,12 @@ def write_verdicts(
         return describe(file, path, len(verdicts))
 
 
-def read_verdicts(folder: Folder, file: FileEntry) -> list[Verdict]:
+def read_verdicts(folder: Folder, file: TableEntry) -> list[Verdict]:
     """The verdicts on one shard, in the order of their records.
 
     Args:
-        folder: The database.
-        file: What `write_verdicts` returned.
+        folder: Folder of the database.
+        file: File that `write_verdicts` returned.
     """
     with folder.holding(file) as path:
         table = pq.read_table(path, schema=_VERDICTS)

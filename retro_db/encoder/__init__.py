@@ -1,1 +1,1 @@
-"""Chunks to keys: a frozen BERT averaged over time (paper, section 2.3)."""
+"""Chunks to embeddings: a frozen BERT averaged over time (paper, section 2.3)."""

@@ -1,4 +1,4 @@
-"""Which texts an encoder reads together: a pure function of the texts and the budget."""
+"""Batches of texts that an encoder reads together: a pure function of the texts and the budget."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ class Tokenized:
     """The WordPieces of a window of texts, one after the other.
 
     Attributes:
-        texts: What was tokenized, for messages.
+        texts: The tokenized texts, for messages.
         ids: int64 [t], all texts' WordPieces, the special ones included.
-        weights: float32 [t], the share of each in its text's key; those of a text add up to one.
-        starts: int64 [n], where each text's begin.
-        lengths: int64 [n]; zero for a text without any WordPiece of its own.
+        weights: float32 [t], each WordPiece's share in its text's embedding; a text's shares add up to
+            one.
+        starts: int64 [n], position of each text's first WordPiece.
+        lengths: int64 [n], number of each text's WordPieces; zero for a text with special ones only.
     """
 
     texts: Sequence[str]
@@ -30,13 +31,13 @@ class Tokenized:
     lengths: np.ndarray
 
     def batches(self, budget: int) -> Iterator[np.ndarray]:
-        """Rows that are read together, by (length, row): little padding, and no other order.
+        """Divides rows into batches by (length, row): this needs little padding, and fixes the order.
 
         Args:
-            budget: Padded WordPieces of a batch.
+            budget: Most padded WordPieces of a batch.
 
         Yields:
-            Rows, int64; together every row that has a WordPiece, once.
+            Rows of a batch, int64; each row that has a WordPiece is in exactly one batch.
         """
         rows = np.flatnonzero(self.lengths)
         yield from batches_of(
@@ -44,19 +45,20 @@ class Tokenized:
         )
 
     def padded(self, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """One batch as rectangles.
+        """Pads one batch to rectangles.
 
         Args:
             rows: int64 [b].
-            pad_id: What fills the rest of shorter rows.
+            pad_id: Id that fills the rest of shorter rows.
 
         Returns:
             ids int64 [b, w] and weights float32 [b, w], zero in the padding.
         """
         columns = np.arange(self.lengths[rows].max())
-        held = columns < self.lengths[rows][:, None]
-        at = np.where(held, self.starts[rows][:, None] + columns, 0)
-        return np.where(held, self.ids[at], pad_id), np.where(held, self.weights[at], np.float32(0))
+        is_token = columns < self.lengths[rows][:, None]
+        positions = np.where(is_token, self.starts[rows][:, None] + columns, 0)
+        ids = np.where(is_token, self.ids[positions], pad_id)
+        return ids, np.where(is_token, self.weights[positions], np.float32(0))
 
 
 def batches_of(rows: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
@@ -64,11 +66,11 @@ def batches_of(rows: np.ndarray, lengths: np.ndarray, budget: int) -> Iterator[n
 
     Args:
         rows: int64 [n], ordered by their length.
-        lengths: int64 [m], by row; those of `rows` are positive.
-        budget: Tokens of a batch; a single longer row is a batch of its own.
+        lengths: int64 [m], lengths by row; positive for each of `rows`.
+        budget: Most tokens of a batch; a single longer row makes a batch alone.
 
     Yields:
-        Consecutive pieces of `rows`, in multiples of `ROW_STEP` where more fit.
+        Consecutive pieces of `rows`, in multiples of `ROW_STEP` rows if more rows fit.
     """
     start = 0
     while start < len(rows):

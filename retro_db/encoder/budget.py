@@ -8,26 +8,26 @@ import torch
 from retro_db.encoder.encoding import Encoder
 from retro_db.errors import DeviceMemoryError
 
-# From there on a larger batch is no faster, on any card that we know of.
+# On any card that we know of, larger batches do not run faster.
 LARGEST = 131_072
 SMALLEST = 1_024
-# What a probe leaves free: other widths of batches fragment the memory.
+# Share of the free memory that a probe may take: other widths of batches fragment the memory.
 _SHARE = 0.7
 
 
 def find_budget(encoder: Encoder) -> int:
-    """The largest power of two of WordPieces, up to a limit, whose batches fit with room to spare.
+    """Finds the largest power of two of WordPieces, up to a limit, whose batches fit with room to spare.
 
-    Powers of two, so that like cards find like budgets, and so the same bytes.
+    Powers of two, so that cards of a kind find the same budget, and so write the same bytes.
 
     Args:
-        encoder: On a CUDA device.
+        encoder: An encoder on a CUDA device.
 
     Returns:
         A value for `encoder.batch_tokens`.
 
     Raises:
-        DeviceMemoryError: Not even the smallest batch fits.
+        DeviceMemoryError: Even the smallest batch does not fit.
     """
     budget = SMALLEST
     try_budget(encoder, budget)
@@ -37,14 +37,14 @@ def find_budget(encoder: Encoder) -> int:
 
 
 def try_budget(encoder: Encoder, budget: int) -> None:
-    """Runs the largest batches of a budget: of the longest texts, and of short ones.
+    """Runs the largest batches of a budget: one of the longest texts, and one of short texts.
 
     Args:
-        encoder: Any.
-        budget: Padded WordPieces.
+        encoder: The encoder.
+        budget: Padded WordPieces of a batch.
 
     Raises:
-        DeviceMemoryError: One does not fit.
+        DeviceMemoryError: A batch does not fit.
     """
     encoder.device.use()
     longest = encoder.model.max_length

@@ -1,4 +1,4 @@
-"""What differs between a CPU and a GPU: moving arrays, waiting, and measuring time."""
+"""Differences between a CPU and a GPU: moving arrays, waiting, and measuring time."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from retro_db.threads import use_torch_threads
 
 
 class Device(Protocol):
-    """Where a model computes.
+    """A device that a model computes on.
 
     Attributes:
-        name: As torch calls it.
-        ahead: Batches that the host starts before it waits for the first of them.
+        name: Name of the device in torch.
+        ahead: Number of batches that the host starts before it waits for the first of them.
     """
 
     name: str
     ahead: int
 
     def use(self) -> None:
-        """Makes the calling thread work on it, before anything else here."""
+        """Makes the calling thread work on the device; called before all other methods."""
 
     def put(self, array: np.ndarray) -> torch.Tensor:
-        """A host array on the device; a copy may still be on its way."""
+        """Puts a host array on the device; the copy may still be under way."""
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A device's tensor on the host; whole once a later mark is reached."""
+        """Fetches a device's tensor to the host; complete once a later mark is reached."""
 
     def mark(self) -> Any:
-        """This point in the device's work."""
+        """Marks this point in the device's work."""
 
     def seconds(self, start: Any, end: Any) -> float:
         """Waits for the second mark, and returns the device's time since the first."""
@@ -42,7 +42,7 @@ class Cpu:
     """The host itself: nothing moves, and nothing runs ahead.
 
     Args:
-        threads: Of one forward pass.
+        threads: Number of threads of one forward pass.
     """
 
     name = "cpu"
@@ -52,23 +52,23 @@ class Cpu:
         self._threads = threads
 
     def use(self) -> None:
-        """Sets the thread's number of threads."""
+        """Sets the number of threads that torch uses in the calling thread."""
         use_torch_threads(self._threads)
 
     def put(self, array: np.ndarray) -> torch.Tensor:
-        """The same memory."""
+        """Returns a tensor over the array's memory."""
         return torch.from_numpy(array)
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor itself."""
+        """Returns the tensor itself, which is on the host already."""
         return tensor
 
     def mark(self) -> float:
-        """Now."""
+        """Returns the host's clock, in seconds."""
         return time.perf_counter()
 
     def seconds(self, start: float, end: float) -> float:
-        """The difference."""
+        """Returns the seconds between two readings of the clock."""
         return end - start
 
 
@@ -76,7 +76,7 @@ class Cuda:
     """One GPU, fed through pinned memory.
 
     Args:
-        number: Among those that this process sees.
+        number: Number of the GPU among the GPUs that this process sees.
     """
 
     ahead = 2
@@ -85,25 +85,25 @@ class Cuda:
         self.name = f"cuda:{number}"
 
     def use(self) -> None:
-        """Otherwise pinned memory would be the first GPU's, and hold a context there."""
+        """Selects the GPU: otherwise pinned memory would belong to the first GPU, with a context there."""
         torch.cuda.set_device(self.name)
 
     def put(self, array: np.ndarray) -> torch.Tensor:
-        """Starts the copy."""
+        """Starts the copy to the GPU."""
         return torch.from_numpy(array).pin_memory().to(self.name, non_blocking=True)
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Starts the copy."""
+        """Starts the copy to the host."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
     def mark(self) -> torch.cuda.Event:
-        """An event behind all work that was started."""
+        """Records an event behind all work that was started."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.name))
         return event
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-        """The device's own clock."""
+        """Waits for the second event, and reads the device's own clock."""
         end.synchronize()
         return start.elapsed_time(end) / 1000

@@ -1,4 +1,4 @@
-"""One part's chunks to its file of keys."""
+"""One part's chunks to its file of embeddings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from retro_db.encoder.encoding import Encoder
 from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.tables import TableFile
 from retro_db.store.writing import TableWriter
 from retro_db.tokens.tokenizer import Tokenizer
 
-# Rows between which batches are formed: enough to sort by length, little to hold.
+# Rows that batches are formed among: enough to sort by length, little to hold.
 WINDOW_ROWS = 8192
 Item = TypeVar("Item")
 
@@ -30,22 +30,22 @@ def embed_part(
     tokenizer: Tokenizer,
     folder: Folder,
     meter: Meter,
-) -> tuple[FileEntry, int]:
-    """Embeds every chunk of one file from its own text, ids decoded, and writes the keys as float16.
+) -> tuple[TableEntry, int]:
+    """Embeds every chunk of one file from its own text, ids decoded, and writes float16 embeddings.
 
     Args:
         chunks: The part's chunks.
-        path: Of the embeddings file, relative to the folder.
-        encoder: What embeds.
-        tokenizer: What made the tokens.
+        path: Path of the embeddings file, relative to the folder.
+        encoder: The encoder.
+        tokenizer: The tokenizer that made the chunks' tokens.
         folder: The database.
         meter: Counts chunks, WordPieces, and seconds in `tokenize`, `device` and `write`.
 
     Returns:
-        The file, and how many of its chunks have no key.
+        The file, and the number of its chunks without an embedding.
 
     Raises:
-        ModelError: A value is not finite, in float16 either.
+        ModelError: A value is not finite, or exceeds float16.
         DeviceMemoryError: A batch does not fit.
     """
     table = contract("embeddings")
@@ -53,28 +53,28 @@ def embed_part(
     windows = tokenized_windows(chunks, encoder, tokenizer, meter)
     if encoder.device.ahead:
         windows = one_ahead(windows)
-    keyless = 0
+    missing = 0
     with folder.writing(path) as temporary:
         with TableWriter(temporary, schema, table.batch_rows) as writer:
-            for keys in encoder.encode_windows(windows, meter):
+            for embeddings in encoder.encode_windows(windows, meter):
                 with meter.timing("write"):
-                    stored = _stored(keys)
-                    keyless += int((~stored.any(axis=1)).sum())
+                    stored = _stored(embeddings)
+                    missing += int((~stored.any(axis=1)).sum())
                     writer.append({"vector": stored})
         with meter.timing("write"):
-            return describe(temporary, path, writer.rows), keyless
+            return describe(temporary, path, writer.rows), missing
 
 
 def tokenized_windows(
     chunks: TableFile, encoder: Encoder, tokenizer: Tokenizer, meter: Meter
 ) -> Iterator[Tokenized]:
-    """The encoder's WordPieces of a part's chunks, some thousand rows at a time.
+    """Tokenizes a part's chunks for the encoder, some thousand rows at a time.
 
     Args:
         chunks: One part's chunks.
-        encoder: Whose WordPieces.
-        tokenizer: What made the chunks' tokens.
-        meter: Told the seconds in `tokenize`.
+        encoder: The encoder, which has its own WordPieces.
+        tokenizer: The tokenizer that made the chunks' tokens.
+        meter: Counts the seconds in `tokenize`.
 
     Yields:
         Windows of consecutive rows.
@@ -87,11 +87,11 @@ def tokenized_windows(
 
 
 def chunk_texts(chunks: TableFile, tokenizer: Tokenizer, start: int, stop: int) -> list[str]:
-    """Text of rows start to stop, characters cut at a chunk's edge being U+FFFD.
+    """Decodes rows start to stop; characters cut at a chunk's edge become U+FFFD.
 
     Args:
         chunks: One part's chunks.
-        tokenizer: What made the tokens.
+        tokenizer: The tokenizer that made the tokens.
         start: First row.
         stop: One after the last row.
 
@@ -103,20 +103,20 @@ def chunk_texts(chunks: TableFile, tokenizer: Tokenizer, start: int, stop: int) 
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, the next one made by a thread while the caller works on this one."""
+    """Yields the same items; a thread makes the next one while the caller works on this one."""
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
+        next_item = thread.submit(next, items, None)
+        while (item := next_item.result()) is not None:
+            next_item = thread.submit(next, items, None)
             yield item
 
 
-def _stored(keys: np.ndarray) -> np.ndarray:
+def _stored(embeddings: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        stored = keys.astype(np.float16)
+        stored = embeddings.astype(np.float16)
     if not np.isfinite(stored).all():
         raise ModelError(
-            "encoder.model: a key exceeds float16's 65504, so that it cannot be stored; "
+            "encoder.model: an embedding exceeds float16's 65504, so that it cannot be stored; "
             "use a model with a final normalization"
         )
     return stored

@@ -1,4 +1,4 @@
-"""Texts to keys on one device."""
+"""Texts to embeddings on one device."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Encoder:
     """A frozen encoder in inference mode; threads may share it.
 
     Args:
-        folder: Of the model.
-        model: Its identity and settings, with nothing left open.
-        threads: CPU threads of one forward pass.
-        gpu: Number of the GPU among those that this process sees; no other is used.
+        folder: Folder of the model.
+        model: The model's identity and settings, with `batch_tokens` set.
+        threads: Number of CPU threads of one forward pass.
+        gpu: Number of the GPU among the GPUs that this process sees; the encoder uses this GPU only.
 
     Raises:
-        ModelError: The model cannot be loaded, is another one than `model` describes, or its device
-            is missing.
+        ModelError: The model cannot be loaded, is not the one that `model` describes, or its device is
+            missing.
     """
 
     def __init__(self, folder: Path, model: EncoderModel, threads: int = 1, gpu: int = 0) -> None:
         if model.device == CUDA:
             check_cuda()
-        if (found := model_sha256(folder)) != model.sha256:
+        if (sha256 := model_sha256(folder)) != model.sha256:
             raise ModelError(
-                f"encoder.model: {folder} is not the model of this database (sha256 {found[:12]}, "
+                f"encoder.model: {folder} is not the model of this database (sha256 {sha256[:12]}, "
                 f"not {model.sha256[:12]}); name that one, with the same files on every worker"
             )
         self.model = model
@@ -56,13 +56,13 @@ class Encoder:
         self._special_count = self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
-        """WordPieces of texts, cut at the model's `max_length`.
+        """Divides texts into WordPieces, cut at the model's `max_length`.
 
         Args:
             texts: Any strings.
 
         Returns:
-            Their WordPieces, and the weight of each in its text's key.
+            The texts' WordPieces, and the weight of each in its text's embedding.
         """
         ids, special, lengths = [], [], []
         # The library's own objects take a hundred times the memory of the ids.
@@ -95,7 +95,7 @@ class Encoder:
         )
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Keys of texts, as one window.
+        """Embeds texts, as one window.
 
         Args:
             texts: Any strings.
@@ -104,17 +104,18 @@ class Encoder:
             float32 [n, d]; a text without any WordPiece has zeros.
 
         Raises:
-            ModelError: The model gave a value that is not finite.
+            ModelError: The model computed a value that is not finite.
             DeviceMemoryError: A batch does not fit.
         """
-        [keys] = self.encode_windows([self.tokenize(texts)], Meter())
-        return keys
+        [embeddings] = self.encode_windows([self.tokenize(texts)], Meter())
+        return embeddings
 
     def encode_windows(self, windows: Iterable[Tokenized], meter: Meter) -> Iterator[np.ndarray]:
-        """Keys of windows of texts.
+        """Embeds windows of texts.
 
         Batches are a function of a window and the budget alone, since other batch mates would change
-        the last bits. A GPU has its next batches before the host waits for one, windows apart or not.
+        the last bits. A GPU gets its next batches, of the next window too, before the host waits for
+        one.
 
         Args:
             windows: Tokenized texts.
@@ -124,7 +125,7 @@ class Encoder:
             For each window in turn float32 [n, d]; a text without any WordPiece has zeros.
 
         Raises:
-            ModelError: The model gave a value that is not finite.
+            ModelError: The model computed a value that is not finite.
             DeviceMemoryError: A batch does not fit.
         """
         if self.model.batch_tokens is None:
@@ -132,30 +133,30 @@ class Encoder:
         self.device.use()
         flights: deque[_Flight] = deque()
         for window in windows:
-            keys = np.zeros((len(window.texts), self.model.dimension), dtype=np.float32)
+            embeddings = np.zeros((len(window.texts), self.model.dimension), dtype=np.float32)
             meter(int((window.lengths == 0).sum()))
             batches = list(window.batches(self.model.batch_tokens))
             for rows in batches:
-                flights.append(self._launch(window, rows, keys))
+                flights.append(self._launch(window, rows, embeddings))
                 while len(flights) > self.device.ahead:
                     yield from self._land(flights.popleft(), meter)
-            flights.append(_Flight(window, keys))
+            flights.append(_Flight(window, embeddings))
             if self.device.ahead == 0:
                 yield from self._land(flights.popleft(), meter)
         for flight in flights:
             yield from self._land(flight, meter)
 
-    def _launch(self, window: Tokenized, rows: np.ndarray, keys: np.ndarray) -> _Flight:
-        """Starts one batch."""
+    def _launch(self, window: Tokenized, rows: np.ndarray, embeddings: np.ndarray) -> _Flight:
+        """Starts the forward pass of one batch, without waiting for it."""
         ids, weights = window.padded(rows, self._pad_id)
         with self.naming_the_budget(*ids.shape):
             start = self.device.mark()
             pooled = self.device.fetch(self.forward(ids, weights, window.lengths[rows]))
             batch = _Batch(rows, ids.size, pooled, start, self.device.mark())
-        return _Flight(window, keys, batch)
+        return _Flight(window, embeddings, batch)
 
     def forward(self, ids: np.ndarray, weights: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-        """One batch on the device.
+        """Runs one batch on the device.
 
         Args:
             ids: int64 [b, w], padded.
@@ -163,42 +164,42 @@ class Encoder:
             lengths: int64 [b].
 
         Returns:
-            float32 [b, d] on the device: the weighted sums of the last hidden layer.
+            float32 [b, d] on the device, the weighted sums of the last hidden layer.
         """
         with torch.inference_mode():
             put = self.device.put
             columns = torch.arange(ids.shape[1], device=self.device.name)
             mask = columns < put(lengths)[:, None]
             hidden = self._network(input_ids=put(ids), attention_mask=mask.long())
-            # A product of [1, w] and [w, d]: in float32 without a copy of the weights' shape.
+            # A product of [1, w] and [w, d] sums in float32, without an array of weighted states.
             return torch.bmm(put(weights)[:, None], hidden.last_hidden_state.float()).squeeze(1)
 
     def _land(self, flight: _Flight, meter: Meter) -> Iterator[np.ndarray]:
-        """Waits for a batch; behind the last one of a window comes the window."""
-        window, keys, batch = flight.window, flight.keys, flight.batch
+        """Waits for a batch; after the last batch of a window, yields the window's embeddings."""
+        window, embeddings, batch = flight.window, flight.embeddings, flight.batch
         if batch is None:
-            yield _finite(keys, window)
+            yield _finite(embeddings, window)
             return
         with self.naming_the_budget(len(batch.rows), batch.padded // len(batch.rows)):
             meter.spend("device", self.device.seconds(batch.start, batch.end))
-        keys[batch.rows] = batch.pooled.numpy()
+        embeddings[batch.rows] = batch.pooled.numpy()
         tokens = int(window.lengths[batch.rows].sum())
         meter(len(batch.rows), tokens=tokens, padding=batch.padded - tokens)
 
     @contextmanager
     def naming_the_budget(self, rows: int, width: int) -> Iterator[None]:
-        """Turns running out of memory in the block into an error that says what to change.
+        """Turns running out of memory in the block into an error that names the setting to change.
 
         Args:
-            rows: Texts of the batch at work.
-            width: WordPieces of each, padded.
+            rows: Number of texts of the batch.
+            width: Padded WordPieces of each text.
 
         Raises:
             DeviceMemoryError: The block ran out of memory.
         """
         try:
             yield
-        except (RuntimeError, MemoryError) as error:  # torch has no class for the CPU's
+        except (RuntimeError, MemoryError) as error:  # torch raises a bare RuntimeError on a CPU
             if not _is_out_of_memory(error):
                 raise
             raise DeviceMemoryError(
@@ -209,7 +210,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class _Batch:
-    """One batch on its way: what the device works on, and the marks around it."""
+    """One batch under way: the tensor that the device computes, and the marks around the work."""
 
     rows: np.ndarray
     padded: int
@@ -220,15 +221,15 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Flight:
-    """A batch of a window, or behind its last batch the window itself."""
+    """A batch of a window, or None after the window's last batch."""
 
     window: Tokenized
-    keys: np.ndarray
+    embeddings: np.ndarray
     batch: _Batch | None = None
 
 
 def _load(folder: Path, model: EncoderModel) -> tuple[Any, int, Any]:
-    """The tokenizer, its padding id and the frozen network."""
+    """Loads the tokenizer, its padding id and the frozen network."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -240,7 +241,7 @@ def _load(folder: Path, model: EncoderModel) -> tuple[Any, int, Any]:
             trust_remote_code=False,
             dtype=getattr(torch, model.dtype),
         )
-    except Exception as error:  # transformers raises whatever a file of the folder made it raise
+    except Exception as error:  # files of the folder can make transformers raise any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(f"encoder.model: {folder} cannot be loaded: {reason}") from error
     tokenizer.no_padding()
@@ -256,19 +257,19 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *arrays])
 
 
-def _finite(keys: np.ndarray, window: Tokenized) -> np.ndarray:
-    finite = np.isfinite(keys).all(axis=1)
+def _finite(embeddings: np.ndarray, window: Tokenized) -> np.ndarray:
+    finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
         text = window.texts[int(np.flatnonzero(~finite)[0])]
         raise ModelError(
             f"encoder.model: a value that is not finite for {text[:80]!r}; "
             "use encoder.dtype: float32 or another model"
         )
-    return keys
+    return embeddings
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "allocate memory" in said or "out of memory" in said
+        "allocate memory" in message or "out of memory" in message
     )

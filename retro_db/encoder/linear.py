@@ -24,12 +24,12 @@ class OneDnnLinear(torch.nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of float32 [..., in], float32 [..., out]."""
+        """Applies the layer: float32 [..., in] to float32 [..., out]."""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 
 def use_onednn(model: Any) -> None:
-    """Replaces every linear layer of a float32 model on a CPU, where this torch has oneDNN.
+    """Replaces every linear layer of a float32 model on a CPU, if this torch has oneDNN.
 
     Args:
         model: A frozen `torch.nn.Module`; changed in place.

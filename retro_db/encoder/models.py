@@ -1,4 +1,4 @@
-"""Which model embeds: found, checked, and identified by all that decides its keys."""
+"""The model that embeds: found, checked, and identified by all files that decide its embeddings."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class EncoderModel:
     """A model's identity: part of the fingerprint of everything downstream.
 
     Attributes:
-        sha256: Of weights, configuration and tokenizer.
-        dimension: d, the size of a key.
+        sha256: Hash of weights, configuration and tokenizer.
+        dimension: d, the size of an embedding.
         pooling: mean, mean_without_special or cls.
-        max_length: WordPieces after which a text is cut, the special ones included.
+        max_length: Number of WordPieces after which a text is cut, the special ones included.
         batch_tokens: Padded WordPieces of one batch; None until the device is probed.
         device: cpu or cuda.
         dtype: float32, bfloat16 or float16.
@@ -51,10 +51,16 @@ class EncoderModel:
 
 
 def resolve_model(name: str) -> Path:
-    """The local folder of a model: itself, or a hub snapshot of its safetensors and tokenizer.
+    """Finds the local folder of a model, or downloads its safetensors and tokenizer from the hub.
+
+    Args:
+        name: A local folder, or the model's name on the hub.
+
+    Returns:
+        The local folder, or the folder of the hub's snapshot.
 
     Raises:
-        ModelError: There is no such model, or it has no safetensors weights.
+        ModelError: The model does not exist, or lacks a configuration, a tokenizer or safetensors weights.
     """
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
@@ -89,23 +95,23 @@ def _download(name: str) -> Path:
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"encoder.model: {name} is no folder, and could not be had from the hub ({reason})"
+            f"encoder.model: {name} is not a folder, and the hub did not deliver it ({reason})"
         ) from error
 
 
 def model_dimension(folder: Path, max_length: int) -> int:
-    """The size of a model's keys, from its configuration; its weights' headers are read as well.
+    """Reads the size of a model's embeddings from its configuration, and checks its weights' headers.
 
     Args:
-        folder: Of the model.
-        max_length: WordPieces that a text may have, the special ones included.
+        folder: Folder of the model.
+        max_length: Most WordPieces of a text, the special ones included.
 
     Returns:
         d, the size of the last hidden layer.
 
     Raises:
-        ModelError: The configuration or the weights cannot be read, the model is no encoder, or it
-            does not take texts of `max_length`.
+        ModelError: The configuration or the weights cannot be read, the model has a decoder, or it does
+            not take texts of `max_length`.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -132,7 +138,7 @@ def model_dimension(folder: Path, max_length: int) -> int:
 
 
 def _positions(settings: Any, model: Any) -> int | None:
-    """WordPieces that a model takes; RoBERTa's kin number theirs from behind the padding id."""
+    """Most WordPieces that a model takes; RoBERTa's kin number positions from behind the padding id."""
     positions = getattr(settings, "max_position_embeddings", None)
     for name, module in model.named_modules():
         padding = getattr(module, "padding_idx", None)
@@ -147,7 +153,7 @@ def _reason(error: Exception) -> str:
 
 
 def model_sha256(folder: Path) -> str:
-    """A hash of everything that decides a model's output: weights, configuration, tokenizer."""
+    """Hashes all files that decide a model's output: weights, configuration, tokenizer."""
     hasher = hashlib.sha256()
     patterns = ("*.safetensors", *_IDENTITY_FILES)
     for file in [file for pattern in patterns for file in sorted(folder.glob(pattern))]:
@@ -158,17 +164,16 @@ def model_sha256(folder: Path) -> str:
 
 
 def describe_model(config: EncoderConfig) -> EncoderModel:
-    """What decides the keys besides the chunks.
+    """Describes what decides the embeddings besides the chunks.
 
     Args:
-        config: As the user wrote it.
+        config: Configuration of the encoder.
 
     Returns:
-        The identity, with what `auto` stands for; `batch_tokens` is None where only a probe of the
-        device can tell.
+        The identity, with `auto` resolved; `batch_tokens` is None if a probe of the device must decide.
 
     Raises:
-        ModelError: The model cannot be had or read.
+        ModelError: The model cannot be found or read.
     """
     folder = resolve_model(config.model)
     device: str = config.device
@@ -192,14 +197,14 @@ def describe_model(config: EncoderConfig) -> EncoderModel:
 
 
 def gpu_count() -> int:
-    """CUDA devices that this process sees."""
+    """Counts the CUDA devices that this process sees."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def check_cuda() -> None:
-    """Refuses to go on without CUDA: a model never moves to the CPU silently.
+    """Refuses to continue without CUDA: a model never moves to the CPU silently.
 
     Raises:
         ModelError: This process sees no CUDA device.

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from retro_db.errors import IndexKeyError
 
-# Below this a scan of everything is as fast as any index, and exact.
+# Below this number of chunks a full scan is as fast as any index, and exact.
 FLAT_BELOW = 1_000
-# Above this the memory budget decides, and autofaiss proposes.
+# Above this number of chunks the memory budget decides, and autofaiss proposes.
 PROPOSAL_ABOVE = 4_000_000
-# Of an index that no proposal fits into the memory: InstructRetro's (arXiv 2310.07713, appendix B) for
+# Used where no proposal fits into the memory: InstructRetro's index (arXiv 2310.07713, appendix B) of
 # 19 billion chunks.
 _LARGEST_LISTS, _LARGEST_CODE = 1 << 22, 64
 POINTS_PER_LIST = 30
 MAX_POINTS_PER_LIST = 256
-# In training the sample is held as it is, transformed, and in what k-means needs.
+# Training holds the sample three times: as read, transformed, and in what k-means needs.
 POINT_COPIES = 3
 
 _IVF = re.compile(r"IVF(\d+)")
@@ -26,15 +26,15 @@ _PQ = re.compile(r"PQ(\d+)(?:x(\d+))?(fsr|fs|np)?$")
 
 @dataclass(frozen=True)
 class IndexKey:
-    """A parsed key, such as `OPQ48_192,IVF1024_HNSW32,PQ48` or `IVF128,PQ192x4fs`.
+    """A parsed index key, such as `OPQ48_192,IVF1024_HNSW32,PQ48` or `IVF128,PQ192x4fs`.
 
     Attributes:
         text: The key as given.
-        lists: Inverted lists.
-        sub_quantizers: Of product-quantized codes; None for other codes.
-        bits: Of each sub-quantizer.
+        lists: Number of inverted lists.
+        sub_quantizers: Number of sub-quantizers of product-quantized codes; None for other codes.
+        bits: Bits of each sub-quantizer.
         fast_scan: Whether the codes become FastScan when loaded; on disk they are plain.
-        by_residual: Whether codes are of the residual to the list's centroid.
+        by_residual: Whether codes encode the residual to the list's centroid.
     """
 
     text: str
@@ -46,29 +46,29 @@ class IndexKey:
 
     @property
     def factory(self) -> str:
-        """What `faiss.index_factory` gets: plain codes, and no polysemous training."""
+        """Key for `faiss.index_factory`: with plain codes, and without polysemous training."""
         if self.sub_quantizers is None:
             return self.text
         return _PQ.sub(f"PQ{self.sub_quantizers}x{self.bits}np", self.text)
 
     @property
     def codebook_size(self) -> int:
-        """Centroids of one sub-quantizer: the least number of points that train it."""
+        """Number of centroids of one sub-quantizer: the least number of points that train it."""
         return 0 if self.sub_quantizers is None else 1 << self.bits
 
 
 def parse_key(text: str, dimension: int) -> IndexKey:
-    """Parses a Faiss factory key.
+    """Parses an index key.
 
     Args:
-        text: The key.
-        dimension: d of the vectors.
+        text: The key, in the language of Faiss's index factory.
+        dimension: d of the embeddings.
 
     Returns:
-        The key taken apart.
+        The parsed key.
 
     Raises:
-        IndexKeyError: It has no inverted lists, or its sub-quantizers do not divide the vectors.
+        IndexKeyError: The key has no inverted lists, or its sub-quantizers do not divide the vectors.
     """
     lists = _IVF.search(text)
     if lists is None or int(lists[1]) < 1:
@@ -87,26 +87,28 @@ def parse_key(text: str, dimension: int) -> IndexKey:
         raise IndexKeyError(
             f"index.key: {text}: {count} sub-quantizers do not divide {width} dimensions"
         )
-    return IndexKey(text, int(lists[1]), count, bits, fast_scan, suffix != "fs")
+    return IndexKey(
+        text, int(lists[1]), count, bits, fast_scan=fast_scan, by_residual=suffix != "fs"
+    )
 
 
 def choose_key(chunks: int, dimension: int, memory: int) -> str:
-    """The key that `auto` stands for.
+    """Chooses the index key for `auto`.
 
-    A flat list below 1,000 chunks. Up to some millions 4 sqrt(N) lists, at most N / 30 so that they
-    can be trained, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan, whose
-    candidates are re-ranked exactly: trained in seconds, and a quarter of the lists gives recall
-    0.98 and more. Above, autofaiss's proposal for the memory, with no more lists than that can
-    train. Where even its smallest codes exceed the memory, the index is searched one group of
-    partitions after another anyway: then codes of 64 bytes, in as many lists as it can train.
+    Below 1,000 chunks a single flat list. Up to some millions 4 sqrt(N) lists, at most N / 30 so that
+    they can be trained, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan, whose
+    candidates are re-ranked exactly: these train in seconds, and a quarter of the lists gives recall
+    0.98 and more. Above, autofaiss's proposal for the memory, with at most as many lists as the memory
+    can train. Where even its smallest codes exceed the memory, the index is searched one group of
+    partitions after another anyway: then codes of 64 bytes, in as many lists as the memory can train.
 
     Args:
-        chunks: N, entries of the index.
+        chunks: N, the number of entries of the index.
         dimension: d.
         memory: Bytes that the index may use.
 
     Returns:
-        A Faiss factory key that so many chunks can train.
+        An index key that N chunks can train.
     """
     if chunks < FLAT_BELOW:
         return "IVF1,Flat"
@@ -118,23 +120,23 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
 
 
 def needed_points(key: IndexKey) -> int:
-    """The least number of keys that train a key: 30 a list, one for each code of a sub-quantizer.
+    """Counts the fewest points that train an index key: 30 a list, one for each code of a sub-quantizer.
 
-    A PCA needs as many as it keeps dimensions.
+    A PCA needs as many points as it keeps dimensions.
     """
     kept = [int(match[1]) for match in re.finditer(r"PCAW?R?(\d+)", key.text)]
     return max(key.lists * POINTS_PER_LIST if key.lists > 1 else 1, key.codebook_size, *kept)
 
 
 def check_trainable(key: IndexKey, points: int) -> None:
-    """Refuses a key that so few points cannot train.
+    """Refuses an index key that needs more points than the corpus has.
 
     Args:
-        key: What is to be trained.
-        points: Keys that there are to train it with.
+        key: The parsed index key.
+        points: Number of embeddings that can train it.
 
     Raises:
-        IndexKeyError: Names the key, what it needs, what there is and what would do.
+        IndexKeyError: Names the key, how many points it needs and gets, and a key that would train.
     """
     needed = needed_points(key)
     if points < needed:
@@ -145,17 +147,17 @@ def check_trainable(key: IndexKey, points: int) -> None:
 
 
 def reduce_key(text: str, points: int, dimension: int) -> str:
-    """The nearest key that so few points can train: fewer lists, smaller codes, no graph.
+    """Reduces an index key to one that a sample can train: fewer lists, smaller codes, no graph.
 
     Used by smoke builds, which run the same stages on a sample.
 
     Args:
-        text: The key of the whole build.
-        points: Chunks of the sample.
-        dimension: d of the vectors.
+        text: The index key of the whole build.
+        points: Number of chunks of the sample.
+        dimension: d of the embeddings.
 
     Returns:
-        A key that passes `check_trainable`.
+        An index key that passes `check_trainable`.
     """
     key = parse_key(text, dimension)
     lists = max(min(key.lists, 2 ** int(math.log2(max(points / POINTS_PER_LIST, 1)))), 1)
@@ -180,13 +182,13 @@ def _proposed_key(chunks: int, dimension: int, memory: int) -> str:
     )
     if not proposals:
         return _streamed_key(dimension, memory)
-    most = _trainable_power(dimension, memory)
-    fewer = re.sub(_IVF, lambda match: f"IVF{min(int(match[1]), most)}", proposals[0])
+    most_lists = _trainable_power(dimension, memory)
+    fewer = re.sub(_IVF, lambda match: f"IVF{min(int(match[1]), most_lists)}", proposals[0])
     return _corrected(fewer, dimension)
 
 
 def _streamed_key(dimension: int, memory: int) -> str:
-    """The key of an index that is searched one group of partitions after another."""
+    """Chooses the key of an index that is searched one group of partitions after another."""
     lists = min(_LARGEST_LISTS, _trainable_power(dimension, memory))
     blocks = min(_LARGEST_CODE, dimension)
     width = min(2 * blocks, dimension // blocks * blocks)
@@ -194,7 +196,7 @@ def _streamed_key(dimension: int, memory: int) -> str:
 
 
 def _trainable_lists(dimension: int, memory: int) -> int:
-    """Lists that the memory can train: twice it, as a sample is not of the very size asked for."""
+    """Lists that half the memory can train: a sample may exceed its expected size."""
     return memory // (2 * POINT_COPIES * 4 * dimension * POINTS_PER_LIST)
 
 
@@ -204,7 +206,7 @@ def _trainable_power(dimension: int, memory: int) -> int:
 
 
 def _corrected(proposal: str, dimension: int) -> str:
-    """Autofaiss's key without polysemous training, and with a rotation no wider than the vectors."""
+    """Removes polysemous training from autofaiss's key, and narrows its rotation to the vectors."""
 
     def narrowed(match: re.Match[str]) -> str:
         blocks = int(match[1])
@@ -215,12 +217,12 @@ def _corrected(proposal: str, dimension: int) -> str:
 
 
 def _coded_dimension(text: str, dimension: int) -> int:
-    """Dimensions that are left for the codes after the transforms of a key."""
+    """Dimensions that the codes get after the transforms of a key."""
     for match in re.finditer(r"(?:OPQ\d+_|PCAW?R?|RR|Pad)(\d+)", text):
         dimension = int(match[1])
     return dimension
 
 
 def _halves(dimension: int) -> int:
-    """D / 2 sub-quantizers, or as many as divide an odd d."""
+    """D / 2 sub-quantizers, or d of them for an odd d."""
     return dimension // 2 if dimension % 2 == 0 else dimension

@@ -1,4 +1,4 @@
-"""A second, finer code of every key: what re-ranks where the keys themselves are not kept."""
+"""A second, finer code of every embedding, which re-ranks if a database keeps no embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from retro_db.index.structure import faiss, read_index, widen
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.gathering import ColumnReader
 from retro_db.store.tables import TableFile
 from retro_db.store.writing import TableWriter
@@ -18,10 +18,10 @@ FINE_PATH = "index/fine.faissindex"
 
 
 def train_fine(code: str, points: np.ndarray) -> faiss.Index:
-    """The quantizer of a scalar code.
+    """Trains the quantizer of a scalar code.
 
     Args:
-        code: SQ8, SQ6 or SQ4 in Faiss's factory language: so many bits a dimension.
+        code: SQ8, SQ6 or SQ4 in Faiss's factory language, with 8, 6 or 4 bits a dimension.
         points: float32 [n, d].
 
     Returns:
@@ -33,7 +33,7 @@ def train_fine(code: str, points: np.ndarray) -> faiss.Index:
 
 
 def fine_size(code: str, dimension: int) -> int:
-    """Bytes of one fine code."""
+    """Returns the bytes of one fine code."""
     return int(faiss.index_factory(dimension, code).sa_code_size())
 
 
@@ -42,17 +42,17 @@ def refine_part(
     path: str,
     quantizer: faiss.Index,
     folder: Folder,
-) -> FileEntry:
-    """Writes the fine codes of one part's keys, row for row.
+) -> TableEntry:
+    """Writes the fine codes of one part's embeddings, row for row.
 
     Args:
-        embeddings: The part's keys.
-        path: Of the fine codes, relative to the folder.
-        quantizer: Trained.
+        embeddings: The part's embeddings.
+        path: Path of the fine codes, relative to the folder.
+        quantizer: The trained quantizer.
         folder: The database.
 
     Returns:
-        The file.
+        The file of fine codes.
     """
     use_faiss_threads(1)
     table = contract("fine")
@@ -65,8 +65,8 @@ def refine_part(
         return describe(temporary, path, writer.rows)
 
 
-class FineKeys:
-    """Keys decoded from their fine codes, by global chunk id.
+class FineEmbeddings:
+    """Embeddings decoded from their fine codes, by global chunk id.
 
     Args:
         quantizer: File of the trained quantizer.
@@ -81,6 +81,6 @@ class FineKeys:
         self._codes = codes
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        """float32 [n, d]."""
+        """Decodes the embeddings of chunks: int64 [n] to float32 [n, d]."""
         use_faiss_threads(1)
         return self._quantizer.sa_decode(np.ascontiguousarray(self._codes[ids]))

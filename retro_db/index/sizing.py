@@ -8,7 +8,7 @@ from retro_db.index.keys import IndexKey
 from retro_db.index.structure import faiss, inverted_file
 from retro_db.index.training import create_index
 
-# Faiss's graph keeps, for every centroid, its level and where its links begin.
+# Faiss's graph keeps, for every centroid, its level and the position of its first link.
 _LEVEL_BYTES, _OFFSET_BYTES, _LINK_BYTES = 4, 8, 4
 _LENGTH_BYTES = 8
 ID_BYTES = 8
@@ -19,10 +19,11 @@ class IndexSizes:
     """Bytes of what the files of an index are made of.
 
     Attributes:
-        fixed: Transforms, code books and headers, which every file repeats.
-        centroid: Of one list, float32 [d'] after the transforms.
-        links: Of one centroid in the graph that joins them, in the template alone; 0 without one.
-        entry: Of one chunk: its code, and its id of 8 bytes.
+        fixed: Bytes of transforms, code books and headers, which every file repeats.
+        centroid: Bytes of one list's centroid, float32 [d'] after the transforms.
+        links: Bytes of one centroid's links in the graph that joins the centroids, which the trained
+            index alone holds; 0 without a graph.
+        entry: Bytes of one chunk: its code, and its id of 8 bytes.
     """
 
     fixed: int
@@ -31,19 +32,19 @@ class IndexSizes:
     entry: int
 
     def template(self, lists: int) -> int:
-        """The trained index of so many lists: fixed + lists (centroid + links)."""
+        """Bytes of the trained index: fixed + lists (centroid + links)."""
         return self.fixed + round(lists * (self.centroid + self.links))
 
     def partition(self, lists: int, entries: int) -> int:
-        """A partition: fixed + lists (centroid + 8, the list's length) + entries x entry."""
+        """Bytes of a partition: fixed + lists (centroid + 8, the list's length) + entries x entry."""
         return self.fixed + lists * (self.centroid + _LENGTH_BYTES) + entries * self.entry
 
 
 def index_sizes(key: IndexKey, dimension: int) -> IndexSizes:
-    """Sizes of the untrained index, and of the matrices that training will add.
+    """Computes sizes from the untrained index, and from the matrices that training will add.
 
     Args:
-        key: Parsed.
+        key: The parsed index key.
         dimension: d of the vectors.
 
     Raises:
@@ -66,7 +67,10 @@ def index_sizes(key: IndexKey, dimension: int) -> IndexSizes:
 
 
 def _matrix_bytes(step: faiss.VectorTransform) -> int:
-    """What training adds to a transform: float32 [d_out, d_in], and a PCA's statistics [d_in, d_in + 2]."""
+    """Bytes that training adds to a transform.
+
+    A matrix float32 [d_out, d_in], and a PCA's statistics float32 [d_in, d_in + 2].
+    """
     if not isinstance(step, faiss.LinearTransform):
         return 0
     width = step.d_out + (step.d_in + 2 if isinstance(step, faiss.PCAMatrix) else 0)
@@ -74,7 +78,10 @@ def _matrix_bytes(step: faiss.VectorTransform) -> int:
 
 
 def _link_bytes(quantizer: faiss.Index) -> float:
-    """A centroid's level, offset and links: 2 M on level 0, M on each level that it reaches by chance."""
+    """Bytes of a centroid's level, offset and links.
+
+    A centroid has 2 M links on level 0, and M on each level that it reaches by chance.
+    """
     if not isinstance(quantizer, faiss.IndexHNSW):
         return 0.0
     graph = quantizer.hnsw

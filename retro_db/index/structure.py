@@ -17,10 +17,10 @@ def read_index(path: Path, flags: int = 0) -> faiss.Index:
 
     Args:
         path: Local file.
-        flags: Faiss's, such as `faiss.IO_FLAG_MMAP`.
+        flags: Faiss's flags, such as `faiss.IO_FLAG_MMAP`.
 
     Returns:
-        The index, of its own class.
+        The index, as an object of its actual class.
 
     Raises:
         DamagedFileError: Faiss cannot read it.
@@ -33,7 +33,7 @@ def read_index(path: Path, flags: int = 0) -> faiss.Index:
 
 
 def inverted_file(index: faiss.Index) -> faiss.IndexIVF:
-    """The part of an index that has the inverted lists."""
+    """Returns the piece of an index that holds the inverted lists."""
     return faiss.downcast_index(faiss.extract_index_ivf(index))
 
 
@@ -45,7 +45,7 @@ def transform(index: faiss.Index, x: np.ndarray) -> np.ndarray:
         x: float32 [n, d].
 
     Returns:
-        float32 [n, d'], `x` itself where there are no transforms.
+        float32 [n, d'], `x` itself if the index has no transforms.
     """
     if isinstance(index, faiss.IndexPreTransform):
         for position in range(index.chain.size()):
@@ -53,11 +53,11 @@ def transform(index: faiss.Index, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def widen(keys: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """float32 of float16 keys, [n, d], by torch's vector instructions: NumPy takes 20 times as long.
+def widen(embeddings: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Widens float16 [n, d] to float32 by torch's vector instructions: NumPy takes 20 times as long.
 
     Args:
-        keys: float16 [n, d], or float32, which stays as it is.
+        embeddings: float16 [n, d], or float32, which is returned unchanged.
         out: float32 [n, d] to fill; memory that is new takes longer than the work.
 
     Returns:
@@ -67,28 +67,29 @@ def widen(keys: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 
     use_torch_threads(1)
     if out is None:
-        if keys.dtype == np.float32:
-            return keys
-        out = np.empty(keys.shape, np.float32)
-    given = keys if keys.flags.writeable else keys.copy()
-    torch.from_numpy(out).copy_(torch.from_numpy(given))
+        if embeddings.dtype == np.float32:
+            return embeddings
+        out = np.empty(embeddings.shape, np.float32)
+    writeable = embeddings if embeddings.flags.writeable else embeddings.copy()
+    torch.from_numpy(out).copy_(torch.from_numpy(writeable))
     return out
 
 
-def keyed(keys: np.ndarray) -> np.ndarray:
-    """Which of float16 keys [n, d] are one: bool [n]. All zeros stand for a chunk without WordPiece.
+def is_embedded(embeddings: np.ndarray) -> np.ndarray:
+    """Says which chunks have an embedding: float16 [n, d] to bool [n].
 
-    NumPy looks at halves as integers 15 times as fast.
+    A chunk without any WordPiece is stored as zeros. NumPy compares halves as integers 15 times as
+    fast.
     """
-    return keys.view(np.uint16).any(axis=1)
+    return embeddings.view(np.uint16).any(axis=1)
 
 
 def list_ids(lists: faiss.InvertedLists, number: int) -> np.ndarray:
-    """A copy of one list's ids, int64 [n].
+    """Copies one list's ids.
 
     Args:
-        lists: Of an index.
-        number: Which list.
+        lists: The inverted lists of an index.
+        number: Number of the list.
 
     Returns:
         int64 [n].
@@ -96,19 +97,19 @@ def list_ids(lists: faiss.InvertedLists, number: int) -> np.ndarray:
     size = lists.list_size(number)
     if size == 0:
         return np.empty(0, np.int64)
-    held = lists.get_ids(number)
+    pointer = lists.get_ids(number)
     try:
-        return faiss.rev_swig_ptr(held, size).copy()
+        return faiss.rev_swig_ptr(pointer, size).copy()
     finally:
-        lists.release_ids(number, held)
+        lists.release_ids(number, pointer)
 
 
 def list_codes(lists: faiss.InvertedLists, number: int) -> np.ndarray:
-    """A copy of one list's codes, uint8 [n, code_size].
+    """Copies one list's codes.
 
     Args:
-        lists: Of an index.
-        number: Which list.
+        lists: The inverted lists of an index.
+        number: Number of the list.
 
     Returns:
         uint8 [n, code_size].
@@ -116,9 +117,9 @@ def list_codes(lists: faiss.InvertedLists, number: int) -> np.ndarray:
     size = lists.list_size(number)
     if size == 0:
         return np.empty((0, lists.code_size), np.uint8)
-    held = lists.get_codes(number)
+    pointer = lists.get_codes(number)
     try:
-        flat = faiss.rev_swig_ptr(held, size * lists.code_size).copy()
+        flat = faiss.rev_swig_ptr(pointer, size * lists.code_size).copy()
     finally:
-        lists.release_codes(number, held)
+        lists.release_codes(number, pointer)
     return flat.reshape(size, lists.code_size)

@@ -1,9 +1,10 @@
-"""Training: once, on a uniform sample of all keys, never on a prefix."""
+"""Training: once, on a uniform sample of all embeddings, never on a prefix."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from retro_db.index.keys import (
     check_trainable,
     needed_points,
 )
-from retro_db.index.part_keys import PartKeys
+from retro_db.index.part_embeddings import PartEmbeddings
 from retro_db.index.refining import FINE_PATH, train_fine
-from retro_db.index.structure import faiss, inverted_file, keyed, widen
+from retro_db.index.structure import faiss, inverted_file, is_embedded, widen
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.threads import use_faiss_threads
 
@@ -27,13 +28,14 @@ from faiss.contrib.clustering import two_level_clustering  # isort: skip
 
 
 PATH = "index/trained.faissindex"
-# k-means and rotations differ in their last bits between one thread and several: so their number
-# must depend neither on the workers nor on the cores.
+# k-means and rotations differ in their last bits between one thread and several: so the number of
+# threads must depend neither on the workers nor on the cores.
 _THREADS = 2
 _SEED = 1234
-# k-means takes time by points times centroids: from here on by their square root, at little loss.
+# k-means takes time by points times centroids: above this number of lists, two levels of it take time
+# by the square root of the centroids, at little loss.
 _TWO_LEVELS_ABOVE = 100_000
-# At construction the graph over centroids is searched wide: a key in the wrong list is lost to it.
+# The graph over centroids is searched wide at construction: an embedding in the wrong list is lost.
 _HNSW_EF_CONSTRUCTION = 200
 HNSW_EF_SEARCH = 128
 
@@ -48,53 +50,74 @@ _LISTS = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer, f
 _QUANTIZERS = (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexHNSWFlat)
 
 
-def sample_keys(
-    parts: Iterable[PartKeys], dimension: int, entries: int, points: int, seed: int
-) -> np.ndarray:
-    """A uniform sample of the indexed keys, in id order, chosen by hashing chunk ids.
+@dataclass(frozen=True)
+class Sampling:
+    """A uniform sample of the indexed embeddings, chosen by hashing chunk ids.
+
+    Attributes:
+        dimension: d of the embeddings.
+        entries: Number of chunks of the training split in all parts.
+        points: Expected size of the sample; all embeddings if it exceeds `entries`.
+        seed: Seed of the hash.
+    """
+
+    dimension: int
+    entries: int
+    points: int
+    seed: int
+
+    @property
+    def share(self) -> float:
+        """Share of the embeddings that are chosen, 0 to 1."""
+        return min(1.0, self.points / max(self.entries, 1))
+
+    @property
+    def most_points(self) -> int:
+        """Largest size of the sample."""
+        return min(self.entries, _upper_bound(self.points))
+
+
+def sample_embeddings(parts: Iterable[PartEmbeddings], sampling: Sampling) -> np.ndarray:
+    """Samples the indexed embeddings, in id order.
 
     Args:
-        parts: All of them, read once.
-        dimension: d.
-        entries: Chunks of the training split in all of them.
-        points: Expected size; all keys where there are no more.
-        seed: Decides which.
+        parts: All parts, read once.
+        sampling: Size and seed of the sample.
 
     Returns:
         float32 [about points, d].
     """
-    share = min(1.0, points / max(entries, 1))
     # Filled in place: pieces that are joined at the end would take twice the memory.
-    sample, filled = np.empty((min(entries, _surely(points)), dimension), np.float32), 0
+    sample, filled = np.empty((sampling.most_points, sampling.dimension), np.float32), 0
     for part in parts:
         step = part.embeddings.batch_rows
-        rows = np.flatnonzero(part.trained)
-        rows = rows[fractions_of(rows + part.first_id, seed) < share]
+        rows = np.flatnonzero(part.in_training_split)
+        rows = rows[fractions_of(rows + part.first_id, sampling.seed) < sampling.share]
         for start in np.unique(rows // step) * step:
-            here = rows[(rows >= start) & (rows < start + step)] - start
-            keys = part.embeddings.read("vector", int(start), int(start) + step)[here]
-            chosen = keys[keyed(keys)][: len(sample) - filled]
+            batch_rows = rows[(rows >= start) & (rows < start + step)] - start
+            embeddings = part.embeddings.read("vector", int(start), int(start) + step)[batch_rows]
+            chosen = embeddings[is_embedded(embeddings)][: len(sample) - filled]
             sample[filled : filled + len(chosen)] = widen(chosen)
             filled += len(chosen)
     return sample[:filled]
 
 
-def _surely(points: int) -> int:
-    """Six standard deviations above: what a hashed sample of so many expected points stays below."""
+def _upper_bound(points: int) -> int:
+    """Six standard deviations above the expected points of a hashed sample, which stays below that."""
     return points + 6 * math.isqrt(points) + 6
 
 
 def training_points(key: IndexKey, dimension: int, entries: int, memory: int) -> int:
-    """How many points train a key: 256 a list, fewer where there are no more or memory ends.
+    """Counts the points that train an index key: 256 a list, fewer if the corpus or the memory ends.
 
     Args:
-        key: What is to be trained.
-        dimension: d of the vectors.
-        entries: Chunks that there are.
+        key: The parsed index key.
+        dimension: d of the embeddings.
+        entries: Number of chunks that can train it.
         memory: Bytes that training may take.
 
     Returns:
-        Points.
+        A number of points.
 
     Raises:
         IndexKeyError: Too few chunks, or too little memory for 30 points a list.
@@ -102,8 +125,8 @@ def training_points(key: IndexKey, dimension: int, entries: int, memory: int) ->
     check_trainable(key, entries)
     wanted = max(key.lists, key.codebook_size) * MAX_POINTS_PER_LIST
     each = POINT_COPIES * 4 * dimension
-    # A hashed sample is not of the very size that was asked for.
-    least = min(entries, _surely(needed_points(key)))
+    # A hashed sample may exceed its expected size.
+    least = min(entries, _upper_bound(needed_points(key)))
     if memory // each < least:
         raise IndexKeyError(
             f"index.memory: training {key.text} takes {in_units(least * each)}, more than the "
@@ -113,17 +136,17 @@ def training_points(key: IndexKey, dimension: int, entries: int, memory: int) ->
 
 
 def create_index(key: IndexKey, dimension: int) -> faiss.Index:
-    """The empty, untrained index of a key.
+    """Creates the empty, untrained index of a key.
 
     Args:
-        key: Parsed.
-        dimension: d of the vectors.
+        key: The parsed index key.
+        dimension: d of the embeddings.
 
     Returns:
         An index with transforms, inverted lists and codes, comparing by squared L2.
 
     Raises:
-        IndexKeyError: Faiss does not know it, or it is more than transforms, lists and codes.
+        IndexKeyError: Faiss does not know the key, or it has more than transforms, lists and codes.
     """
     try:
         index = faiss.index_factory(dimension, key.factory, faiss.METRIC_L2)
@@ -132,9 +155,9 @@ def create_index(key: IndexKey, dimension: int) -> faiss.Index:
             f"index.key: Faiss does not take {key.text} for {dimension} dimensions; see its factory's "
             "language, or use auto"
         ) from error
-    if odd := _unsupported(index):
+    if name := _unsupported(index):
         raise IndexKeyError(
-            f"index.key: {key.text}: {odd} cannot be divided into partitions; use transforms (OPQ, PCA, "
+            f"index.key: {key.text}: {name} cannot be divided into partitions; use transforms (OPQ, PCA, "
             "RR), IVF with a flat or HNSW quantizer, and codes (Flat, PQ, PQ..x4fs, SQ, RaBitQ), such "
             "as OPQ48_192,IVF65536_HNSW32,PQ48"
         )
@@ -142,7 +165,7 @@ def create_index(key: IndexKey, dimension: int) -> faiss.Index:
 
 
 def _unsupported(index: faiss.Index) -> str | None:
-    """The class of the first part of an index that does not go through encoding and assembling."""
+    """Names the class of the first piece of an index that encoding and assembling do not support."""
     inner = index
     if isinstance(index, faiss.IndexPreTransform):
         for position in range(index.chain.size()):
@@ -157,17 +180,17 @@ def _unsupported(index: faiss.Index) -> str | None:
 
 
 def predict_size(key: IndexKey, dimension: int, entries: int) -> tuple[int, int]:
-    """What an index will take, on disk and loaded: codes, ids and centroids.
+    """Predicts the size of an index, on disk and loaded: codes, ids and centroids.
 
     Args:
-        key: Parsed.
-        dimension: d of the vectors.
-        entries: Chunks in the index.
+        key: The parsed index key.
+        dimension: d of the embeddings.
+        entries: Number of chunks in the index.
 
     Returns:
-        Bytes of one chunk, its code and its id of 8 bytes; and bytes of the whole.
+        Bytes of one chunk, its code and its id of 8 bytes; and bytes of the whole index.
     """
-    index = create_index(key, dimension)  # owns what the next lines look at
+    index = create_index(key, dimension)  # owns the objects that the next lines read
     ivf = inverted_file(index)
     quantizer = faiss.downcast_index(ivf.quantizer)
     links = quantizer.hnsw.nb_neighbors(0) * 4 if isinstance(quantizer, faiss.IndexHNSW) else 0
@@ -181,13 +204,13 @@ def train_index(
     """Trains quantizers; the result holds no vectors.
 
     Args:
-        key: What to train.
+        key: The parsed index key.
         points: float32 [n, d].
-        two_levels_above: Lists from which the centroids come from k-means within the clusters of
-            another k-means.
+        two_levels_above: Number of lists above which the centroids come from k-means within the
+            clusters of another k-means.
 
     Returns:
-        The trained index, called the template.
+        The trained index.
 
     Raises:
         IndexKeyError: There are too few points.
@@ -197,7 +220,7 @@ def train_index(
     index = create_index(key, points.shape[1])
     ivf = inverted_file(index)
     ivf.cp.seed = _SEED
-    # Keys with fewer points than Faiss likes have been refused or chosen already.
+    # Faiss would warn of few points; `check_trainable` has accepted them already.
     ivf.cp.min_points_per_centroid = 1
     ivf.cp.max_points_per_centroid = MAX_POINTS_PER_LIST
     quantizer = faiss.downcast_index(ivf.quantizer)
@@ -219,7 +242,7 @@ def train_index(
 
 
 def _place_centroids(index: faiss.Index, ivf: faiss.IndexIVF, points: np.ndarray) -> None:
-    """Fills the coarse quantizer, so that training the index leaves it as it is."""
+    """Fills the coarse quantizer, so that training the index leaves it unchanged."""
     if isinstance(index, faiss.IndexPreTransform):
         for position in range(index.chain.size()):
             rotation = faiss.downcast_VectorTransform(index.chain.at(position))
@@ -234,7 +257,7 @@ def _place_centroids(index: faiss.Index, ivf: faiss.IndexIVF, points: np.ndarray
 
 
 def _quiet_product_quantizer(rotation: faiss.OPQMatrix, key: IndexKey) -> faiss.ProductQuantizer:
-    """The quantizer that OPQ trains with, which would warn of few points for every sub-quantizer."""
+    """Makes the quantizer that OPQ trains with: its own would warn of few points per sub-quantizer."""
     quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, min(key.bits, 8))
     quantizer.cp.min_points_per_centroid = 1
     quantizer.this.disown()
@@ -242,45 +265,40 @@ def _quiet_product_quantizer(rotation: faiss.OPQMatrix, key: IndexKey) -> faiss.
 
 
 def train_part(
-    parts: Iterable[PartKeys],
+    parts: Iterable[PartEmbeddings],
     key: IndexKey,
     fine: str | None,
-    dimension: int,
-    entries: int,
-    points: int,
-    seed: int,
+    sampling: Sampling,
     folder: Folder,
     report: Callable[[int], None],
 ) -> tuple[FileEntry, FileEntry | None, int]:
-    """Samples, trains and writes the template.
+    """Samples, trains and writes the trained index.
 
     Args:
-        parts: All keys, read once.
-        key: What to train.
-        fine: Code to re-rank by, where keys are not kept.
-        dimension: d.
-        entries: Chunks of the training split.
-        points: How many of them to train with.
-        seed: Decides the sample.
+        parts: The embeddings of all parts, read once.
+        key: The parsed index key.
+        fine: Code to re-rank by if embeddings are not kept, else None.
+        sampling: Size and seed of the training sample.
         folder: The database.
-        report: Told how many keys were sampled.
+        report: Called with the number of embeddings that were sampled.
 
     Returns:
-        Its file, the fine quantizer's if there is one, and how many points trained them.
+        The trained index's file, the file of the fine quantizer or None, and the number of points that
+        trained them.
 
     Raises:
-        CorpusError: There is no key at all.
-        IndexKeyError: There are too few.
+        CorpusError: The corpus has no embedding at all.
+        IndexKeyError: The sample is too small.
     """
-    sample = sample_keys(parts, dimension, entries, points, seed)
+    sample = sample_embeddings(parts, sampling)
     if not len(sample):
         raise CorpusError(
             "corpus: no chunk has a word that the encoder knows; check the text field"
         )
     report(len(sample))
-    template = _write(train_index(key, sample), PATH, folder)
+    trained_index = _write(train_index(key, sample), PATH, folder)
     quantizer = _write(train_fine(fine, sample), FINE_PATH, folder) if fine else None
-    return template, quantizer, len(sample)
+    return trained_index, quantizer, len(sample)
 
 
 def _write(index: faiss.Index, path: str, folder: Folder) -> FileEntry:

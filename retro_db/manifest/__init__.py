@@ -1,1 +1,1 @@
-"""The manifest: what it says, which checks it passes, and the parts that it lists."""
+"""The manifest: its content, its checks, its files, and the parts that it lists."""

@@ -1,4 +1,4 @@
-"""What a manifest must agree on with itself, before anything that it says is used."""
+"""Checks that a manifest agrees with itself, before anything in it is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_DATA = re.compile(
     r"(generations/[^/]+/)?(manifest\.json$|(queries/[^/]+/)?(state|report)(/|$))"
 )
 _TOKEN_LIMITS = {"uint16": 1 << 16, "uint32": 1 << 31}  # a trainer reads int32
-# Of the configuration, what is looked up in it.
+# Sections of the configuration in which readers look something up.
 _SECTIONS = {"index", "neighbors", "leakage"}
 _PARALLEL = ("documents", "neighbors", "embeddings", "fine")
 _RANGES = {
@@ -33,15 +33,15 @@ _RANGES = {
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Checks numbers, paths and everything that must agree.
+    """Checks numbers and paths, and that the parts of the manifest agree with one another.
 
-    No reader opens a file outside the folder, or allocates what the listed files do not back.
+    After it, no reader opens a file outside the folder, or allocates more than the listed files hold.
 
     Args:
-        manifest: As decoded.
+        manifest: The manifest as decoded.
 
     Raises:
-        DecodeError: Names the first field that does not hold.
+        DecodeError: A field is wrong; the message begins with its path.
     """
     _check_numbers(manifest)
     _check_files(manifest)
@@ -49,7 +49,9 @@ def check_manifest(manifest: Manifest) -> None:
     for number, query in enumerate(manifest.queries):
         where = f"queries[{number}]."
         if not FOLDER_NAME.fullmatch(query.source.name):
-            raise DecodeError(f"{where}source.name: {query.source.name[:100]!r} names no folder")
+            raise DecodeError(
+                f"{where}source.name: {query.source.name[:100]!r} is not a name of a folder"
+            )
         _check_tables(manifest, query.tables, query.source, where)
     for name in _SECTIONS & manifest.config.keys():
         if not isinstance(manifest.config[name], dict):
@@ -68,7 +70,7 @@ def check_manifest(manifest: Manifest) -> None:
 def _check_numbers(manifest: Manifest) -> None:
     for where, number in _numbers(manifest, ""):
         if not 0 <= number < LIMIT:
-            raise DecodeError(f"{where}: {number} is no count")
+            raise DecodeError(f"{where}: {number} is not a valid count")
     for where, (least, most) in _RANGES.items():
         value: Any = manifest
         for name in where.split("."):
@@ -83,7 +85,7 @@ def _check_numbers(manifest: Manifest) -> None:
 
 
 def _numbers(value: Any, where: str) -> Iterator[tuple[str, int]]:
-    """Whole numbers in dataclasses and in lists of them, with their fields; not those of files."""
+    """Whole numbers in dataclasses and in lists of them, with their fields, except in entries of files."""
     if isinstance(value, int) and not isinstance(value, bool):
         yield where, value
     elif isinstance(value, list):
@@ -95,14 +97,14 @@ def _numbers(value: Any, where: str) -> Iterator[tuple[str, int]]:
 
 
 def _check_files(manifest: Manifest) -> None:
-    """Every file lies where data lies, and none is listed twice."""
+    """Checks that every file lies in a folder for data, and that none is listed twice."""
     seen: set[str] = set()
     for where, entries in _listed(manifest):
         for number, entry in enumerate(entries):
             field = f"{where}[{number}]"
             check_entry(entry, field)
             if _NO_DATA.match(entry.path):
-                raise DecodeError(f"{field}.path: {entry.path!r} is no place for data")
+                raise DecodeError(f"{field}.path: {entry.path!r} is not a place for data")
             if not _SHA256.fullmatch(entry.sha256):
                 raise DecodeError(f"{field}.sha256: not 64 hexadecimal digits")
             if entry.path in seen:
@@ -113,8 +115,8 @@ def _check_files(manifest: Manifest) -> None:
 def _listed(manifest: Manifest) -> Iterator[tuple[str, Sequence[FileEntry]]]:
     tables = [("tables", manifest.tables)]
     tables += [(f"queries[{i}].tables", query.tables) for i, query in enumerate(manifest.queries)]
-    for where, held in tables:
-        yield from ((f"{where}.{name}", entries) for name, entries in vars(held).items())
+    for where, files in tables:
+        yield from ((f"{where}.{name}", entries) for name, entries in vars(files).items())
     yield "index_files", manifest.index_files
     yield "tokenizer_files", manifest.tokenizer_files
 
@@ -122,19 +124,17 @@ def _listed(manifest: Manifest) -> Iterator[tuple[str, Sequence[FileEntry]]]:
 def _check_tables(
     manifest: Manifest, tables: Tables, counts: Counts | SourceCounts, where: str
 ) -> None:
-    """Tables run in parallel, and Arrow tables have no more rows than their files' bytes hold."""
+    """Checks that tables agree on their rows, and that no Arrow file has more rows than its bytes hold."""
     for name, entries in vars(tables).items():
         field = f"{where}tables.{name}"
         width = _row_bytes(manifest, name) if entries else None
         for number, entry in enumerate(entries):
-            if entry.rows is None:
-                raise DecodeError(f"{field}[{number}].rows: missing")
             if width is not None and entry.rows * width > entry.bytes:
                 raise DecodeError(f"{field}[{number}].rows: more than {entry.bytes} bytes hold")
     rows = [entry.rows for entry in tables.chunks]
     for name in ("chunks", "documents"):
         count = getattr(counts, name)
-        if sum(entry.rows or 0 for entry in getattr(tables, name)) != count:
+        if sum(entry.rows for entry in getattr(tables, name)) != count:
             field = f"{where}source.{name}" if where else f"counts.{name}"
             raise DecodeError(f"{field}: {count} is not the sum of the files' rows")
     for name in _PARALLEL:
@@ -150,7 +150,7 @@ def _check_tables(
 
 
 def _row_bytes(manifest: Manifest, table: str) -> int | None:
-    """Bytes of one row of an Arrow table; None of Parquet, which tells by itself."""
+    """Bytes of one row of an Arrow table; None for Parquet, whose reader checks the rows."""
     agreed = contract(table)
     if agreed.format == "parquet":
         return None

@@ -23,21 +23,21 @@ GENERATIONS = "generations"
 
 
 def generation_path(generation: int) -> str:
-    """Where what a later generation adds lies in the database folder, and a superseded manifest."""
+    """Path in the database folder of the files that a generation adds, and of its superseded manifest."""
     return f"{GENERATIONS}/{generation:04d}"
 
 
 def manifest_path(generation: int) -> str:
-    """Where the manifest of a superseded generation is kept in the database folder."""
+    """Path in the database folder of a superseded generation's manifest."""
     return f"{generation_path(generation)}/{FILE}"
 
 
 def write_manifest(folder: Folder, manifest: Manifest) -> Manifest:
-    """Seals the manifest and puts it in place in one step; the folder is a database from then on.
+    """Seals the manifest and writes it in one step; the folder is a database from then on.
 
     Args:
         folder: The database.
-        manifest: Without its sha256, or with an old one.
+        manifest: The manifest, without its sha256 or with an old one.
 
     Returns:
         The manifest as written.
@@ -48,7 +48,7 @@ def write_manifest(folder: Folder, manifest: Manifest) -> Manifest:
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    """The content of the manifest's file."""
+    """Content of the manifest's file."""
     text = json.dumps(to_json(manifest), indent=1, sort_keys=True, allow_nan=False)
     return (text + "\n").encode("ascii")
 
@@ -59,15 +59,15 @@ def write_generation(folder: Folder, old: Manifest, new: Manifest) -> Manifest:
     The old database stays whole until the new manifest is in place.
 
     Args:
-        folder: The database. The caller sees to it that nobody else writes to it.
-        old: The manifest that is there.
-        new: What comes after it; generation, parent and version are set here.
+        folder: The database. The caller makes sure that nobody else writes to it.
+        old: The present manifest.
+        new: The manifest that comes after it; generation, parent and version are set here.
 
     Returns:
         The new manifest as written.
 
     Raises:
-        ExecutionError: The manifest that is there is not `old`.
+        ExecutionError: The present manifest is not `old`.
     """
     if read_manifest(folder).sha256 != old.sha256:
         raise ExecutionError(
@@ -85,11 +85,11 @@ def read_manifest(folder: Folder, path: str = FILE) -> Manifest:
 
     Args:
         folder: The database.
-        path: Of the manifest in it: the current one, or one that was kept.
+        path: Path of the manifest in it: the current one, or one that was kept.
 
     Raises:
-        NotADatabaseError: There is none.
-        UnsupportedVersionError: Its major version is not this release's.
+        NotADatabaseError: The manifest does not exist.
+        UnsupportedVersionError: Its major version is not the one of this release.
         ManifestError: It is damaged, too large, or does not agree with itself.
     """
     data = _read_json(folder, path)
@@ -131,4 +131,4 @@ def _is_sealed(data: dict[str, Any]) -> bool:
     try:
         return digest(without_seal(data)) == data.get("sha256")
     except RecursionError:
-        return False  # nested as deeply as no manifest is
+        return False  # nested more deeply than any manifest

@@ -1,4 +1,4 @@
-"""The manifest: the one file that makes a folder a database, written last and whole."""
+"""The content of the manifest: the one file that makes a folder a database, written last and whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.store.serialize import digest, to_json
 
 FORMAT = "retro-db"
@@ -16,16 +16,16 @@ TRAIN, VALIDATION = "train", "validation"
 
 @dataclass(frozen=True)
 class SourceCounts:
-    """What became of one corpus: `read` = `documents` + `dropped` + `rejected`.
+    """Counts of one corpus: `read` = `documents` + `dropped` + `rejected`.
 
     Attributes:
-        name: Of the corpus.
+        name: Name of the corpus.
         weight: Sampling weight in training.
         read: Records in its files.
         documents: Documents that are in the database.
-        chunks: Of these documents.
-        tokens: Of these documents, without padding.
-        dropped: Good documents that were left out.
+        chunks: Chunks of these documents.
+        tokens: Tokens of these documents, without padding.
+        dropped: Good documents that the build dropped.
         rejected: Bad records.
         dropped_by: Dropped documents by reason: fraction, name, leakage, duplicate.
         rejected_by: Rejected records by reason.
@@ -51,11 +51,11 @@ class Counts:
         documents: Kept documents, rows of the documents table.
         chunks: Rows of the chunks table; ids are 0 to chunks - 1.
         tokens: Tokens without padding.
-        validation_chunks: Chunks of the validation split: queries, but nobody's neighbors.
+        validation_chunks: Chunks of the validation split, which have neighbors but are never neighbors.
         keyless_chunks: Chunks without any WordPiece: not indexed, without neighbors.
         indexed_chunks: Entries of the index.
-        short_rows: Chunks with a key that have fewer than k neighbors stored.
-        removed_documents: Documents that were removed since: readers pass over them.
+        short_rows: Chunks with an embedding that have fewer than k neighbors stored.
+        removed_documents: Documents that were removed after the build: readers skip them.
         removed_chunks: Chunks of these documents.
     """
 
@@ -82,16 +82,24 @@ class ChunkInfo:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The sha256 of `tokenizer/tokenizer.json`."""
+    """The tokenizer: hash of `tokenizer/tokenizer.json`."""
 
     sha256: str
 
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """The frozen encoder: folder or hub name without its path, hash of weights, config and tokenizer.
+    """The frozen encoder.
 
-    `batch_tokens` is what a batch held: with it the same device gives the same bytes again.
+    Attributes:
+        model: Folder without its path, or hub name.
+        sha256: Hash of its weights, configuration and tokenizer.
+        dimension: d, the length of an embedding.
+        pooling: How token vectors become an embedding, such as mean or cls.
+        max_length: Most tokens of a text.
+        dtype: Type that it computes in.
+        device: Type of device that it ran on.
+        batch_tokens: Tokens of a batch: with the same number, the same device gives the same bytes.
     """
 
     model: str
@@ -111,9 +119,9 @@ class RecallPoint:
     Attributes:
         nprobe: Lists visited.
         recall: Mean over the sampled queries.
-        lower_bound: Of the mean, one-sided, 99%; the mean itself where the queries were all chunks.
+        lower_bound: Lower bound of the mean, one-sided, 99%; the mean itself if all chunks were queries.
         rerank: Candidates re-ranked.
-        ef_search: Breadth among centroids; None where no graph joins them.
+        ef_search: Breadth of the search among centroids; None if they have no graph.
     """
 
     nprobe: int
@@ -128,18 +136,18 @@ class IndexInfo:
     """The index and how it is searched.
 
     Attributes:
-        key: As trained: optional transform, coarse quantizer, codes. A trailing `fs` means that the
+        key: Index key as trained: optional transform, coarse quantizer, codes. A trailing `fs` means that the
             4-bit codes are stored plain and become FastScan when loaded.
         lists: Inverted lists.
         partitions: Files of inverted lists.
         nprobe: Lists visited for a query.
         rerank: Candidates of other documents whose exact distances are computed.
-        ef_search: Breadth of the search among centroids; None where no graph joins them.
-        training_points: Vectors that trained it.
-        template_sha256: Of `index/trained.faissindex`.
+        ef_search: Breadth of the search among centroids; None if they have no graph.
+        training_points: Embeddings that trained it.
+        template_sha256: Hash of `index/trained.faissindex`.
         recall_queries: Queries that the curve was measured with.
-        recall: The measured curve; its last point is that of the settings above.
-        fine_size: Bytes of a fine code; 0 where embeddings were kept.
+        recall: Measured curve; its last point belongs to the settings above.
+        fine_size: Bytes of a fine code; 0 if embeddings were kept.
     """
 
     key: str
@@ -157,7 +165,7 @@ class IndexInfo:
 
 @dataclass(frozen=True)
 class NeighborsInfo:
-    """Neighbors stored for a chunk."""
+    """The number of neighbors stored for a chunk, `k`."""
 
     k: int
 
@@ -166,23 +174,23 @@ class NeighborsInfo:
 class Tables:
     """Files of every table, in reading order.
 
-    `embeddings` is empty where they were not kept, `fine` where they were. `dropped`, `removed` and
-    `renumbered` have no file for every part: they are empty where no document was left out for its
-    content, none was removed, and the database is no compacted one.
+    `embeddings` is empty if they were not kept, `fine` if they were. The files of `dropped`, `removed` and
+    `renumbered` do not belong to parts: the tables are empty if no document was dropped for its content,
+    if none was removed, and if the database was not compacted.
     """
 
-    documents: list[FileEntry]
-    chunks: list[FileEntry]
-    embeddings: list[FileEntry]
-    neighbors: list[FileEntry]
-    dropped: list[FileEntry] = field(default_factory=list)
-    fine: list[FileEntry] = field(default_factory=list)
-    removed: list[FileEntry] = field(default_factory=list)
-    renumbered: list[FileEntry] = field(default_factory=list)
+    documents: list[TableEntry]
+    chunks: list[TableEntry]
+    embeddings: list[TableEntry]
+    neighbors: list[TableEntry]
+    dropped: list[TableEntry] = field(default_factory=list)
+    fine: list[TableEntry] = field(default_factory=list)
+    removed: list[TableEntry] = field(default_factory=list)
+    renumbered: list[TableEntry] = field(default_factory=list)
 
     @property
-    def files(self) -> list[FileEntry]:
-        """All of them."""
+    def files(self) -> list[TableEntry]:
+        """The files of all tables."""
         return [file for table in TABLES for file in getattr(self, table)]
 
 
@@ -191,18 +199,18 @@ QUERIES = "queries"
 
 
 def query_path(name: str) -> str:
-    """Where a query corpus lies in the database folder."""
+    """Path of a query corpus in the database folder."""
     return f"{QUERIES}/{name}"
 
 
 @dataclass(frozen=True)
 class QueryCorpus:
-    """A further corpus whose chunks have neighbors here and are nobody's themselves.
+    """A further corpus whose chunks have neighbors in the database but are never neighbors.
 
     Attributes:
-        source: Its name and what became of its records.
+        source: Its name and its counts.
         keyless_chunks: Chunks without any WordPiece.
-        short_rows: Chunks with a key that have fewer than k neighbors.
+        short_rows: Chunks with an embedding that have fewer than k neighbors.
         tables: Its files, under `queries/<name>/`; chunk ids count from 0 in them.
     """
 
@@ -216,7 +224,7 @@ class QueryCorpus:
 class Manifest:
     """Everything that a reader may trust: counts, identities, settings and files.
 
-    It holds no absolute path, clock time, runner or worker count: equal builds are equal bytes.
+    It has no absolute path, clock time, runner or worker count: equal builds have equal bytes.
     """
 
     counts: Counts
@@ -239,13 +247,13 @@ class Manifest:
 
     @property
     def files(self) -> list[FileEntry]:
-        """Every file of the database but the manifest."""
+        """Every file of the database except the manifest."""
         queried = [file for query in self.queries for file in query.tables.files]
         return [*self.tables.files, *self.index_files, *self.tokenizer_files, *queried]
 
     @property
     def files_by_table(self) -> dict[str, list[FileEntry]]:
-        """The same, by what they are part of; those of query corpora together."""
+        """The same files by table, then those of the index, of the tokenizer and of all query corpora."""
         return {
             **{table: getattr(self.tables, table) for table in TABLES},
             "index": self.index_files,
@@ -255,17 +263,17 @@ class Manifest:
 
     @property
     def template_file(self) -> FileEntry:
-        """The trained index."""
+        """The trained index without entries."""
         return self.index_files[0]
 
     @property
     def partition_files(self) -> list[FileEntry]:
-        """Ranges of inverted lists, in order."""
+        """The index partitions: ranges of inverted lists, in order."""
         return self.index_files[len(self.index_files) - self.index.partitions :]
 
     @property
     def type_parameters(self) -> dict[str, str | int]:
-        """Values of the parameters that the contracts' types name."""
+        """Values for the parameters in the contracts' column types."""
         return {
             "token_type": self.chunk.token_type,
             "chunk_tokens": self.chunk.tokens,
@@ -275,10 +283,10 @@ class Manifest:
         }
 
     def sealed(self) -> Manifest:
-        """The manifest with its own sha256, over its canonical JSON without that field."""
+        """The manifest with its sha256, computed over its canonical JSON without that field."""
         return dataclasses.replace(self, sha256=digest(without_seal(to_json(self))))
 
 
 def without_seal(data: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of a manifest without its own sha256: what that is computed over."""
+    """The JSON of a manifest without its sha256, over which that hash is computed."""
     return {key: value for key, value in data.items() if key != "sha256"}

@@ -1,11 +1,11 @@
-"""Parts of a database: descriptors that stages pass to one another, never payload."""
+"""Parts of a database: descriptors that stages pass to one another instead of payload."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from retro_db.manifest.model import Tables
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import TableEntry
 
 
 @dataclass(frozen=True)
@@ -13,28 +13,28 @@ class Part:
     """One part of the database on its way through the stages.
 
     Attributes:
-        shard: The planned shard that it came from.
+        shard: Number of the planned shard that it came from.
         number: Roll-over number within the shard.
         first_id: Global id of its first chunk.
         chunks: Its chunks file.
         documents: Its documents file.
-        embeddings: Its embeddings file, once there is one.
+        embeddings: Its embeddings file; None before the embed stage has written it.
     """
 
     shard: int
     number: int
     first_id: int
-    chunks: FileEntry
-    documents: FileEntry
-    embeddings: FileEntry | None = None
+    chunks: TableEntry
+    documents: TableEntry
+    embeddings: TableEntry | None = None
 
     @property
     def name(self) -> str:
-        """As in its file names."""
+        """Name of the part, as in its file names."""
         return f"part-{self.shard:07d}-{self.number:04d}"
 
     def below(self, place: str) -> Part:
-        """The same part, its files seen from further up."""
+        """The same part, the paths of its files relative to a folder further up; see `FileEntry.below`."""
         embeddings = self.embeddings and self.embeddings.below(place)
         return replace(
             self,
@@ -44,11 +44,11 @@ class Part:
         )
 
     @property
-    def keys_file(self) -> FileEntry:
+    def keys_file(self) -> TableEntry:
         """Its embeddings file, which the embed stage wrote.
 
         Raises:
-            ValueError: There is none yet.
+            ValueError: The part is not embedded yet.
         """
         if self.embeddings is None:
             raise ValueError(f"{self.name} is not embedded yet")
@@ -56,12 +56,12 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """Its chunks."""
-        return self.chunks.rows or 0
+        """Number of its chunks, the rows of its chunks file."""
+        return self.chunks.rows
 
 
 def contents_of(part: Part) -> tuple[str, str]:
-    """Hashes of what the index is made of, for fingerprints: documents and keys."""
+    """Hashes of a part's documents and embeddings, of which the index is made, for fingerprints."""
     return part.documents.sha256, part.keys_file.sha256
 
 
@@ -69,15 +69,15 @@ def listed_parts(tables: Tables) -> list[Part]:
     """The parts of a finished database, or of a query corpus in it.
 
     Args:
-        tables: As its manifest lists them, with embeddings.
+        tables: Tables as its manifest lists them, with embeddings.
 
     Returns:
-        Every part in order, numbered anew.
+        Every part in order, as shards 0, 1, and so on.
     """
     parts: list[Part] = []
     first_id = 0
     files = zip(tables.chunks, tables.documents, tables.embeddings, strict=True)
     for number, (chunks, documents, embeddings) in enumerate(files):
         parts.append(Part(number, 0, first_id, chunks, documents, embeddings))
-        first_id += chunks.rows or 0
+        first_id += chunks.rows
     return parts

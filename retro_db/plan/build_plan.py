@@ -1,7 +1,7 @@
 """The plan: every part of a build and their sums, before anything runs.
 
-There are no rules of its own where a build has one: shards are packed, keys chosen, lists cut and tables
-written by the functions that a build calls.
+The plan adds no rules to those of a build: the functions that a build calls pack the shards, choose the index
+key, cut the lists and write the tables here too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from retro_db.manifest.files import manifest_text
 from retro_db.manifest.model import TABLES, IndexInfo, Manifest
 from retro_db.plan.corpus_facts import Facts, Layout, share_out
 from retro_db.plan.hours import HoursPlan, plan_hours
-from retro_db.plan.manifests import Files, index_info, planned_manifest
+from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
 from retro_db.plan.stage_plan import StagePlan, plan_stages
 from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
 from retro_db.screening.duplicates import BAND_ENTRY, count_partitions
@@ -30,7 +30,7 @@ from retro_db.search.searching import group_partitions, resident_bytes
 from retro_db.store.folder import FileEntry
 from retro_db.tokens.tokenizer import token_type_for
 
-# English words in a token, about, each of which begins a gram; and bytes of a gram's hash.
+# About how many English words a token has, each of which begins a gram; and the bytes of a gram's hash.
 _WORDS_PER_TOKEN, _BYTES_PER_GRAM = 0.75, 8
 
 
@@ -47,21 +47,21 @@ class TablePlan:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """The index.
+    """The size of the index and the memory that it takes.
 
     Attributes:
-        key: Given, or what `auto` stands for.
-        dimension: Of the keys.
-        lists: Inverted lists.
-        entries: Chunks that it holds: those of training documents.
-        entry_bytes: Of one, code and id.
-        partitions: Files of lists.
-        memory: What a worker may use: `index.memory`.
-        training_points: Keys that train it.
-        training_bytes: Memory that they take, three times float32 [points, d].
-        loaded_bytes: What the template and all partitions take when opened.
-        search_groups: Groups of partitions that are opened one after another; 1 where all fit.
-        search_bytes: What the template and the largest group take.
+        key: Index key that was given, or that `auto` chose.
+        dimension: Dimension of the embeddings.
+        lists: Number of inverted lists.
+        entries: Number of chunks in the index: the chunks of training documents.
+        entry_bytes: Bytes of one entry, code and id.
+        partitions: Number of files of inverted lists.
+        memory: Bytes that a worker may use: `index.memory`.
+        training_points: Number of embeddings that train the index.
+        training_bytes: Memory that the training points take, three times float32 [points, d].
+        loaded_bytes: Memory that the trained index and all partitions take when opened.
+        search_groups: Number of groups of partitions that a search opens one after another; 1 if all fit.
+        search_bytes: Memory that the trained index and the largest group take.
     """
 
     key: str
@@ -78,7 +78,7 @@ class IndexPlan:
     search_bytes: int
 
     def described(self, config: Config) -> IndexInfo:
-        """What the manifest says of it, untuned."""
+        """Returns what the manifest says of the index before it is tuned."""
         return index_info(
             config, self.key, self.lists, self.partitions, self.training_points, self.dimension
         )
@@ -86,18 +86,18 @@ class IndexPlan:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums.
+    """Sums over the tables and the stages.
 
     Attributes:
-        files: Of all tables.
-        bytes: Of all tables.
-        bytes_per_chunk: The same for each chunk of the corpus.
-        temporary_bytes: Of what lies beside them until the build ends.
-        peak_bytes: Of both.
-        tasks: Of all stages.
-        descriptor_bytes: That cross stage boundaries.
-        shuffled_bytes: Payload that is shuffled: band keys, where duplicates are looked for.
-        list_requests: Of all stages.
+        files: Number of files of all tables.
+        bytes: Bytes of all tables.
+        bytes_per_chunk: Bytes of all tables for each chunk of the corpus.
+        temporary_bytes: Bytes of the files that lie beside the tables until the build ends.
+        peak_bytes: Bytes of the tables and the temporary files together.
+        tasks: Number of tasks of all stages.
+        descriptor_bytes: Bytes of the descriptors that cross stage boundaries.
+        shuffled_bytes: Payload that is shuffled: band keys, if the build looks for duplicates.
+        list_requests: Number of list requests of all stages.
     """
 
     files: int
@@ -116,25 +116,25 @@ class Plan:
     """A whole build.
 
     Attributes:
-        source: Where documents and tokens are known from.
-        documents: That are kept.
-        tokens: Of them.
-        input_bytes: Of the files, or of their ranges, that shards are made of.
-        chunks: Of the corpus.
-        queried_chunks: Of further corpora, whose neighbors are looked for as well.
-        chunk_tokens: m.
-        token_type: Of stored tokens.
-        dimension: Of the keys.
+        source: Origin of the counts of documents and tokens, in words.
+        documents: Number of documents that are kept.
+        tokens: Number of tokens of these documents.
+        input_bytes: Bytes of the files, or of the ranges of files, that make up the shards.
+        chunks: Number of chunks of the corpus.
+        queried_chunks: Number of chunks of the query corpora, which get neighbors too.
+        chunk_tokens: Tokens of a chunk, m.
+        token_type: Type of stored tokens.
+        dimension: Dimension of the embeddings.
         k: Neighbors of a chunk.
-        shards: Of the corpus.
-        parts: Files of each of its tables.
-        largest_part: Chunks of the largest.
-        tables: What stays, the manifest last.
-        temporary: What lies beside it until the build ends.
-        index: The index.
-        stages: In order.
-        hours: Of the stages for which a rate is known.
-        totals: The sums.
+        shards: Number of shards of the corpus.
+        parts: Number of files of each table of the corpus.
+        largest_part: Number of chunks of the largest part.
+        tables: Tables that stay, the manifest last.
+        temporary: Tables that lie beside them until the build ends.
+        index: Size of the index.
+        stages: Stages in the order in which they run.
+        hours: Hours of the stages whose rate is known.
+        totals: Sums over tables and stages.
     """
 
     source: str
@@ -162,15 +162,15 @@ def make_plan(config: Config, facts: Facts, chunks_per_second: float | None = No
     """Plans a build.
 
     Args:
-        config: Its settings.
-        facts: What there is to build from.
-        chunks_per_second: What a device of the user's embeds; a published rate where left out.
+        config: Configuration of the build.
+        facts: Corpora, encoder and tokenizer to build from.
+        chunks_per_second: Rate at which one of the user's devices embeds; a published rate by default.
 
     Raises:
-        IndexKeyError: The key is malformed, or so many chunks and so much memory cannot train it.
+        IndexKeyError: The index key is malformed, or this number of chunks and this memory cannot train it.
     """
     layouts, files = _lay_out(config, facts)
-    chunks, more = layouts[0].chunks, sum(layout.chunks for layout in layouts[1:])
+    chunks, queried_chunks = layouts[0].chunks, sum(layout.chunks for layout in layouts[1:])
     index, built = plan_index(config, facts.dimension, chunks)
     tables = _tables(planned_manifest(config, facts, files, built, index.described(config)))
     bands = _band_keys(config, facts)
@@ -182,7 +182,7 @@ def make_plan(config: Config, facts: Facts, chunks_per_second: float | None = No
         tokens=facts.corpus.tokens,
         input_bytes=sum(shard.bytes for shard in facts.corpus.shards),
         chunks=chunks,
-        queried_chunks=more,
+        queried_chunks=queried_chunks,
         chunk_tokens=config.chunk.tokens,
         token_type=token_type_for(facts.vocab_size).name,
         dimension=facts.dimension,
@@ -194,7 +194,12 @@ def make_plan(config: Config, facts: Facts, chunks_per_second: float | None = No
         temporary=temporary,
         index=index,
         stages=stages,
-        hours=plan_hours(chunks + more, facts.dimension, facts.on_gpu, chunks_per_second),
+        hours=plan_hours(
+            chunks + queried_chunks,
+            facts.dimension,
+            on_gpu=facts.on_gpu,
+            chunks_per_second=chunks_per_second,
+        ),
         totals=_sum_up(tables, temporary, stages, bands * BAND_ENTRY.itemsize, chunks),
     )
 
@@ -203,8 +208,8 @@ def plan_manifest(config: Config, facts: Facts) -> Manifest:
     """The manifest that a build would write, but for hashes and what tuning finds.
 
     Args:
-        config: Of the build.
-        facts: What there is to build from.
+        config: Configuration of the build.
+        facts: Corpora, encoder and tokenizer to build from.
 
     Raises:
         IndexKeyError: As for `make_plan`.
@@ -223,7 +228,7 @@ def _lay_out(config: Config, facts: Facts) -> tuple[list[Layout], list[Files]]:
 
 
 def _tables(manifest: Manifest) -> list[TablePlan]:
-    """What the manifest lists, and itself."""
+    """Returns what the manifest lists, and the manifest itself."""
     chunks, tables = manifest.counts.chunks, manifest.tables
     listed = {name: getattr(tables, name) for name in TABLES} | {
         "index": manifest.index_files,
@@ -242,14 +247,14 @@ def _temporary(
     index: IndexPlan,
     bands: int,
 ) -> list[TablePlan]:
-    """Codes; keys where they are not kept; grams and band keys where duplicates are looked for."""
+    """Returns codes; embeddings that are not kept; grams and band keys of a search for duplicates."""
     chunks = layout.chunks
     entries = share_out(index.entries, layout.rows)
     codes = arrow_files("codes", layout, entries, code_size=index.entry_bytes - ID_BYTES)
     temporary = [_table("codes", codes, chunks)]
     if not config.embeddings.keep:
-        keys = [file for one in files for file in one["embeddings"]]
-        temporary.append(_table("embeddings", keys, chunks))
+        embeddings = [file for tables in files for file in tables["embeddings"]]
+        temporary.append(_table("embeddings", embeddings, chunks))
     if bands:
         size = round(facts.corpus.tokens * _WORDS_PER_TOKEN) * _BYTES_PER_GRAM
         size += bands * _BYTES_PER_GRAM
@@ -259,18 +264,18 @@ def _temporary(
 
 
 def plan_index(config: Config, dimension: int, chunks: int) -> tuple[IndexPlan, list[FileEntry]]:
-    """The index, its entries spread evenly over the lists.
+    """Plans the index, with entries spread evenly over the lists.
 
     Args:
-        config: Of the build.
-        dimension: d.
-        chunks: Of the corpus, validation included.
+        config: Configuration of the build.
+        dimension: Dimension of the embeddings, d.
+        chunks: Number of chunks of the corpus, validation included.
 
     Returns:
-        What it takes, and its files.
+        The size of the index, and its files.
 
     Raises:
-        IndexKeyError: The key is malformed, or so many chunks and so much memory cannot train it.
+        IndexKeyError: The index key is malformed, or this number of chunks and this memory cannot train it.
     """
     settings, memory = config.index, int(config.index.memory)
     entries = max(1, round(chunks * (1 - config.split.validation)))
@@ -284,7 +289,7 @@ def plan_index(config: Config, dimension: int, chunks: int) -> tuple[IndexPlan, 
     files = index_files(config, dimension, ranges, entries, sizes)
     loaded = [resident_bytes(file.bytes, parsed) for file in files[-len(ranges) :]]
     groups = group_partitions(loaded, memory)
-    template = files[0].bytes
+    trained = files[0].bytes
     plan = IndexPlan(
         key=key,
         dimension=dimension,
@@ -295,23 +300,23 @@ def plan_index(config: Config, dimension: int, chunks: int) -> tuple[IndexPlan, 
         memory=memory,
         training_points=points,
         training_bytes=points * POINT_COPIES * 4 * dimension,
-        loaded_bytes=template + sum(loaded),
+        loaded_bytes=trained + sum(loaded),
         search_groups=len(groups),
-        search_bytes=template + max(sum(loaded[first:end]) for first, end in groups),
+        search_bytes=trained + max(sum(loaded[first:end]) for first, end in groups),
     )
     return plan, files
 
 
 def _band_keys(config: Config, facts: Facts) -> int:
-    """Of all documents; 0 where duplicates are not looked for."""
+    """Returns the number of band keys of all documents; 0 if the build does not look for duplicates."""
     if config.dedup.jaccard is None:
         return 0
     return facts.corpus.documents * Bands.for_threshold(config.dedup.jaccard).count
 
 
 def _table(name: str, files: Sequence[FileEntry], chunks: int) -> TablePlan:
-    size, rows = sum(file.bytes for file in files), sum(file.rows or 0 for file in files)
-    return TablePlan(name, len(files), rows, size, round(size / chunks, 3))
+    size = sum(file.bytes for file in files)
+    return TablePlan(name, len(files), total_rows(files), size, round(size / chunks, 3))
 
 
 def _sum_up(
@@ -321,13 +326,14 @@ def _sum_up(
     shuffled: int,
     chunks: int,
 ) -> Totals:
-    size, more = (sum(table.bytes for table in held) for held in (tables, temporary))
+    size = sum(table.bytes for table in tables)
+    temporary_bytes = sum(table.bytes for table in temporary)
     return Totals(
         files=sum(table.files for table in tables),
         bytes=size,
         bytes_per_chunk=round(size / chunks, 3),
-        temporary_bytes=more,
-        peak_bytes=size + more,
+        temporary_bytes=temporary_bytes,
+        peak_bytes=size + temporary_bytes,
         tasks=sum(stage.tasks for stage in stages),
         descriptor_bytes=sum(stage.descriptor_bytes for stage in stages),
         shuffled_bytes=shuffled,

@@ -21,11 +21,11 @@ from retro_db.errors import CorpusError
 from retro_db.store.contracts import contract
 from retro_db.tokens.tokenizer import Tokenizer
 
-# In place of what only a build can know.
+# Stands for a hash that only a build can know.
 UNKNOWN_SHA256 = "0" * 64
 # RETRO's corpus with books at 4%: 1.74 trillion tokens in 1.77 billion documents (paper, table 8).
 TOKENS_PER_DOCUMENT = 1000
-# Of tokenizer.json with byte-pair merges, about.
+# About what tokenizer.json with byte-pair merges takes.
 _BYTES_PER_ENTRY, _BYTES_OF_SETTINGS = 29, 80
 
 
@@ -34,11 +34,11 @@ class Corpus:
     """What is known of a corpus before it is read.
 
     Attributes:
-        name: Of a query corpus; empty for what is indexed.
-        documents: That are kept, about.
-        tokens: Of them, about.
-        shards: As a build plans them.
-        sample: Some of its documents.
+        name: Name of a query corpus; empty for the indexed corpus.
+        documents: About how many documents are kept.
+        tokens: About how many tokens these documents have.
+        shards: Shards, as a build plans them.
+        sample: Some documents of the corpus.
     """
 
     name: str
@@ -48,20 +48,21 @@ class Corpus:
     sample: list[SampledDocument]
 
     def lay_out(self, chunk_tokens: int, part_rows: int) -> Layout:
-        """The parts: none spans shards, and a shard has as few as take its chunks.
+        """Divides the chunks into parts: no part spans shards, and a shard has as few parts as it can.
 
-        A shard holds its share, by bytes, of the expected chunks.
+        Each shard gets its share, by bytes, of the expected chunks.
 
         Args:
-            chunk_tokens: m.
-            part_rows: Chunks after which a shard goes on in another part.
+            chunk_tokens: Tokens of a chunk, m.
+            part_rows: Number of chunks after which a shard continues in another part.
         """
         chunks = expected_chunks(self.tokens, self.documents, chunk_tokens)
-        held = share_out(chunks, np.array([shard.bytes * shard.fraction for shard in self.shards]))
-        parts = np.maximum(-(-held // part_rows), 1)
+        sizes = np.array([shard.bytes * shard.fraction for shard in self.shards])
+        shard_rows = share_out(chunks, sizes)
+        parts = np.maximum(-(-shard_rows // part_rows), 1)
         shards = np.repeat(np.arange(len(parts)), parts)
         turns = np.arange(len(shards)) - (np.cumsum(parts) - parts)[shards]
-        rows = held[shards] // parts[shards] + (turns < held[shards] % parts[shards])
+        rows = shard_rows[shards] // parts[shards] + (turns < shard_rows[shards] % parts[shards])
         return Layout(shards, turns, rows)
 
 
@@ -70,9 +71,9 @@ class Layout:
     """The parts of a corpus, in order.
 
     Attributes:
-        shards: Of each, int64 [parts].
-        turns: Its roll-over number within the shard, int64 [parts].
-        rows: Its chunks, int64 [parts].
+        shards: Shard of each part, int64 [parts].
+        turns: Roll-over number of each part within its shard, int64 [parts].
+        rows: Number of chunks of each part, int64 [parts].
     """
 
     shards: np.ndarray
@@ -81,12 +82,12 @@ class Layout:
 
     @property
     def chunks(self) -> int:
-        """Of all parts."""
+        """Number of chunks of all parts."""
         return int(self.rows.sum())
 
 
 def share_out(total: int, weights: np.ndarray) -> np.ndarray:
-    """Whole numbers in proportion to weights [n], whose sum is `total`: int64 [n]."""
+    """Divides `total` into whole numbers in proportion to weights [n]: int64 [n]."""
     done = np.cumsum(weights, dtype=np.float64)
     whole = done[-1] or 1.0
     return np.diff(np.rint(total * (done / whole)).astype(np.int64), prepend=0)
@@ -97,13 +98,13 @@ class Facts:
     """All that a plan starts from, beside the configuration.
 
     Attributes:
-        corpus: What is indexed.
-        queries: Further corpora, as configured.
-        dimension: Of the keys.
-        vocab_size: Of the tokenizer.
-        tokenizer_files: Their bytes, by name.
-        on_gpu: Whether the encoder runs on one.
-        source: Where documents and tokens are known from.
+        corpus: Corpus that is indexed.
+        queries: Query corpora, in the order of the configuration.
+        dimension: Dimension of the embeddings.
+        vocab_size: Vocabulary size of the tokenizer.
+        tokenizer_files: Bytes of each file of the tokenizer, by name.
+        on_gpu: Whether the encoder runs on a GPU.
+        source: Origin of the counts of documents and tokens, in words.
     """
 
     corpus: Corpus
@@ -116,16 +117,16 @@ class Facts:
 
 
 def estimated_facts(config: Config, characters_per_token: float = CHARACTERS_PER_TOKEN) -> Facts:
-    """Facts from the first records of a few files, from the encoder and from the tokenizer.
+    """Estimates facts from the first records of a few files, the encoder and the tokenizer.
 
     Args:
-        config: Of the build.
-        characters_per_token: Of the corpus's text.
+        config: Configuration of the build.
+        characters_per_token: Mean number of characters of a token of the corpus.
 
     Raises:
-        CorpusError: A path is missing, a glob matches nothing, a format cannot be told, or none of the
+        CorpusError: A path is missing, a glob matches nothing, a format cannot be detected, or none of the
             records that were read can be used.
-        ModelError: The encoder or the tokenizer cannot be had or read.
+        ModelError: The encoder or the tokenizer cannot be found or read.
     """
     model = describe_model(config.encoder)
     if config.tokenizer.train is None:
@@ -155,7 +156,7 @@ def estimated_facts(config: Config, characters_per_token: float = CHARACTERS_PER
 
 
 def _tokenizer_files(vocab_size: int) -> dict[str, int]:
-    """Of one that is trained, about."""
+    """Returns about what the files of a tokenizer that is to be trained take."""
     return {
         "tokenizer.json": _BYTES_PER_ENTRY * vocab_size,
         "tokenizer_config.json": _BYTES_OF_SETTINGS,
@@ -183,15 +184,15 @@ def given_facts(
     vocab_size: int,
     dimension: int,
 ) -> Facts:
-    """Facts of a corpus that need not be there: JSON lines, which can be divided anywhere, on GPUs.
+    """Returns facts of a corpus that need not exist: JSON lines, which can be divided anywhere, on GPUs.
 
     Args:
-        config: The settings; its paths are not looked at.
-        tokens: Of the corpus.
-        tokens_per_document: Mean over its documents, whose lengths are distributed exponentially.
-        bytes_per_token: Of text.
-        vocab_size: Of the tokenizer.
-        dimension: Of the encoder's keys.
+        config: Configuration of the build, whose paths are not read.
+        tokens: Number of tokens of the corpus.
+        tokens_per_document: Mean length of its documents, whose lengths are distributed exponentially.
+        bytes_per_token: Mean bytes of text of a token.
+        vocab_size: Vocabulary size of the tokenizer.
+        dimension: Dimension of the embeddings.
     """
     documents = max(1, round(tokens / tokens_per_document))
     shard_size, source = int(config.chunk.shard_size), config.corpus[0].name
@@ -217,7 +218,7 @@ def given_facts(
 
 
 def _invented(source: str, file: str, count: int, mean: float) -> list[SampledDocument]:
-    """Documents of one file, with the ids that they have where no field names them."""
+    """Makes up documents of one file, with the ids of documents that no field names."""
     sizes = np.ceil(np.random.default_rng(0).exponential(mean, count)).astype(np.int64)
     offsets = np.cumsum(sizes) - sizes
     return [

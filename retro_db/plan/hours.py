@@ -1,4 +1,4 @@
-"""Hours of work, at rates that somebody measured: the user's own, or published ones."""
+"""Hours of work, at measured rates: the user's or published ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast something was measured to be.
+    """A measured speed.
 
     Attributes:
-        chunks_per_second: Of one device.
-        device: Which.
-        source: Of what, and where the figure is from.
+        chunks_per_second: Chunks that one device handles in a second.
+        device: Kind of the device.
+        source: What was measured, and who published it.
     """
 
     chunks_per_second: float
@@ -20,7 +20,7 @@ class Rate:
     source: str
 
 
-# By the dimension of the encoder; the nearest is taken.
+# By the dimension of the encoder; a plan takes the nearest one.
 EMBEDDING_RATES = {
     384: Rate(211, "two-core CPU", "MiniLM-L6 in float32; benchmarks/RESULTS.md of retro-db"),
     768: Rate(
@@ -36,15 +36,15 @@ SEARCHING_RATE = Rate(
 
 @dataclass(frozen=True)
 class HoursPlan:
-    """What a stage takes of one device: chunks / rate / 3600.
+    """The hours that a stage takes on one device: chunks / rate / 3600.
 
     Attributes:
-        stage: Its name.
-        chunks: That it works on.
-        chunks_per_second: Of one device.
-        device: Whose hours these are.
-        hours: Of it.
-        source: Where the rate is from.
+        stage: Name of the stage.
+        chunks: Number of chunks that the stage works on.
+        chunks_per_second: Chunks that one device handles in a second.
+        device: Kind of the device.
+        hours: Hours of one device.
+        source: Origin of the rate.
     """
 
     stage: str
@@ -56,15 +56,15 @@ class HoursPlan:
 
 
 def plan_hours(
-    chunks: int, dimension: int, on_gpu: bool, chunks_per_second: float | None
+    chunks: int, dimension: int, *, on_gpu: bool, chunks_per_second: float | None
 ) -> list[HoursPlan]:
-    """Hours of the stages for which a rate is known: not those of training, encoding and tuning.
+    """Plans the hours of the stages whose rate is known, which excludes training, encoding and tuning.
 
     Args:
-        chunks: That are cut, embedded and searched for.
-        dimension: Of the encoder.
-        on_gpu: Whether it runs on one, if the user measured it.
-        chunks_per_second: As the user measured it; None for a published rate.
+        chunks: Number of chunks that are cut, embedded and searched for.
+        dimension: Dimension of the embeddings.
+        on_gpu: Whether the encoder runs on a GPU; names the device of the user's rate.
+        chunks_per_second: Embedding rate that the user measured; None for a published rate.
     """
     if chunks_per_second is None:
         nearest = min(EMBEDDING_RATES, key=lambda known: abs(known - dimension))

@@ -1,4 +1,4 @@
-"""The manifest of a database that is not built yet: every file with its place and size."""
+"""The manifest of a database that is not built yet: every file with its path and size."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from retro_db.manifest.model import (
     query_path,
 )
 from retro_db.plan.corpus_facts import UNKNOWN_SHA256, Corpus, Facts
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.tokens.tokenizer import token_type_for
 
-# Settings that tuning measures, about.
+# About how many search settings tuning measures.
 _MEASURED = 16
-Files = dict[str, list[FileEntry]]
+Files = dict[str, list[TableEntry]]
 
 
 def planned_manifest(
@@ -37,23 +37,22 @@ def planned_manifest(
     index_files: list[FileEntry],
     index: IndexInfo,
 ) -> Manifest:
-    """What a build would write last, but for what only a build can know: hashes, and what tuning finds.
+    """Returns what a build would write last, without what only a build can know: hashes and tuned values.
 
     Args:
-        config: Of the build.
-        facts: Of the build.
-        files: Of the corpus and of each query corpus, by table.
-        index_files: The template and the partitions.
-        index: What the manifest says of the index.
+        config: Configuration of the build.
+        facts: Corpora, encoder and tokenizer to build from.
+        files: Files of the corpus and of each query corpus, by table.
+        index_files: The trained index and the partitions.
+        index: Description of the index in the manifest.
     """
-    kept = [{name: held for name, held in one.items() if _is_kept(name, config)} for one in files]
-    tables = [Tables(**{"embeddings": [], **one}) for one in kept]
+    tables = [_kept_tables(by_table, config) for by_table in files]
     corpus, portable = facts.corpus, config.portable()
-    chunks = _rows(files[0]["chunks"])
+    chunks = total_rows(files[0]["chunks"])
     queried = zip(facts.queries, files[1:], tables[1:], strict=True)
     encoder = config.encoder
     return Manifest(
-        counts=Counts(corpus.documents, chunks, corpus.tokens, 0, 0, _rows(index_files), 0),
+        counts=Counts(corpus.documents, chunks, corpus.tokens, 0, 0, total_rows(index_files), 0),
         sources=[
             _source(name, corpus, chunks) for name in (source.name for source in config.corpus)
         ],
@@ -80,8 +79,13 @@ def planned_manifest(
             for name, size in facts.tokenizer_files.items()
         ],
         queries=[
-            QueryCorpus(_source(query.name, query, _rows(held["chunks"])), 0, 0, _below(query, own))
-            for query, held, own in queried
+            QueryCorpus(
+                _source(query.name, query, total_rows(by_table["chunks"])),
+                0,
+                0,
+                _below(query, kept),
+            )
+            for query, by_table, kept in queried
         ],
     )
 
@@ -89,7 +93,7 @@ def planned_manifest(
 def index_info(
     config: Config, key: str, lists: int, partitions: int, points: int, dimension: int
 ) -> IndexInfo:
-    """What the manifest says of an index that is not tuned: as many points as tuning measures, about."""
+    """Describes an index that is not tuned: with about as many points of recall as tuning measures."""
     graph = HNSW_EF_SEARCH if "_HNSW" in key else None
     point = RecallPoint(lists, 0.98, 0.97, config.neighbors.rerank, graph)
     fine = 0 if config.embeddings.keep else fine_size(config.index.refine, dimension)
@@ -108,13 +112,15 @@ def index_info(
     )
 
 
-def _is_kept(table: str, config: Config) -> bool:
-    return table != "embeddings" or config.embeddings.keep
+def _kept_tables(files: Files, config: Config) -> Tables:
+    if config.embeddings.keep:
+        return Tables(**files)
+    return Tables(**{**files, "embeddings": []})
 
 
 def _below(query: Corpus, tables: Tables) -> Tables:
-    place = query_path(query.name)
-    below = {name: [file.below(place) for file in files] for name, files in vars(tables).items()}
+    folder = query_path(query.name)
+    below = {name: [file.below(folder) for file in files] for name, files in vars(tables).items()}
     return Tables(**below)
 
 
@@ -124,5 +130,6 @@ def _source(name: str, corpus: Corpus, chunks: int) -> SourceCounts:
     )
 
 
-def _rows(files: Sequence[FileEntry]) -> int:
-    return sum(file.rows or 0 for file in files)
+def total_rows(files: Sequence[FileEntry]) -> int:
+    """Rows of those files that have any."""
+    return sum(file.rows for file in files if isinstance(file, TableEntry))

@@ -1,4 +1,4 @@
-"""The stages of a build: tasks, what is sent for each, and what an object store is asked to list."""
+"""The stages of a build: their tasks and descriptors, and the list requests that an object store gets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from retro_db.plan.corpus_facts import Corpus, Facts
 from retro_db.plan.manifests import Files
 from retro_db.store.serialize import canonical, digest, to_json
 
-# Names that object stores return for one request.
+# Number of names that object stores return for one request.
 LISTED_AT_ONCE = 1000
-# A task's fingerprint has a hash for each of about so many things.
+# A task's fingerprint has a hash for each of about this many settings.
 _MARKS = {f"setting.number-{number}": digest(number)[:32] for number in range(10)}
 _SAMPLED = 100
 
@@ -25,11 +25,11 @@ class StagePlan:
     """One stage.
 
     Attributes:
-        stage: Its name.
-        tasks: Elements of its Beam pipeline; each leaves one completion record.
-        descriptor_bytes: Of all tasks, as JSON: about what crosses the stage boundary.
-        list_requests: That find its records, and the files that they tell of, 1,000 names a page: what
-            resuming asks for before the records are compacted into one file.
+        stage: Name of the stage.
+        tasks: Number of elements of its Beam pipeline; each leaves one completion record.
+        descriptor_bytes: Bytes of all tasks as JSON: about what crosses the stage boundary.
+        list_requests: Number of requests that find its records and the files they name, 1,000 names a page:
+            what a resumed build asks for before the records are compacted into one file.
     """
 
     stage: str
@@ -45,17 +45,17 @@ def plan_stages(
     partitions: int,
     pairs: int,
 ) -> list[StagePlan]:
-    """All stages that a build runs, in order; but for the texts of the leakage filter, of one task.
+    """Plans all stages that a build runs, in order; the stage of the leakage filter's texts has one task.
 
     Args:
-        config: Of the build.
-        facts: Of the build.
-        files: Of the corpus and of each query corpus, by table.
-        partitions: Of the index.
-        pairs: Partitions of the band keys, if duplicates are looked for.
+        config: Configuration of the build.
+        facts: Corpora, encoder and tokenizer to build from.
+        files: Files of the corpus and of each query corpus, by table.
+        partitions: Number of partitions of the index.
+        pairs: Number of partitions of the band keys, if the build looks for duplicates.
     """
     shards, parts = facts.corpus.shards, _parts(files[0])
-    every = _bytes_of(parts)
+    all_parts = _bytes_of(parts)
     read = _bytes_of(shards)
     trained = read if config.tokenizer.train else 0
     planned = [_stage("probe", 1, 0)] if facts.on_gpu else []
@@ -63,17 +63,17 @@ def plan_stages(
     folders = 2 if not config.embeddings.keep else 1
     planned += [
         _stage("chunk", len(shards), read, len(parts), len(parts)),
-        _stage("embed", len(parts), every, len(parts)),
-        _stage("train", 1, every, 1),
-        _stage("encode", len(parts), every, *[len(parts)] * folders),
+        _stage("embed", len(parts), all_parts, len(parts)),
+        _stage("train", 1, all_parts, 1),
+        _stage("encode", len(parts), all_parts, *[len(parts)] * folders),
         _stage("assemble", partitions, 0, partitions),
-        _stage("sample", 1, every, 1),
-        _stage("truth", len(parts), every, len(parts)),
-        _stage("tune", 1, every),
-        _stage("neighbors", len(parts), every, len(parts)),
+        _stage("sample", 1, all_parts, 1),
+        _stage("truth", len(parts), all_parts, len(parts)),
+        _stage("tune", 1, all_parts),
+        _stage("neighbors", len(parts), all_parts, len(parts)),
     ]
-    for query, held in zip(facts.queries, files[1:], strict=True):
-        planned += _of_queries(query, _parts(held))
+    for query, by_table in zip(facts.queries, files[1:], strict=True):
+        planned += _of_queries(query, _parts(by_table))
     return planned
 
 
@@ -89,22 +89,22 @@ def _screening(config: Config, shards: int, read: int, pairs: int) -> list[Stage
 
 
 def _of_queries(query: Corpus, parts: list[Part]) -> list[StagePlan]:
-    place, count, size = query_path(query.name), len(parts), _bytes_of(parts)
+    folder, count, size = query_path(query.name), len(parts), _bytes_of(parts)
     return [
-        _stage(f"{place}/chunk", len(query.shards), _bytes_of(query.shards), count, count),
-        _stage(f"{place}/embed", count, size, count),
-        _stage(f"{place}/neighbors", count, size, count),
+        _stage(f"{folder}/chunk", len(query.shards), _bytes_of(query.shards), count, count),
+        _stage(f"{folder}/embed", count, size, count),
+        _stage(f"{folder}/neighbors", count, size, count),
     ]
 
 
 def _stage(name: str, tasks: int, items: int, *folders: int) -> StagePlan:
-    """A stage.
+    """Plans one stage.
 
     Args:
-        name: Of it.
-        tasks: Of it.
-        items: Bytes of what its tasks are about.
-        *folders: Files that it leaves in each folder.
+        name: Name of the stage.
+        tasks: Number of its tasks.
+        items: Bytes of the descriptors of its tasks.
+        *folders: Number of files that it leaves in each folder.
     """
     marks = len(canonical(["part-0000000-0000", _MARKS]))
     requests = sum(-(-count // LISTED_AT_ONCE) for count in (tasks, *folders))
@@ -112,11 +112,11 @@ def _stage(name: str, tasks: int, items: int, *folders: int) -> StagePlan:
 
 
 def _bytes_of(items: Sequence[Any]) -> int:
-    """As JSON, one by one; told from a hundred of them, evenly spaced."""
+    """Returns the bytes of items as JSON, one by one; estimated from a hundred of them, evenly spaced."""
     chosen = items[:: max(1, len(items) // _SAMPLED)]
     return len(items) * sum(len(canonical(to_json(item))) for item in chosen) // max(len(chosen), 1)
 
 
 def _parts(files: Files) -> list[Part]:
-    """Descriptors as the stages after chunking get them."""
+    """Returns the descriptors that the stages after chunking get."""
     return listed_parts(Tables(**files))

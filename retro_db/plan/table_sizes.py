@@ -1,4 +1,4 @@
-"""Bytes of the files of a database that is not built yet, told by the functions that write them."""
+"""Bytes of the files of a database that is not built yet, measured with the functions that write them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from retro_db.index.filling import partition_path
 from retro_db.index.refining import FINE_PATH, fine_size
 from retro_db.index.sizing import IndexSizes
 from retro_db.index.structure import faiss
-from retro_db.index.training import PATH as TEMPLATE_PATH
+from retro_db.index.training import PATH as TRAINED_PATH
 from retro_db.plan.corpus_facts import UNKNOWN_SHA256, Corpus, Facts, Layout, share_out
 from retro_db.store.contracts import Contract, contract
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.store.writing import TableWriter
 from retro_db.tokens.tokenizer import token_type_for
 
-# Arrow pads to 8 bytes, so that of a multiple of 8 rows all take the same.
+# Arrow pads to 8 bytes, so that every row takes the same in a multiple of 8 rows.
 _FEW_ROWS = 8
 
 
 @dataclass(frozen=True)
 class ArrowSizes:
-    """Bytes that an Arrow file takes: of itself, for every batch, and for every row.
+    """Bytes that an Arrow file takes: for the file, for every batch, and for every row.
 
     A file of r rows in batches of at most b takes file + ceil(r / b) batch + r row bytes: its schema,
-    twice; for every batch its metadata and a place in the footer; and the columns.
+    twice; for every batch its metadata and an entry in the footer; and the columns.
     """
 
     file: int
@@ -41,11 +41,11 @@ class ArrowSizes:
 
 
 def arrow_sizes(agreed: Contract, schema: pa.Schema) -> ArrowSizes:
-    """What the writer makes of no row, of few and of twice as many.
+    """Measures files that the writer makes of no row, of a few rows and of twice as many.
 
     Args:
-        agreed: The table's contract.
-        schema: Of the table.
+        agreed: Contract of the table.
+        schema: Schema of the table.
     """
     none, few, more = (
         _written(agreed, schema, _zeros(schema, rows)) for rows in (0, _FEW_ROWS, 2 * _FEW_ROWS)
@@ -66,11 +66,11 @@ def _zeros(schema: pa.Schema, rows: int) -> dict[str, np.ndarray | list[str]]:
 def _written(
     agreed: Contract, schema: pa.Schema, columns: dict[str, np.ndarray | list[str]]
 ) -> int:
-    """Bytes of a file with these rows."""
+    """Returns the bytes of a file with these rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "table")
         parquet = agreed.format == "parquet"
-        with TableWriter(path, schema, agreed.batch_rows, parquet) as writer:
+        with TableWriter(path, schema, agreed.batch_rows, parquet=parquet) as writer:
             if len(columns[schema.names[0]]):
                 writer.append(columns)
         return path.stat().st_size
@@ -78,14 +78,14 @@ def _written(
 
 def arrow_files(
     name: str, layout: Layout, rows: np.ndarray, **parameters: str | int
-) -> list[FileEntry]:
-    """A table of Arrow files, beside the parts.
+) -> list[TableEntry]:
+    """Returns the entries of a table of Arrow files, one for each part.
 
     Args:
-        name: Of its contract.
-        layout: The parts.
-        rows: Of each file, int64 [parts].
-        **parameters: Of the contract's types.
+        name: Name of its contract.
+        layout: Parts of the corpus.
+        rows: Rows of each file, int64 [parts].
+        **parameters: Parameters of the contract's types.
     """
     agreed = contract(name)
     sizes = arrow_sizes(agreed, agreed.schema(**parameters))
@@ -93,16 +93,16 @@ def arrow_files(
     return _entries(agreed, layout, bytes_, rows)
 
 
-def document_files(corpus: Corpus, layout: Layout, config: Config) -> list[FileEntry]:
-    """The documents: Parquet, whose bytes depend on what the ids are.
+def document_files(corpus: Corpus, layout: Layout, config: Config) -> list[TableEntry]:
+    """Returns the entries of the documents: Parquet, whose bytes depend on the ids.
 
-    A part's file is written from the sample, with about the chunks that each document will have. Where a
+    A part's file is written from the sample, with about the chunks that each document will have. If a
     part has more documents than the sample, each further one takes as much as one of the sample.
 
     Args:
-        corpus: What is planned.
-        layout: Its parts.
-        config: Of the build.
+        corpus: Corpus that is planned.
+        layout: Parts of the corpus.
+        config: Configuration of the build.
     """
     agreed, mean = contract("documents"), corpus.documents / len(layout.rows)
     sample = corpus.sample[: max(1, round(mean))]
@@ -128,24 +128,24 @@ def document_files(corpus: Corpus, layout: Layout, config: Config) -> list[FileE
 
 def _entries(
     agreed: Contract, layout: Layout, bytes_: np.ndarray, rows: np.ndarray
-) -> list[FileEntry]:
+) -> list[TableEntry]:
     columns = (column.tolist() for column in (layout.shards, layout.turns, bytes_, rows))
     return [
-        FileEntry(agreed.name(shard, turn), size, UNKNOWN_SHA256, count)
+        TableEntry(agreed.name(shard, turn), size, UNKNOWN_SHA256, count)
         for shard, turn, size, count in zip(*columns, strict=True)
     ]
 
 
 def corpus_files(
     corpus: Corpus, layout: Layout, facts: Facts, config: Config
-) -> dict[str, list[FileEntry]]:
-    """The files of one corpus by table, those of keys included, kept or not.
+) -> dict[str, list[TableEntry]]:
+    """Returns the files of one corpus by table, the embeddings included even if they are not kept.
 
     Args:
-        corpus: The one that is indexed, or a query corpus.
-        layout: Its parts.
-        facts: Of the build.
-        config: Of the build.
+        corpus: The indexed corpus, or a query corpus.
+        layout: Parts of the corpus.
+        facts: Encoder and tokenizer of the build.
+        config: Configuration of the build.
     """
     make = functools.partial(arrow_files, layout=layout, rows=layout.rows)
     token_type, m = token_type_for(facts.vocab_size).name, config.chunk.tokens
@@ -164,26 +164,26 @@ def corpus_files(
 def index_files(
     config: Config, dimension: int, ranges: list[tuple[int, int]], entries: int, sizes: IndexSizes
 ) -> list[FileEntry]:
-    """The template, the quantizer of fine codes where there is one, and the partitions.
+    """Returns the trained index, the quantizer of fine codes if the build has one, and the partitions.
 
-    Entries are spread evenly over lists, as far as anybody can know.
+    Entries are spread evenly over the lists, since nothing more is known before the build.
 
     Args:
-        config: Of the build.
-        dimension: d.
+        config: Configuration of the build.
+        dimension: Dimension of the embeddings, d.
         ranges: First list and one after the last of each partition.
-        entries: Chunks in the index.
-        sizes: Of its files.
+        entries: Number of chunks in the index.
+        sizes: Sizes of the files of the index.
     """
     lists = np.array([end - first for first, end in ranges])
-    files = [FileEntry(TEMPLATE_PATH, sizes.template(int(lists.sum())), UNKNOWN_SHA256)]
+    files = [FileEntry(TRAINED_PATH, sizes.template(int(lists.sum())), UNKNOWN_SHA256)]
     if not config.embeddings.keep:
         quantizer = faiss.index_factory(dimension, config.index.refine)
         # Training adds the least value and the span of each dimension, in float32.
         size = len(faiss.serialize_index(quantizer)) + 8 * dimension
         files.append(FileEntry(FINE_PATH, size, UNKNOWN_SHA256))
-    held = share_out(entries, lists).tolist()
+    partition_rows = share_out(entries, lists).tolist()
     return files + [
-        FileEntry(partition_path(number), sizes.partition(count, rows), UNKNOWN_SHA256, rows)
-        for number, (count, rows) in enumerate(zip(lists.tolist(), held, strict=True))
+        TableEntry(partition_path(number), sizes.partition(count, rows), UNKNOWN_SHA256, rows)
+        for number, (count, rows) in enumerate(zip(lists.tolist(), partition_rows, strict=True))
     ]

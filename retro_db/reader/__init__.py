@@ -1,1 +1,1 @@
-"""Reading a database: NumPy, PyArrow and fsspec alone."""
+"""Reading a database: needs NumPy, PyArrow and fsspec alone."""

@@ -14,13 +14,13 @@ from retro_db.errors import DamagedFileError, InputError
 from retro_db.manifest.files import manifest_path, read_manifest
 from retro_db.manifest.model import Manifest, Tables
 from retro_db.printing import redacted
-from retro_db.reader.opening import open_table, read_documents
-from retro_db.reader.rows import ids_in, pack
+from retro_db.reader.opening import open_table, read_documents, read_rows
+from retro_db.reader.removals import Removals
+from retro_db.reader.rows import pack
 from retro_db.store.cache import Cache, parse_bytes
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.gathering import ColumnReader, Rows, Table
-from retro_db.store.parquet_tables import read_parquet
 
 
 def open(  # noqa: A001 - read as retro_db.open
@@ -33,22 +33,22 @@ def open(  # noqa: A001 - read as retro_db.open
 
     On an object store it is read through copies of its files, each fetched whole when something in it is
     first read. All processes of this machine that name the same cache share them. On a local disk the
-    files are read where they are, and `cache` and `cache_bytes` mean nothing.
+    files are read in place, and `cache` and `cache_bytes` have no effect.
 
     Args:
-        url: Its folder: a path or any fsspec URL.
-        generation: Which one is wanted, as it was; the current one where left out.
-        cache: Folder for the copies, on a local disk with `flock`; `retro-db-cache-UID` in the folder for
-            temporary files where left out.
-        cache_bytes: What the copies may take together, as a number or such as `200GB`: at least the
-            largest file. The least recently used leave for others. Where left out, half of what the disk
-            has free besides them.
+        url: Folder of the database: a path or any fsspec URL.
+        generation: Generation to open; by default the current one.
+        cache: Folder for the copies, on a local disk with `flock`; by default `retro-db-cache-UID` in the
+            folder for temporary files.
+        cache_bytes: Bytes that the copies may take together, as a number or a text such as `200GB`: at
+            least the size of the largest file. The least recently used copies are removed to make room.
+            By default, half of what the disk has free besides the copies.
 
     Raises:
-        NotADatabaseError: There is no manifest.
+        NotADatabaseError: The folder has no manifest.
         UnsupportedVersionError: This release does not read its format.
         ManifestError: The manifest is damaged.
-        InputError: There is no such generation, or `cache_bytes` is no size.
+        InputError: The generation does not exist, or `cache_bytes` is not a size.
     """
     limit = None if cache_bytes is None else parse_bytes(cache_bytes)
     folder = Folder(str(url), cache=Cache(os.fspath(cache or ""), limit))
@@ -57,7 +57,7 @@ def open(  # noqa: A001 - read as retro_db.open
         return Database(folder, current)
     earlier = range(1, current.generation)
     if generation not in earlier or not folder.exists(manifest_path(generation)):
-        known = [str(one) for one in earlier if folder.exists(manifest_path(one))]
+        known = [str(number) for number in earlier if folder.exists(manifest_path(number))]
         raise InputError(
             f"generation: {folder.url} has no generation {generation}; known: "
             + ", ".join([*known, str(current.generation)])
@@ -66,15 +66,15 @@ def open(  # noqa: A001 - read as retro_db.open
 
 
 class Corpus:
-    """Chunks that have neighbors, read-only: those of the database, or of a query corpus.
+    """Chunks that have neighbors, read-only: the database's own, or a query corpus's.
 
-    Picklable: files are reopened where they are next used.
+    Picklable: files are reopened when they are next used.
 
     Attributes:
-        folder: Where the database is.
-        manifest: What it holds.
-        tables: The corpus's files.
-        found_in: Whose chunks the neighbors are, where not its own.
+        folder: Folder of the database.
+        manifest: Manifest of the database.
+        tables: Files of the corpus.
+        found_in: Corpus that the neighbor ids refer to; None for the corpus itself.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class Corpus:
         return f"<retro_db.Corpus in {redacted(self.folder.url)!r}: {len(self):,} chunks>"
 
     def __len__(self) -> int:
-        return sum(entry.rows or 0 for entry in self.tables.chunks)
+        return sum(entry.rows for entry in self.tables.chunks)
 
     @functools.cached_property
     def chunks(self) -> Chunks:
-        """Tokens: `chunks[ids]`, `chunks.values(ids)`."""
+        """Tokens of the chunks: `chunks[ids]`, `chunks.values(ids)`."""
         return Chunks(self)
 
     @functools.cached_property
     def neighbors(self) -> Neighbors:
-        """Neighbors that were not removed: `neighbors[ids]`, `neighbors.distances(ids)`."""
+        """Neighbors of the chunks without removed ones: `neighbors[ids]`, `neighbors.distances(ids)`."""
         return Neighbors(self, self if self.found_in is None else self.found_in)
 
     @functools.cached_property
     def embeddings(self) -> ColumnReader:
-        """Keys: `embeddings[ids]`, float16 [n, d]; all zeros where a chunk has none.
+        """Embeddings of the chunks: `embeddings[ids]`, float16 [n, d]; all zeros if a chunk has none.
 
         Raises:
             InputError: The build did not keep them.
@@ -129,7 +129,7 @@ class Corpus:
         return pa.concat_tables(tables) if tables else contract("documents").schema().empty_table()
 
     def document_parts(self) -> Iterator[pa.Table]:
-        """The documents file by file, in order; together they are `documents`.
+        """The rows of `documents`, one table for each file, in order.
 
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
@@ -138,7 +138,7 @@ class Corpus:
             yield self._document_part(number)
 
     def documents_at(self, rows: np.ndarray) -> pa.Table:
-        """Rows of `documents`, of which only the files that hold them are read.
+        """Rows of `documents`; only the files that have some of them are read.
 
         Args:
             rows: int64 [n], such as `chunks.documents(ids)`.
@@ -152,29 +152,34 @@ class Corpus:
         parts = np.searchsorted(self.first_documents, rows, side="right") - 1
         pieces = [contract("documents").schema().empty_table()]
         for part in np.unique(parts):
-            own = rows[parts == part] - self.first_documents[part]
-            pieces.append(self._document_part(int(part)).take(own))
+            rows_in_part = rows[parts == part] - self.first_documents[part]
+            pieces.append(self._document_part(int(part)).take(rows_in_part))
         return pa.concat_tables(pieces).take(np.argsort(np.argsort(parts, kind="stable")))
 
     @functools.cached_property
     def first_documents(self) -> np.ndarray:
-        """Row of `documents` that each file begins with, and the one behind the last: int64 [files + 1]."""
+        """First row of `documents` in each file, and the number of all rows: int64 [files + 1]."""
         return _starts(self.tables.documents)
 
     def _document_part(self, number: int) -> pa.Table:
-        """The documents of one file, their first chunks as global ids."""
+        """The documents of one file, with global ids of their first chunks."""
         entry, chunks = self.tables.documents[number], self.tables.chunks[number]
-        table = read_documents(self.folder, entry, chunks.rows or 0)
+        table = read_documents(self.folder, entry, chunks.rows)
         position = table.schema.get_field_index("first_chunk")
         shifted = pa.array(table["first_chunk"].to_numpy() + self.first_chunks[number])
         return table.set_column(position, table.schema.field(position), shifted)
 
     @functools.cached_property
     def first_chunks(self) -> np.ndarray:
-        """Id of the first chunk of each file, and the one behind the last: int64 [files + 1]."""
+        """Id of the first chunk in each file, and the number of all chunks: int64 [files + 1]."""
         return _starts(self.tables.chunks)
 
     @functools.cached_property
+    def removals(self) -> Removals:
+        """The removed documents and their chunks."""
+        return Removals(self.folder, self.tables)
+
+    @property
     def removed(self) -> np.ndarray:
         """Rows of `documents` that were removed, int64 [R], ascending.
 
@@ -184,81 +189,42 @@ class Corpus:
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        schema = contract("removed").schema()
-        tables = [self._parquet(entry, schema) for entry in self.tables.removed]
-        rows = [np.empty(0, np.int64), *(table["document"].to_numpy() for table in tables)]
-        found = np.sort(np.concatenate(rows))
-        total = sum(entry.rows or 0 for entry in self.tables.documents)
-        if len(found) and (found[0] < 0 or found[-1] >= total or (np.diff(found) == 0).any()):
-            raise DamagedFileError(
-                f"{self.folder.url}: removed: a document is out of range or stands twice; run verify"
-            )
-        return found
+        return self.removals.documents
+
+    @property
+    def removed_chunks(self) -> np.ndarray:
+        """Ids of the removed documents' chunks, int64 [n], ascending."""
+        return self.removals.chunks
+
+    def is_removed(self, ids: np.ndarray | list[int]) -> np.ndarray:
+        """Whether chunks belong to a removed document.
+
+        Args:
+            ids: Chunk ids of any shape, such as rows of neighbors; -1 marks a missing neighbor.
+
+        Returns:
+            bool, in the shape of the ids; False for -1.
+        """
+        return self.removals.has_chunks(ids)
 
     @functools.cached_property
     def renumbered(self) -> pa.Table:
-        """Of a compacted database, where chunks of the one before have gone: old_first, new_first, count.
+        """The map from old chunk ids to new ones in a compacted database: old_first, new_first, count.
 
-        One row for each run of consecutive chunks; empty where nothing was compacted.
+        One row for each run of consecutive chunks; empty if the database was not compacted.
 
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
-        schema = contract("renumbered").schema()
-        tables = [self._parquet(entry, schema) for entry in self.tables.renumbered]
-        return pa.concat_tables(tables) if tables else schema.empty_table()
-
-    @functools.cached_property
-    def removed_chunks(self) -> np.ndarray:
-        """Ids of the removed documents' chunks, int64 [n], ascending."""
-        firsts, ends = self._removed_ranges
-        return ids_in(firsts, ends - firsts)
-
-    def is_removed(self, ids: np.ndarray | list[int]) -> np.ndarray:
-        """Whether chunks are of a removed document.
-
-        Args:
-            ids: Chunk ids of any shape, such as rows of neighbors; -1 is no chunk.
-
-        Returns:
-            bool, of the ids' shape.
-        """
-        wanted = np.asarray(ids, dtype=np.int64)
-        if not len(self.removed):
-            return np.zeros(wanted.shape, bool)
-        firsts, ends = self._removed_ranges
-        place = np.searchsorted(firsts, wanted, side="right") - 1
-        return (place >= 0) & (wanted < ends[place])
-
-    @functools.cached_property
-    def _removed_ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """First chunk of each removed document and the one after its last: int64 [R] each."""
-        firsts, counts, base = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-        for table in self.document_parts() if len(self.removed) else ():
-            rows = self.removed_among(base, len(table))
-            gone = table.select(["first_chunk", "chunk_count"]).take(rows)
-            firsts.append(gone["first_chunk"].to_numpy())
-            counts.append(gone["chunk_count"].to_numpy())
-            base += len(table)
-        begins = np.concatenate(firsts)
-        return begins, begins + np.concatenate(counts)
-
-    def removed_among(self, first: int, count: int) -> np.ndarray:
-        """Which of so many documents from one on were removed, counted from that one: int64 [r]."""
-        inside = slice(*np.searchsorted(self.removed, [first, first + count]))
-        return self.removed[inside] - first
-
-    def _parquet(self, entry: FileEntry, schema: pa.Schema) -> pa.Table:
-        where = f"{self.folder.url}: {entry.path}"
-        with self.folder.holding(entry) as path:
-            return read_parquet(path, schema, entry.rows or 0, where)
+        tables = [read_rows(self.folder, entry, "renumbered") for entry in self.tables.renumbered]
+        return pa.concat_tables(tables) if tables else contract("renumbered").schema().empty_table()
 
     def column(self, table: str, column: str) -> ColumnReader:
         """One column of an Arrow table over all its files.
 
         Args:
             table: chunks, embeddings, fine or neighbors.
-            column: One of its columns.
+            column: Name of the column.
 
         Returns:
             A reader that takes global chunk ids.
@@ -269,7 +235,7 @@ class Corpus:
         return self.table(table).column(column)
 
     def table(self, name: str) -> Table:
-        """An Arrow table with its files open.
+        """An Arrow table with its files open: chunks, embeddings, fine or neighbors.
 
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
@@ -281,16 +247,16 @@ class Corpus:
 
     @property
     def parameters(self) -> dict[str, str | int]:
-        """Values of the parameters that the contracts' types name."""
+        """Values for the parameters in the contracts' column types."""
         return self.manifest.type_parameters
 
 
 class Database(Corpus):
-    """A database, read-only. Picklable: files are reopened where they are next used.
+    """A database, read-only. Picklable: files are reopened when they are next used.
 
     Attributes:
-        folder: Where it is.
-        manifest: What it holds.
+        folder: Folder of the database.
+        manifest: Manifest of the database.
     """
 
     def __init__(self, folder: Folder, manifest: Manifest) -> None:
@@ -311,20 +277,20 @@ class Database(Corpus):
         }
 
     def check_k(self, k: int) -> None:
-        """Checks a number of neighbors that is wanted for each chunk.
+        """Checks that k neighbors are stored for each chunk.
 
         Raises:
-            InputError: So many are not stored.
+            InputError: k is below 1, or fewer are stored.
         """
         stored = self.manifest.neighbors.k
         if not 1 <= k <= stored:
             raise InputError(f"k: {k} is not between 1 and the {stored} neighbors stored")
 
     def corpus(self, queries: str | None) -> Corpus:
-        """A query corpus by its name, or the database's own chunks where there is none.
+        """A query corpus by its name, or for None the database's own chunks.
 
         Raises:
-            InputError: There is no such query corpus.
+            InputError: The database has no query corpus of that name.
         """
         if queries is None:
             return self
@@ -335,7 +301,7 @@ class Database(Corpus):
 
     @functools.cached_property
     def fine_codes(self) -> ColumnReader:
-        """Fine codes of the keys, uint8 [n, bytes], where embeddings were not kept."""
+        """Fine codes of the embeddings, uint8 [n, bytes], stored if embeddings were not kept."""
         return self.column("fine", "code")
 
 
@@ -376,7 +342,7 @@ class Chunks:
         """[N, F]: each chunk with its continuation in the same document (paper, section 2.3).
 
         Args:
-            ids: int64 [n], or of any shape, such as rows of neighbors without -1.
+            ids: int64 [n] or any other shape, such as rows of neighbors without -1.
 
         Returns:
             uint16 or uint32 [n, 2 m]; F is all padding after a document's last chunk.
@@ -387,7 +353,7 @@ class Chunks:
         return self.values_and_lengths(ids)[0]
 
     def values_and_lengths(self, ids: np.ndarray | list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """What `values` and `value_lengths` give, in one pass."""
+        """The results of `values` and `value_lengths`, in one pass."""
         rows = self._table.rows(ids)
         lengths = self._value_lengths(rows)
         values = self._table.take_pairs("tokens", rows)
@@ -395,7 +361,7 @@ class Chunks:
         return values.reshape(*values.shape[:-2], 2 * values.shape[-1]), lengths
 
     def value_lengths(self, ids: np.ndarray | list[int]) -> np.ndarray:
-        """Tokens before the padding of N and of F: int64 [n, 2], 0 where there is no F."""
+        """Tokens before the padding of N and of F: int64 [n, 2], 0 after a document's last chunk."""
         return self._value_lengths(self._table.rows(ids))
 
     def _value_lengths(self, rows: Rows) -> np.ndarray:
@@ -406,17 +372,17 @@ class Chunks:
 
 
 class Neighbors:
-    """Neighbors by global chunk id. Removed chunks are passed over.
+    """Neighbors by global chunk id. Removed chunks are skipped.
 
     Args:
-        corpus: Whose chunks have the neighbors.
-        found_in: Whose chunks the neighbors are.
+        corpus: Corpus whose chunks have the neighbors.
+        found_in: Corpus that the neighbor ids refer to.
     """
 
     def __init__(self, corpus: Corpus, found_in: Corpus) -> None:
         self._ids = corpus.column("neighbors", "ids")
         self._distances = corpus.column("neighbors", "distances")
-        self._found_in = found_in if found_in.tables.removed else None
+        self._removals = found_in.removals if found_in.tables.removed else None
         self._count = len(found_in)
         self._url = corpus.folder.url
 
@@ -424,33 +390,33 @@ class Neighbors:
         return len(self._ids)
 
     def __getitem__(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
-        """Chunk ids of other documents, nearest first, int64 [n, k]; -1 where there is none.
+        """Chunk ids of other documents, nearest first, int64 [n, k]; -1 marks a missing neighbor.
 
         Raises:
-            DamagedFileError: What is stored is no chunk's id.
+            DamagedFileError: A stored id is out of range.
         """
         stored = self._ids[ids]
         if stored.size and (stored.min() < -1 or stored.max() >= self._count):
             raise DamagedFileError(f"{self._url}: neighbors: an id is out of range; run verify")
-        gone = self._gone(stored)
-        return stored if gone is None else pack(stored, ~gone, -1)
+        removed = self._removed_among(stored)
+        return stored if removed is None else pack(stored, ~removed, -1)
 
     def distances(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
-        """Their squared L2 distances, float32 [n, k]; infinity where there is none."""
+        """Their squared L2 distances, float32 [n, k]; infinity for a missing neighbor."""
         stored = self._distances[ids]
-        if self._found_in is None:
+        if self._removals is None:
             return stored
-        gone = self._gone(self._ids[ids])
-        return stored if gone is None else pack(stored, ~gone, np.inf)
+        removed = self._removed_among(self._ids[ids])
+        return stored if removed is None else pack(stored, ~removed, np.inf)
 
-    def _gone(self, stored: np.ndarray) -> np.ndarray | None:
-        """Which stored neighbors were removed, bool [n, k]; None where none was."""
-        if self._found_in is None:
+    def _removed_among(self, stored: np.ndarray) -> np.ndarray | None:
+        """Which of some stored neighbors were removed, bool [n, k]; None if none was."""
+        if self._removals is None:
             return None
-        gone = self._found_in.is_removed(stored)
-        return gone if gone.any() else None
+        removed = self._removals.has_chunks(stored)
+        return removed if removed.any() else None
 
 
-def _starts(entries: list[FileEntry]) -> np.ndarray:
+def _starts(entries: list[TableEntry]) -> np.ndarray:
     """First global row of every file, and the total: int64 [files + 1]."""
-    return np.cumsum([0, *(entry.rows or 0 for entry in entries)], dtype=np.int64)
+    return np.cumsum([0, *(entry.rows for entry in entries)], dtype=np.int64)

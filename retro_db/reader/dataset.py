@@ -1,4 +1,4 @@
-"""What a trainer reads: sequences of chunks with the values of their neighbors."""
+"""The dataset that a trainer reads: sequences of chunks with the values of their neighbors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retro_db.reader.sequences import Located, Packing, Run, Sequences
 
 
 class Example(TypedDict):
-    """One training sequence of l = seq_len / m chunks; of a batch, every array has a first axis [b].
+    """One training sequence of l = seq_len / m chunks; in a batch, every array has a first axis [b].
 
     Attributes:
         tokens: int32 [seq_len].
@@ -24,8 +24,8 @@ class Example(TypedDict):
         segment_ids: int32 [seq_len], 0, 1, ... by document, -1 at padding.
         neighbors: int32 [l, k, 2 m], [N, F] of each neighbor. Row u holds RET(C_u), which conditions
             chunk u + 1 (paper, section 2.2): the trainer shifts.
-        neighbor_mask: bool [l, k, 2 m], False at padding and where there is no neighbor.
-        neighbor_ids: int64 [l, k], -1 where there is no neighbor.
+        neighbor_mask: bool [l, k, 2 m], False at padding and for a missing neighbor.
+        neighbor_ids: int64 [l, k], -1 for a missing neighbor.
     """
 
     tokens: np.ndarray
@@ -37,21 +37,21 @@ class Example(TypedDict):
 
 
 class RetroDataset:
-    """Random access to training sequences; fits `torch.utils.data.DataLoader` and Grain as it is.
+    """Random access to training sequences; works with `torch.utils.data.DataLoader` and Grain.
 
-    A sequence is seq_len / m whole chunk rows, in id order. The padding of a document's last chunk stays
-    where it is, masked, and so are rows without a chunk at the end of a sequence. Removed documents are left
-    out. Neighbors that were removed or lie in a document of the sequence are passed over before the
+    A sequence is seq_len / m whole chunk rows, in id order. The padding of a document's last chunk keeps its
+    place and is masked, and so are rows without a chunk at the end of a sequence. Removed documents are
+    skipped. Neighbors that were removed or lie in a document of the sequence are skipped before the
     first k are taken.
 
     Args:
         database: Opened with `retro_db.open`.
         seq_len: Tokens, a multiple of the chunk length.
-        k: Neighbors of a chunk, at most as many as are stored.
+        k: Number of neighbors of a chunk, at most the number that is stored.
         packing: `packed`: documents follow one another, and each source begins a new sequence. `document`:
             each document does.
         split: `train`, or the `validation` documents that the build set apart.
-        queries: Name of a query corpus whose sequences are wanted instead, all of them.
+        queries: Name of a query corpus, all of whose sequences are read instead.
 
     Raises:
         InputError: A setting does not fit the database.
@@ -79,7 +79,7 @@ class RetroDataset:
         self.split = split
         self.queries = queries
         self._chunk_tokens = m
-        # Now, rather than in each forked worker; and where a query corpus is unknown, the error.
+        # Here, rather than in each forked worker, and so that an unknown query corpus is an error.
         _ = self._sequences
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,17 +92,17 @@ class RetroDataset:
 
     @property
     def _corpus(self) -> Corpus:
-        """Whose chunks the sequences are."""
+        """The corpus whose chunks the sequences are."""
         return self.database.corpus(self.queries)
 
     @property
     def runs(self) -> list[Run]:
-        """Which sequences are of which source."""
+        """Runs of sequences, each of one source."""
         return self._sequences.runs
 
     @property
     def identity(self) -> str:
-        """What decides which sequence is which: equal in every process that reads the same database."""
+        """The settings and data that decide each sequence, as a text that is equal in every process."""
         return (
             f"seq_len={self.seq_len}, packing={self.packing}, split={self.split}, "
             f"queries={self.queries}, manifest={self.database.manifest.sha256[:12]}"
@@ -110,7 +110,7 @@ class RetroDataset:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The sampling weight of each source, as the build was told."""
+        """The sampling weight of each source, as the build's configuration gives it."""
         manifest = self.database.manifest
         sources = manifest.sources
         if self.queries is not None:
@@ -135,7 +135,7 @@ class RetroDataset:
         return _example(self._batch(numbers[None]), 0)
 
     def __getitems__(self, indices: list[int]) -> list[Example]:
-        """A whole batch, gathered at once, in examples."""
+        """A list of examples, gathered as one batch."""
         batch = self[indices]
         return [_example(batch, row) for row in range(len(indices))]
 
@@ -160,7 +160,7 @@ class RetroDataset:
         )
 
     def _tokens(self, located: Located) -> tuple[np.ndarray, np.ndarray]:
-        """int32 [b, seq_len] and its mask."""
+        """Tokens of the sequences, int32 [b, seq_len], and their mask."""
         chunks = self._corpus.chunks
         tokens = chunks[located.ids].astype(np.int32)
         lengths = np.where(located.present, chunks.lengths(located.ids), 0)
@@ -170,11 +170,12 @@ class RetroDataset:
         return tokens.reshape(shape), mask.reshape(shape)
 
     def _neighbor_ids(self, located: Located) -> np.ndarray:
-        """The first k stored neighbors that are in no document of the sequence: int64 [b, l, k]."""
+        """The first k stored neighbors that lie outside the sequence's documents: int64 [b, l, k]."""
         stored = self._corpus.neighbors[located.ids]
         usable = (stored >= 0) & located.present[..., None]
         if self.queries is None and self.split == TRAIN:
-            # Between two documents of a sequence no other can be a neighbor: they cover one range.
+            # No other document between the first and the last of a sequence can be a neighbor: one range
+            # of ids excludes them all.
             first = located.firsts[:, :1, None]
             end = located.ends[:, -1:, None]
             usable &= (stored < first) | (stored >= end)
@@ -183,11 +184,10 @@ class RetroDataset:
     def _values(self, neighbor_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[N, F] of neighbors, int32 [b, l, k, 2 m], and its mask."""
         chunks, m = self.database.chunks, self._chunk_tokens
-        there = neighbor_ids >= 0
-        found = neighbor_ids[there]
-        values = np.full((*there.shape, 2 * m), self.database.manifest.chunk.pad_id, np.int32)
-        lengths = np.zeros((*there.shape, 2), np.int64)
-        values[there], lengths[there] = chunks.values_and_lengths(found)
+        present = neighbor_ids >= 0
+        values = np.full((*present.shape, 2 * m), self.database.manifest.chunk.pad_id, np.int32)
+        lengths = np.zeros((*present.shape, 2), np.int64)
+        values[present], lengths[present] = chunks.values_and_lengths(neighbor_ids[present])
         mask = (np.arange(m) < lengths[..., None]).reshape(values.shape)
         return values, mask
 

@@ -1,4 +1,4 @@
-"""Arrays that lie in files without a name, so that memory does not grow with them."""
+"""Arrays in files without a name, so that memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 
 def mapped_zeros(kind: type[np.generic], *shape: int) -> np.ndarray:
-    """An array of zeros in a temporary file, which goes with it.
+    """An array of zeros in a temporary file, which is removed with the array.
 
     Args:
-        kind: Of its elements.
-        *shape: Of the array; any length may be 0.
+        kind: Type of the elements.
+        *shape: Shape of the array; any length may be 0.
     """
     size = math.prod(shape)
     with tempfile.TemporaryFile(prefix="retro-db-") as file:
         # A file of no bytes cannot be mapped. A plain array is shuffled far faster than a memmap.
-        found = np.asarray(np.memmap(file, kind, "w+", shape=max(size, 1)))
-    return found[:size].reshape(shape)
+        array = np.asarray(np.memmap(file, kind, "w+", shape=max(size, 1)))
+    return array[:size].reshape(shape)

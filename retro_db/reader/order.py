@@ -1,7 +1,7 @@
-"""In which order sequences are read: an epoch's permutation, and the sources' shares of it, without memory.
+"""The order in which sequences are read: an epoch's permutation and the sources' shares, without memory.
 
-Everything here is a function of a seed and a position, so that any position of any epoch is found at once,
-on every machine alike, and nothing grows with the number of sequences.
+Everything here is a function of a seed and a position: any position of any epoch is computed at once, the
+same on every machine, and memory does not grow with the number of sequences.
 """
 
 from __future__ import annotations
@@ -12,33 +12,34 @@ from functools import cached_property
 import numpy as np
 
 _ROUNDS = 6
-# Of the finalizer of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195).
+# Constants of the finalizer of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195).
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def permuted(positions: np.ndarray, count: int, key: tuple[int, ...]) -> np.ndarray:
-    """Where a permutation of 0 to count - 1 takes positions.
+    """Images of positions under a permutation of 0 to count - 1.
 
-    A Feistel network permutes the numbers below a power of four (Luby and Rackoff 1988); what falls beyond
-    `count` walks on until it falls within (Black and Rogaway 2002), fewer than four steps on average.
+    A Feistel network permutes the numbers below a power of four (Luby and Rackoff 1988); a number that falls
+    beyond `count` is permuted again until it falls within (Black and Rogaway 2002), fewer than four times on
+    average.
 
     Args:
         positions: int64 [n], each in [0, count).
-        count: Of what is permuted.
-        key: Which permutation: numbers of at least 0.
+        count: Number of positions that are permuted.
+        key: Numbers of at least 0 that choose the permutation.
 
     Returns:
-        int64 [n].
+        Their images, int64 [n].
     """
     half = np.uint64(max(1, -(-(count - 1).bit_length() // 2)))
     keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
-    found = positions.astype(np.uint64)
-    beyond = np.arange(len(found))
+    images = positions.astype(np.uint64)
+    beyond = np.arange(len(images))
     while len(beyond):
-        found[beyond] = _mixed(found[beyond], half, keys)
-        beyond = beyond[found[beyond] >= count]
-    return found.astype(np.int64)
+        images[beyond] = _mixed(images[beyond], half, keys)
+        beyond = beyond[images[beyond] >= count]
+    return images.astype(np.int64)
 
 
 def _mixed(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
@@ -55,17 +56,17 @@ def _mixed(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Order:
-    """Which sequence stands where in each epoch.
+    """The sequence at each position of each epoch.
 
-    An epoch has as many positions as there are sequences. Of n positions, a source of weight w has
-    n w / W, where W is the sum of the weights, rounded so that they add up to n. An epoch's positions are
-    dealt out by a permutation of its own. Within a source sequences come without repetition, all of them
-    before any comes again, however many epochs that takes.
+    An epoch has as many positions as the dataset has sequences. Of n positions, a source of weight w has
+    n w / W, where W is the sum of the weights, rounded so that they add up to n. Each epoch has its own
+    permutation, which deals the positions out. Within a source, all sequences come before any comes again,
+    however many epochs that takes.
 
     Attributes:
-        counts: Sequences of each source, which follow one another.
-        weights: Of the sources; None where every sequence comes exactly once in each epoch.
-        seed: Decides every permutation.
+        counts: Number of sequences of each source; the sources follow one another.
+        weights: Weights of the sources; None if every sequence comes exactly once in each epoch.
+        seed: Seed of every permutation.
     """
 
     counts: tuple[int, ...]
@@ -77,14 +78,14 @@ class Order:
 
     @cached_property
     def shares(self) -> np.ndarray:
-        """Positions of an epoch that each source has: int64 [sources]."""
+        """Number of positions of an epoch that each source has: int64 [sources]."""
         counts = np.array(self.counts, np.int64)
         if self.weights is None:
             return counts
         weights = np.where(counts > 0, self.weights, 0.0)
         exact = len(self) * weights / (weights.sum() or 1.0)
         shares = np.floor(exact).astype(np.int64)
-        # What rounding down has left goes to those that it took most from.
+        # Hand the remainder to the largest fractional parts.
         missing = len(self) - int(shares.sum())
         shares[np.argsort(shares - exact, kind="stable")[:missing]] += 1
         return shares
@@ -93,7 +94,7 @@ class Order:
         """The sequences at positions of an epoch.
 
         Args:
-            epoch: From 0.
+            epoch: Number of the epoch, from 0.
             positions: int64 [n], each in [0, len(self)).
 
         Returns:
@@ -105,9 +106,9 @@ class Order:
         counts = np.array(self.counts, np.int64)
         drawn = epoch * self.shares[source] + slots - (ends - self.shares)[source]
         turn, place = np.divmod(drawn, counts[source])
-        found = np.empty(len(slots), np.int64)
-        for one, time in set(zip(source.tolist(), turn.tolist(), strict=True)):
-            chosen = (source == one) & (turn == time)
-            key = (self.seed, one, time, 0)
-            found[chosen] = permuted(place[chosen], self.counts[one], key)
-        return found + (np.cumsum(counts) - counts)[source]
+        within = np.empty(len(slots), np.int64)  # number of the sequence in its source
+        for number, time in set(zip(source.tolist(), turn.tolist(), strict=True)):
+            chosen = (source == number) & (turn == time)
+            key = (self.seed, number, time, 0)
+            within[chosen] = permuted(place[chosen], self.counts[number], key)
+        return within + (np.cumsum(counts) - counts)[source]

@@ -14,13 +14,13 @@ from retro_db.reader.order import Order
 
 
 class SamplerState(TypedDict):
-    """Where a training run stands; the same on every rank.
+    """The point that a training run has reached; the same on every rank.
 
     Attributes:
-        epoch: From 0.
-        position: Sequences of the epoch that all ranks together have had.
-        seed: Of the order.
-        sequences: What there was to read: the dataset's identity.
+        epoch: Number of the epoch, from 0.
+        position: Number of sequences of the epoch that all ranks together have had.
+        seed: Seed of the order.
+        sequences: Identity of the dataset that was read.
     """
 
     epoch: int
@@ -39,18 +39,18 @@ class RetroSampler:
     again only when all of them have come, in this epoch or a later one. With `weighted=False` every
     sequence comes exactly once in each epoch.
 
-    Iterating begins where the state says, at first at the beginning, and each time after that with the next
-    epoch, whether or not the one before was read to its end.
+    The first iteration begins at the loaded state, or else at the beginning; each further one begins with
+    the next epoch, whether or not the one before was read to its end.
 
     Args:
-        dataset: Whose sequences.
+        dataset: Dataset whose sequences are numbered.
         batch_size: Sequences of a batch, for each rank.
-        rank: Which one this is.
-        ranks: How many there are.
-        seed: Decides the order.
+        rank: Number of this rank, from 0.
+        ranks: Number of ranks.
+        seed: Seed of the order.
         weighted: Whether the weights of the sources count.
-        drop_last: Whether the sequences at an epoch's end that do not fill a batch for each rank are left
-            out. Else they are divided among the ranks, of which some may have one batch less.
+        drop_last: Whether to skip the sequences at an epoch's end that do not fill a batch for each rank.
+            Else they are divided among the ranks, of which some may have one batch less.
 
     Raises:
         InputError: A setting is out of range.
@@ -63,6 +63,7 @@ class RetroSampler:
         rank: int = 0,
         ranks: int = 1,
         seed: int = 0,
+        *,
         weighted: bool = True,
         drop_last: bool = False,
     ) -> None:
@@ -86,11 +87,11 @@ class RetroSampler:
 
     @property
     def _step(self) -> int:
-        """Sequences that all ranks together take at once."""
+        """Number of sequences that all ranks together take at once."""
         return self.ranks * self.batch_size
 
     def __len__(self) -> int:
-        """Batches of this rank from where the state stands to the end of the epoch."""
+        """Number of this rank's batches from the present state to the end of the epoch."""
         whole, rest = divmod(len(self._order) - self._position, self._step)
         return whole + bool(not self.drop_last and _share(rest, self.rank, self.ranks)[1])
 
@@ -109,13 +110,13 @@ class RetroSampler:
                 yield self._sources.sequences(self._order.sequences(epoch, positions)).tolist()
 
     def state_dict(self, batches: int = 0) -> SamplerState:
-        """Where training stands after some batches.
+        """The point that training has reached after some batches.
 
         A `DataLoader` draws batches before they are asked for, so only the training loop knows how many
         it has used.
 
         Args:
-            batches: That were used of the epoch in hand, since iterating began.
+            batches: Number of batches of the present epoch that were used since iterating began.
 
         Returns:
             The state, to be saved beside the model by any of the ranks.
@@ -129,34 +130,34 @@ class RetroSampler:
         )
 
     def load_state_dict(self, state: SamplerState) -> None:
-        """Goes on from a state; ranks and batch size may be others.
+        """Continues from a state; ranks and batch size may have changed.
 
         Raises:
-            InputError: The state is of other sequences or of another seed.
+            InputError: The state belongs to other sequences or to another seed.
         """
-        for name, own in (("seed", self._order.seed), ("sequences", self._reads)):
-            if state[name] != own:  # type: ignore[literal-required]
+        for name, expected in (("seed", self._order.seed), ("sequences", self._reads)):
+            if state[name] != expected:  # type: ignore[literal-required]
                 raise InputError(
-                    f"state: its {name} is {state[name]}, here it is {own}"  # type: ignore[literal-required]
+                    f"state: its {name} is {state[name]}, here it is {expected}"  # type: ignore[literal-required]
                 )
         self._epoch, self._position, self._begun = state["epoch"], state["position"], False
 
 
 def _share(count: int, rank: int, ranks: int) -> tuple[int, int]:
-    """Which of `count` sequences a rank takes: the first, and how many."""
+    """The share of `count` sequences that a rank takes: the first, and their number."""
     first = rank * count // ranks
     return first, (rank + 1) * count // ranks - first
 
 
 @dataclass(frozen=True)
 class _Sources:
-    """The sources with sequences, and where in the dataset their sequences are.
+    """The sources that have sequences, and the places of their sequences in the dataset.
 
     Attributes:
-        weights: Of each source.
-        counts: Sequences of each source.
+        weights: Weight of each source.
+        counts: Number of sequences of each source.
         firsts: First sequence of each run, ordered by source: int64 [runs].
-        ends: Sequences of these runs, summed up: int64 [runs].
+        ends: Number of sequences up to the end of each of these runs: int64 [runs].
     """
 
     weights: tuple[float, ...]
@@ -177,6 +178,6 @@ class _Sources:
         )
 
     def sequences(self, numbers: np.ndarray) -> np.ndarray:
-        """Numbers in the dataset of those that count source after source: int64 [n]."""
+        """Numbers in the dataset of sequences that are numbered source after source: int64 [n]."""
         run = np.searchsorted(self.ends, numbers, side="right")
         return numbers - self.ends[run] + np.diff(self.ends, prepend=0)[run] + self.firsts[run]

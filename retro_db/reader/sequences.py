@@ -1,4 +1,4 @@
-"""Which chunks make up each training sequence."""
+"""The chunks of each training sequence."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Run:
     """Sequences of one source that follow one another.
 
     Attributes:
-        source: Its name.
+        source: Name of the source.
         first: Number of the first sequence.
-        count: How many they are.
+        count: Number of the sequences.
     """
 
     source: str
@@ -33,14 +33,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Located:
-    """Chunks of b sequences of l rows each, int64 [b, l] but for `present`.
+    """Chunks of b sequences of l rows each, int64 [b, l] except `present`.
 
     Attributes:
-        ids: Chunk ids; some chunk's id where there is none.
-        present: bool [b, l], False where a row has no chunk.
-        documents: Numbers of the documents among those of the sequences, ascending.
+        ids: Chunk ids; of any chunk if a row has none.
+        present: Whether a row has a chunk, bool [b, l].
+        documents: Numbers of the rows' documents among the chosen ones, ascending.
         firsts: First chunk of each row's document.
-        ends: The one after its last.
+        ends: One after the last chunk of each row's document.
     """
 
     ids: np.ndarray
@@ -51,38 +51,38 @@ class Located:
 
 
 class Sequences:
-    """The chosen documents, laid out in rows of one chunk, of which each sequence has as many.
+    """The chosen documents, laid out in rows of one chunk; every sequence has the same number of rows.
 
     Packed documents follow one another, and each source begins a new sequence; else each document does.
-    The rest of the last sequence is empty rows. What is kept of a document, 24 bytes, lies in a temporary
-    file that is mapped, so that memory does not grow with the database.
+    The rest of the last sequence is empty rows. The 24 bytes that are noted of a document lie in a
+    temporary file that is mapped, so that memory does not grow with the database.
 
     Args:
-        corpus: Whose chunks they are.
-        rows: Of a sequence.
-        split: Documents of which split; all of them where it is None.
-        packing: Whether documents share sequences.
+        corpus: Corpus of the documents.
+        rows: Number of rows of a sequence.
+        split: Split whose documents are chosen; None for all documents.
+        packing: `packed` if documents share sequences, `document` if not.
     """
 
     def __init__(self, corpus: Corpus, rows: int, split: str | None, packing: Packing) -> None:
         self.runs: list[Run] = []
         self._rows = rows
         self._packing = packing
-        most = sum(entry.rows or 0 for entry in corpus.tables.documents)
+        most = sum(entry.rows for entry in corpus.tables.documents)
         table = mapped_zeros(np.int64, 3, most)
         pieces, row = 0, 0
         for source, firsts, counts in chosen_documents(corpus, split):
             row = self._begin(source, row)
             taken = counts if packing == "packed" else -(-counts // rows) * rows
             ends = row + np.cumsum(taken)
-            there = slice(pieces, pieces + len(firsts))
-            table[:, there] = ends - taken, firsts, counts
-            pieces, row = there.stop, int(ends[-1])
+            new = slice(pieces, pieces + len(firsts))
+            table[:, new] = ends - taken, firsts, counts
+            pieces, row = new.stop, int(ends[-1])
             self.runs[-1].count = -(-row // rows) - self.runs[-1].first
         self._starts, self._firsts, self._counts = table[:, :pieces]
 
     def _begin(self, source: str, row: int) -> int:
-        """The row at which documents of a source go on."""
+        """The row at which the next documents of a source begin."""
         if self.runs and self.runs[-1].source == source:
             return row
         first = -(-row // self._rows)
@@ -117,7 +117,7 @@ def chosen_documents(
         wanted = counts > 0
         if split is not None:
             wanted &= pc.equal(table["split"], split).to_numpy()
-        wanted[corpus.removed_among(base, len(table))] = False
+        wanted[corpus.removals.documents_among(base, len(table))] = False
         rows = np.flatnonzero(wanted)
         firsts = table["first_chunk"].to_numpy()
         for source, chosen in _of_one_source(table["source"], rows):

@@ -1,4 +1,4 @@
-"""What the report tells: counts of the manifest, and measures of a sample of chunks."""
+"""The facts of the report: counts of the manifest, and measures of a sample of chunks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.index.structure import keyed, widen
+from retro_db.index.structure import is_embedded, widen
 from retro_db.manifest.model import Manifest
 from retro_db.reader.database import Database
 from retro_db.report.leakage import Overlaps, overlaps
@@ -21,10 +21,10 @@ from retro_db.store.serialize import DecodeError, from_json, parse_json
 SAMPLE, _PARTS = 20_000, 64
 LEAKAGE_K = 10  # as in the paper, section 2.6
 _MAPPED = 2_000
-# Which chunks are shown to read: by how near their nearest neighbor is, from near to far.
+# Quantiles of the distance of the nearest neighbor, from near to far, at which chunks are shown to read.
 _SHOWN_QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
 _SHOWN_NEIGHBORS = 2
-# What is left once documents were dropped for a reason.
+# Name of the documents that remain once others were dropped for a reason.
 _KEPT_BY = {
     "fraction": "chosen by fraction",
     "name": "not left out by name",
@@ -39,11 +39,11 @@ class Step:
     """One step from records to neighbors.
 
     Attributes:
-        name: What is kept.
+        name: Name of what is kept.
         unit: documents or chunks.
-        kept: How many.
-        left_out: How many are not: of those with a key, in the two steps behind that one.
-        reasons: Why.
+        kept: Number that is kept.
+        left_out: Number that is not; in the two steps behind "with an embedding", of chunks with one.
+        reasons: Reasons why they are not, in words.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ChunkMap:
-    """Keys of chunks on the plane of their two main directions.
+    """Embeddings of chunks on the plane of their two main directions.
 
     Attributes:
         points: float32 [n, 2].
@@ -70,15 +70,15 @@ class ChunkMap:
 
 @dataclass(frozen=True)
 class Sample:
-    """Chunks drawn evenly, those of removed documents left out.
+    """Chunks drawn evenly, without the chunks of removed documents.
 
     Attributes:
-        ids: int64 [n], ascending; all chunks where there are no more than `SAMPLE` in no more than `_PARTS`
+        ids: int64 [n], ascending; all chunks of a database with at most `SAMPLE` chunks in at most `_PARTS`
             files.
-        lengths: Tokens, int64 [n].
+        lengths: Number of tokens of each chunk, int64 [n].
         splits: Names of the documents' splits, n.
-        nearest: Squared distance of the first neighbor, float32 [n]; infinity where there is none.
-        last: That of the last of the k, likewise.
+        nearest: Squared distance of the first neighbor, float32 [n]; infinity if a chunk has none.
+        last: Squared distance of the last of the k neighbors, likewise.
         overlaps: Longest common runs with the first `LEAKAGE_K` neighbors.
     """
 
@@ -92,17 +92,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that is shown.
+    """All that the report shows.
 
     Attributes:
-        manifest: Of the database.
-        missing: Files that are not there, or of another size.
-        flow: From records to neighbors.
+        manifest: Manifest of the database.
+        missing: Files that do not exist or have another size.
+        flow: Steps from records to neighbors.
         sample: Measured chunks.
-        lists: Entries of every inverted list, int64 [lists].
-        chunk_map: None where embeddings were not kept, or fewer than three chunks have different keys.
+        lists: Number of entries of every inverted list, int64 [lists].
+        chunk_map: Map of chunks; None if embeddings were not kept, or fewer than three chunks have different
+            ones.
         passages: Chunks to read, each with its neighbors.
-        stages: What the build took; None where this is not known.
+        stages: What the stages of the build took; None if this is not known.
     """
 
     manifest: Manifest
@@ -116,7 +117,7 @@ class Facts:
 
 
 def gather_facts(database: Database) -> Facts:
-    """Reads what the report tells.
+    """Reads what the report shows.
 
     Raises:
         DamagedFileError: A file is missing, or disagrees with the manifest.
@@ -137,7 +138,7 @@ def gather_facts(database: Database) -> Facts:
 
 
 def data_flow(manifest: Manifest) -> list[Step]:
-    """What was kept and what was left out, from records to neighbors; query corpora not counted."""
+    """Returns what each step kept and dropped, from records to neighbors, without query corpora."""
     sources, counts = manifest.sources, manifest.counts
     kept = sum(source.read for source in sources)
     steps = [Step("records read", "documents", kept, 0)]
@@ -150,12 +151,12 @@ def data_flow(manifest: Manifest) -> list[Step]:
         kept -= count
         steps.append(Step(_KEPT_BY.get(reason, "kept"), "documents", kept, count, reason))
     steps.append(Step("cut into chunks", "chunks", counts.chunks, 0))
-    keyed_chunks = counts.chunks - counts.keyless_chunks
-    held_out, short = keyed_chunks - counts.indexed_chunks, counts.short_rows
+    embedded = counts.chunks - counts.keyless_chunks
+    held_out, short = embedded - counts.indexed_chunks, counts.short_rows
     steps += [
-        Step("with a key", "chunks", keyed_chunks, counts.keyless_chunks, "no WordPiece"),
+        Step("with an embedding", "chunks", embedded, counts.keyless_chunks, "no WordPiece"),
         Step("in the index", "chunks", counts.indexed_chunks, held_out, "validation split"),
-        Step("with all neighbors", "chunks", keyed_chunks - short, short, "fewer were found"),
+        Step("with all neighbors", "chunks", embedded - short, short, "fewer were found"),
     ]
     if removed := counts.removed_chunks:
         steps.append(
@@ -169,9 +170,9 @@ def _added(counted: list[dict[str, int]]) -> Counter[str]:
 
 
 def _sample(database: Database) -> tuple[Sample, list[str]]:
-    """The sample, and the name of each chunk's source."""
+    """Returns the sample, and the name of each chunk's source."""
     drawn = _drawn(database.first_chunks)
-    ids = drawn[~database.is_removed(drawn)]
+    ids = drawn[~database.removals.has_chunks(drawn)]
     documents = database.documents_at(database.chunks.documents(ids))
     k = database.manifest.neighbors.k
     distances = database.neighbors.distances(ids)
@@ -187,10 +188,10 @@ def _sample(database: Database) -> tuple[Sample, list[str]]:
 
 
 def _drawn(first_chunks: np.ndarray) -> np.ndarray:
-    """Ids from up to `_PARTS` files, int64 [n], ascending: others need not be fetched from a store.
+    """Draws ids from up to `_PARTS` files, int64 [n], ascending: a store need not send the other files.
 
     Args:
-        first_chunks: First id of each file, and the one behind the last, int64 [files + 1].
+        first_chunks: First id of each file, and one behind the last id, int64 [files + 1].
     """
     chance = np.random.default_rng(0)
     files = np.arange(len(first_chunks) - 1)
@@ -200,8 +201,8 @@ def _drawn(first_chunks: np.ndarray) -> np.ndarray:
     ends = np.cumsum(counts)
     size = int(ends[-1]) if len(ends) else 0
     rows = np.unique(chance.integers(0, size, SAMPLE)) if size > SAMPLE else np.arange(size)
-    held = np.searchsorted(ends, rows, side="right")
-    return first_chunks[files][held] + rows - (ends - counts)[held]
+    owners = np.searchsorted(ends, rows, side="right")
+    return first_chunks[files][owners] + rows - (ends - counts)[owners]
 
 
 def _list_lengths(database: Database) -> np.ndarray:
@@ -213,17 +214,17 @@ def _list_lengths(database: Database) -> np.ndarray:
 
 
 def _map(database: Database, sample: Sample, sources: list[str]) -> ChunkMap | None:
-    """Up to `_MAPPED` chunks of the sample that have a key."""
+    """Maps up to `_MAPPED` chunks of the sample, without those that have no embedding."""
     if not database.manifest.tables.embeddings:
         return None
     size = len(sample.ids)
     chosen = np.linspace(0, size, min(size, _MAPPED), endpoint=False).astype(np.int64)
-    keys = database.embeddings[sample.ids[chosen]]
-    there = keyed(keys)
-    names = [sources[row] for row in chosen[there]]
+    embeddings = database.embeddings[sample.ids[chosen]]
+    embedded = is_embedded(embeddings)
+    names = [sources[row] for row in chosen[embedded]]
     if len(names) < 3:
         return None
-    vectors = widen(keys[there])
+    vectors = widen(embeddings[embedded])
     left, values, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     variance = values**2
     if not variance.sum():
@@ -233,20 +234,20 @@ def _map(database: Database, sample: Sample, sources: list[str]) -> ChunkMap | N
 
 
 def _passages(database: Database, sample: Sample) -> list[tuple[Passage, list[Passage]]]:
-    there = np.isfinite(sample.nearest)
-    ordered = sample.ids[there][np.argsort(sample.nearest[there], kind="stable")]
+    has_neighbor = np.isfinite(sample.nearest)
+    order = np.argsort(sample.nearest[has_neighbor], kind="stable")
+    ordered = sample.ids[has_neighbor][order]
     if not len(ordered):
         return []
-    places = (np.array(_SHOWN_QUANTILES) * (len(ordered) - 1)).round().astype(np.int64)
+    ranks = (np.array(_SHOWN_QUANTILES) * (len(ordered) - 1)).round().astype(np.int64)
     passages = Passages(database)
     return [
-        passages.with_neighbors(int(chunk), _SHOWN_NEIGHBORS)
-        for chunk in ordered[np.unique(places)]
+        passages.with_neighbors(int(chunk), _SHOWN_NEIGHBORS) for chunk in ordered[np.unique(ranks)]
     ]
 
 
 def _stages(folder: Folder) -> StageReport | None:
-    """What the last build, append or compaction took; None of one by another release."""
+    """Reads what the last build, append or compaction took; None if another release wrote it."""
     try:
         recorded = read_bounded(folder, STAGES)
         return None if recorded is None else from_json(StageReport, parse_json(recorded))

@@ -1,68 +1,37 @@
-"""The report's drawings: SVG whose colors are the page's own, so that they follow its light and dark."""
+"""The report's figures: each a drawing, with its numbers as a table and its message in words."""
 
 from __future__ import annotations
 
-import io
 import itertools
-import re
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from retro_db.manifest.model import TRAIN, VALIDATION, RecallPoint
 from retro_db.printing import printable
+from retro_db.report.drawing import (
+    MARKERS,
+    SERIES,
+    STYLE,
+    TEXT,
+    THOUSANDS,
+    WIDTH,
+    draw_bars,
+    legend_above,
+    new_axes,
+    to_svg,
+)
 from retro_db.report.facts import LEAKAGE_K, ChunkMap, Facts, Step
 from retro_db.report.leakage import BINS
 from retro_db.report.stage_report import StageReport
 from retro_db.search.tuning import Speed
 
 _CHUNKS = {TRAIN: "training chunks", VALIDATION: "validation chunks"}
-# What stands in a drawing for a color of the page, `var(--...)`.
-_PAGE_COLORS = {
-    "#010101": "text",
-    "#010102": "line",
-    "#0101f1": "c1",
-    "#0101f2": "c2",
-    "#0101f3": "c3",
-    "#0101f4": "c4",
-    "#0101f5": "c5",
-    "#0101f6": "c6",
-}
-_PAGE_COLOR = re.compile("|".join(_PAGE_COLORS))
-_TEXT, _LINE, *_SERIES = _PAGE_COLORS
-_MARKERS = "os^DvP"
-_WIDTH, _HEIGHT, _FONT = 360, 250, 12  # at the width of a phone nothing is scaled
 _BARS = 30
-_POINTS = 72  # to the inch, of matplotlib
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "retro-db",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": _FONT,
-    "text.color": _TEXT,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "hatch.color": _TEXT,
-    "hatch.linewidth": 0.6,
-}
-_SVG = "http://www.w3.org/2000/svg"
-_XLINK = "http://www.w3.org/1999/xlink"
 
 
 @dataclass(frozen=True)
@@ -76,15 +45,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with what is needed by those who do not see it.
+    """A drawing, with its content in words and numbers for those who do not see it.
 
     Attributes:
-        name: For links.
-        title: Above it.
-        caption: What it shows, how it was measured.
-        summary: What it tells, in a sentence, in place of the drawing.
+        name: Name in links.
+        title: Title above the drawing.
+        caption: What the drawing shows, and how it was measured.
+        summary: The drawing's message in a sentence, which replaces it.
         svg: The drawing.
-        grid: Its figures; None where they are too many.
+        grid: The drawing's numbers; None if they are too many.
     """
 
     name: str
@@ -101,10 +70,10 @@ class Drawings:
 
     Attributes:
         flow: Data flow.
-        measured: What was measured on a sample.
-        recall: None where it was not measured.
-        chunk_map: None where there is none.
-        stages: None where nothing is known of them.
+        measured: Figures of the sample of chunks, and of the inverted lists.
+        recall: Recall against speed; None if recall was not measured.
+        chunk_map: Map of chunks; None if the facts have none.
+        stages: Time of every stage; None if it is not known.
     """
 
     flow: Figure
@@ -115,9 +84,9 @@ class Drawings:
 
 
 def draw(facts: Facts) -> Drawings:
-    """Draws everything."""
+    """Draws all figures of the report."""
     stages = facts.stages
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return Drawings(
             flow=_flow(facts.flow),
             measured=[_lengths(facts), _distances(facts), _overlaps(facts), _lists(facts)],
@@ -128,19 +97,20 @@ def draw(facts: Facts) -> Drawings:
 
 
 def _flow(flow: Sequence[Step]) -> Figure:
-    """Kept and left out at each step, as shares of the first step of the same unit."""
+    """Draws what each step kept and dropped, as shares of the first step of the same unit."""
     first = {step.unit: step.kept for step in reversed(flow)}
     whole = [max(first[step.unit], 1) for step in flow]
     kept = [100 * step.kept / size for step, size in zip(flow, whole, strict=True)]
     left = [100 * step.left_out / size for step, size in zip(flow, whole, strict=True)]
-    canvas, axes = _axes(height=40 + 30 * len(flow))
-    places = np.arange(len(flow))
-    axes.barh(places, kept, 0.6, color=_SERIES[0], label="kept")
-    axes.barh(places, left, 0.6, kept, fill=False, edgecolor=_TEXT, hatch="////", label="left out")
-    axes.set_yticks(places, [step.name for step in flow])
+    canvas, axes = new_axes(height=40 + 30 * len(flow))
+    rows_of_bars = np.arange(len(flow))
+    hatched = {"fill": False, "edgecolor": TEXT, "hatch": "////"}
+    axes.barh(rows_of_bars, kept, 0.6, color=SERIES[0], label="kept")
+    axes.barh(rows_of_bars, left, 0.6, kept, label="left out", **hatched)
+    axes.set_yticks(rows_of_bars, [step.name for step in flow])
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="% of the records, and of the chunks")
-    _legend_above(axes)
+    legend_above(axes)
     rows = [
         [
             step.name,
@@ -154,10 +124,10 @@ def _flow(flow: Sequence[Step]) -> Figure:
     return Figure(
         "flow",
         "Data flow",
-        "What was kept and what was left out, from records to neighbors. Keys are the encoder's vectors; the "
-        "last steps are shares of the chunks that have one. Documents that were removed later are counted.",
+        "What was kept and what was left out, from records to neighbors. The last steps are shares of the "
+        "chunks that have an embedding. Documents that were removed later are counted.",
         f"Of {flow[0].kept:,} records, {_documents(flow)} documents stay.",
-        _svg(canvas, "flow"),
+        to_svg(canvas, "flow"),
         Grid(["step", "kept", "left out", "unit", "why"], rows, {3, 4}),
     )
 
@@ -167,39 +137,39 @@ def _documents(flow: Sequence[Step]) -> str:
 
 
 def _lengths(facts: Facts) -> Figure:
-    """How long chunks are."""
+    """Draws how many tokens chunks have."""
     m = facts.manifest.chunk.tokens
     width = max(1, m // 8)
     edges = np.append(np.arange(1, m + 1, width), m + 1)
     counts, _ = np.histogram(facts.sample.lengths, edges)
     names = [f"{a}" if a == b - 1 else f"{a} to {b - 1}" for a, b in itertools.pairwise(edges)]
     full = int((facts.sample.lengths == m).sum())
-    canvas, axes = _axes()
-    _bars(axes, names, [counts], ["chunks"])
+    canvas, axes = new_axes()
+    draw_bars(axes, names, [counts], ["chunks"])
     axes.set(xlabel="tokens", ylabel="% of chunks, log scale", yscale="log")
-    axes.yaxis.set_major_formatter(_THOUSANDS)
+    axes.yaxis.set_major_formatter(THOUSANDS)
     axes.yaxis.set_minor_locator(NullLocator())
     return Figure(
         "lengths",
         "Chunk length",
         f"Tokens before the padding. Only the last chunk of a document is shorter than {m}.",
         f"{_share(full, len(facts.sample.lengths))} of the chunks have all {m} tokens.",
-        _svg(canvas, "lengths"),
+        to_svg(canvas, "lengths"),
         Grid(["tokens", "chunks"], [[n, f"{c:,}"] for n, c in zip(names, counts, strict=True)]),
     )
 
 
 def _lists(facts: Facts) -> Figure:
-    """How long inverted lists are."""
+    """Draws how many entries inverted lists have."""
     lists = facts.lists
     longest = int(lists.max(initial=0))
     width = -(-(longest + 1) // _BARS)
     edges = np.arange(0, longest + width + 1, width)
     counts, _ = np.histogram(lists, edges)
-    canvas, axes = _axes()
-    axes.stairs(counts, edges, fill=True, color=_SERIES[0])
+    canvas, axes = new_axes()
+    axes.stairs(counts, edges, fill=True, color=SERIES[0])
     axes.set(xlabel="entries of a list", ylabel="lists")
-    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     mean = float(lists.mean()) if len(lists) else 0.0
     uneven = float((lists**2).mean() / mean**2) if mean else 1.0
@@ -218,68 +188,74 @@ def _lists(facts: Facts) -> Figure:
         "Entries of the index's lists. The imbalance is how much longer a search takes than in equal "
         "lists.",
         f"{len(lists):,} lists, of {middle:,.0f} entries in the middle; imbalance {uneven:.2f}.",
-        _svg(canvas, "lists"),
+        to_svg(canvas, "lists"),
         Grid(["measure", "value"], rows),
     )
 
 
 def _distances(facts: Facts) -> Figure:
-    """How far neighbors are."""
+    """Draws how far neighbors are from their chunks."""
     k = facts.manifest.neighbors.k
-    found = {"nearest": facts.sample.nearest}
+    stored = {"nearest": facts.sample.nearest}
     if k > 1:
-        found[f"number {k}"] = facts.sample.last
-    found = {name: values[np.isfinite(values)] for name, values in found.items()}
-    every = np.concatenate(list(found.values()))
-    most = float(np.percentile(every, 99.5)) if len(every) else 1.0
-    edges = _edges(np.minimum(every, most))
-    canvas, axes = _axes()
-    for (name, values), color, line in zip(found.items(), _SERIES, ("-", "--"), strict=False):
+        stored[f"number {k}"] = facts.sample.last
+    distances = {name: values[np.isfinite(values)] for name, values in stored.items()}
+    together = np.concatenate(list(distances.values()))
+    most = float(np.percentile(together, 99.5)) if len(together) else 1.0
+    edges = _edges(np.minimum(together, most))
+    canvas, axes = new_axes()
+    for (name, values), color, line in zip(distances.items(), SERIES, ("-", "--"), strict=False):
         counts, _ = np.histogram(np.minimum(values, most), edges)
         shares = 100 * counts / max(len(values), 1)
         axes.stairs(shares, edges, color=color, linestyle=line, linewidth=2, label=name)
     axes.set(xlabel="squared distance", ylabel="% of chunks")
-    _legend_above(axes)
+    legend_above(axes)
     marks = (5, 25, 50, 75, 95)
     rows = [
-        [f"{mark}%", *(f"{np.percentile(v, mark):,.3g}" if len(v) else "-" for v in found.values())]
+        [
+            f"{mark}%",
+            *(
+                f"{np.percentile(values, mark):,.3g}" if len(values) else "-"
+                for values in distances.values()
+            ),
+        ]
         for mark in marks
     ]
-    halves = zip(found, rows[2][1:], strict=True)
+    halves = zip(distances, rows[2][1:], strict=True)
     return Figure(
         "distances",
         "Distance of neighbors",
-        f"Squared L2 distance between keys, of the first and the last of {k} neighbors. Near 0, neighbors "
-        "are copies. The farthest 0.5% are drawn at the end.",
+        f"Squared L2 distance between embeddings, of the first and the last of {k} neighbors. Near 0, "
+        "neighbors are copies. The farthest 0.5% are drawn at the end.",
         "For half of the chunks: " + ", ".join(map(" within ".join, halves)) + "."
-        if len(every)
+        if len(together)
         else "No chunk has a neighbor.",
-        _svg(canvas, "distances"),
-        Grid(["share of chunks below", *found], rows),
+        to_svg(canvas, "distances"),
+        Grid(["share of chunks below", *distances], rows),
     )
 
 
 def _overlaps(facts: Facts) -> Figure:
-    """r(C) of training and of validation chunks."""
+    """Draws r(C) of training and of validation chunks."""
     sample = facts.sample
     ratios, bins = sample.overlaps.ratios, sample.overlaps.bins
     groups = {split: sample.splits == split for split in (TRAIN, VALIDATION)}
     groups = {split: chosen for split, chosen in groups.items() if chosen.any()}
     counts = [np.bincount(bins[chosen], minlength=BINS + 1) for chosen in groups.values()]
     # Two bins in one, so that their names fit a phone; 0 stays by itself.
-    paired = [np.append(one[0], one[1:].reshape(-1, 2).sum(axis=1)) for one in counts]
+    paired = [np.append(bars[0], bars[1:].reshape(-1, 2).sum(axis=1)) for bars in counts]
     edges = [f"{200 * number / BINS:g}" for number in range(BINS // 2 + 1)]
-    canvas, axes = _axes()
-    _bars(axes, edges, paired, [_CHUNKS[split] for split in groups])
+    canvas, axes = new_axes()
+    draw_bars(axes, edges, paired, [_CHUNKS[split] for split in groups])
     axes.set(xlabel="r(C) up to, in %", ylabel="% of chunks")
     if len(groups) > 1:
-        _legend_above(axes)
+        legend_above(axes)
     half = ", ".join(
         f"{_share(int((ratios[chosen] > 0.5).sum()), int(chosen.sum()))} of the {_CHUNKS[split]}"
         for split, chosen in groups.items()
     )
     rows = [
-        [f"up to {edge}%" if number else "0", *(f"{one[number]:,}" for one in paired)]
+        [f"up to {edge}%" if number else "0", *(f"{bars[number]:,}" for bars in paired)]
         for number, edge in enumerate(edges)
     ]
     return Figure(
@@ -289,32 +265,32 @@ def _overlaps(facts: Facts) -> Figure:
         f"{min(LEAKAGE_K, facts.manifest.neighbors.k)} nearest neighbors and their continuations, over "
         "its length (RETRO, section 2.6).",
         f"More than half of their tokens stand in a neighbor for {half or 'no chunk'}.",
-        _svg(canvas, "overlaps"),
+        to_svg(canvas, "overlaps"),
         Grid(["r(C)", *(_CHUNKS[split] for split in groups)], rows),
     )
 
 
 def _recall(facts: Facts) -> Figure:
-    """Recall against speed; against the lists visited where speed is not known."""
+    """Draws recall against speed, or against the lists visited if speed is not known."""
     index = facts.manifest.index
     chosen = index.recall[-1]
-    speeds = _own_speeds(facts)
+    speeds = _speeds(facts)
     rates = [speed.queries_per_second for speed in speeds]
     tried: Sequence[RecallPoint | Speed] = speeds or index.recall
     along = rates or [point.nprobe for point in tried]
-    canvas, axes = _axes()
+    canvas, axes = new_axes()
     recalls = [point.recall for point in tried]
-    axes.plot(along[:-1], recalls[:-1], color=_SERIES[0], marker="o", ls="", label="tried")
-    axes.plot(along[-1:], recalls[-1:], color=_SERIES[1], marker="D", ls="", label="chosen")
+    axes.plot(along[:-1], recalls[:-1], color=SERIES[0], marker="o", ls="", label="tried")
+    axes.plot(along[-1:], recalls[-1:], color=SERIES[1], marker="D", ls="", label="chosen")
     target = facts.manifest.config.get("index", {}).get("recall_target")
     if target is not None:
-        axes.axhline(target, color=_TEXT, linewidth=1, linestyle=":", label="target")
+        axes.axhline(target, color=TEXT, linewidth=1, linestyle=":", label="target")
     axes.set(xscale="log", xlabel="queries a second" if speeds else "lists visited")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set_ylabel("recall@10")
-    _legend_above(axes)
+    legend_above(axes)
     rows = [
         [
             f"{point.nprobe:,}",
@@ -333,13 +309,13 @@ def _recall(facts: Facts) -> Figure:
         "compared with exact search among other documents. The last row is the chosen way.",
         f"Chosen: {chosen.nprobe} of {index.lists:,} lists, recall@10 {chosen.recall:.3f}, at least "
         f"{chosen.lower_bound:.3f}" + (f", {rates[-1]:,.0f} queries a second." if rates else "."),
-        _svg(canvas, "recall"),
+        to_svg(canvas, "recall"),
         Grid(["lists visited", "re-ranked", "breadth", "recall@10", "queries a second"], rows),
     )
 
 
-def _own_speeds(facts: Facts) -> list[Speed]:
-    """Those of the search that the manifest describes, if they are known."""
+def _speeds(facts: Facts) -> list[Speed]:
+    """Returns the speeds of the search that the manifest describes, if they are known."""
     speeds = facts.stages.speeds if facts.stages else []
     chosen = facts.manifest.index.recall[-1]
     if not speeds:
@@ -355,15 +331,15 @@ def _own_speeds(facts: Facts) -> list[Speed]:
 
 
 def _stages(report: StageReport) -> Figure:
-    """Seconds of every stage."""
+    """Draws the seconds of every stage."""
     stages = report.stages
     seconds = [stage.seconds for stage in stages.values()]
-    canvas, axes = _axes(height=50 + 24 * len(stages))
-    places = np.arange(len(stages))
-    axes.barh(places, seconds, 0.6, color=_SERIES[0])
-    axes.set_yticks(places, [printable(name) for name in stages])
+    canvas, axes = new_axes(height=50 + 24 * len(stages))
+    rows_of_bars = np.arange(len(stages))
+    axes.barh(rows_of_bars, seconds, 0.6, color=SERIES[0])
+    axes.set_yticks(rows_of_bars, [printable(name) for name in stages])
     axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.set(xlabel="seconds")
     rows = [
         [
@@ -384,7 +360,7 @@ def _stages(report: StageReport) -> Figure:
         "less.",
         f"{sum(seconds):,.1f} seconds in all, most of them in {printable(slowest)}: "
         f"{stages[slowest].seconds:,.1f}.",
-        _svg(canvas, "stages"),
+        to_svg(canvas, "stages"),
         Grid(["stage", "seconds", "done", "unit", "a second", "where"], rows, {3, 5}),
     )
 
@@ -395,15 +371,15 @@ def _details(seconds: dict[str, float]) -> str:
 
 
 def _map(chunk_map: ChunkMap) -> Figure:
-    """Keys on a plane, by source."""
-    names, most = np.array(chunk_map.sources, object), len(_SERIES)
+    """Draws embeddings on a plane, by source."""
+    names, most = np.array(chunk_map.sources, object), len(SERIES)
     ranked = [name for name, _ in Counter(chunk_map.sources).most_common()]
     alone = ranked if len(ranked) <= most else ranked[: most - 1]
     groups = [(name, names == name) for name in alone]
     if len(ranked) > most:
         groups.append(("all others", ~np.isin(names, alone)))
-    canvas, axes = _axes(height=_WIDTH)
-    for (name, chosen), color, marker in zip(groups, _SERIES, _MARKERS, strict=False):
+    canvas, axes = new_axes(height=WIDTH)
+    for (name, chosen), color, marker in zip(groups, SERIES, MARKERS, strict=False):
         points = chunk_map.points[chosen]
         axes.scatter(*points.T, s=9, c=color, marker=marker, linewidths=0, label=_short(name))
     axes.set(xticks=[], yticks=[], xlabel="first direction", ylabel="second direction")
@@ -413,44 +389,16 @@ def _map(chunk_map: ChunkMap) -> Figure:
     return Figure(
         "map",
         "Map of chunks",
-        f"Keys of {len(chunk_map.sources):,} chunks on their two main directions, which hold "
+        f"Embeddings of {len(chunk_map.sources):,} chunks on their two main directions, which hold "
         f"{chunk_map.explained:.0%} of the variance. Near on the map need not be near in the database.",
         "Chunks drawn, by source: " + ", ".join(f"{row[0]} {row[1]}" for row in rows) + ".",
-        _svg(canvas, "map"),
+        to_svg(canvas, "map"),
         Grid(["source", "chunks drawn"], rows),
     )
 
 
-_THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.10g}")
-
-
-def _axes(height: int = _HEIGHT) -> tuple[Canvas, Axes]:
-    canvas = Canvas((_WIDTH / _POINTS, height / _POINTS), layout="constrained")
-    axes = canvas.subplots()
-    axes.grid(visible=True, axis="both")
-    return canvas, axes
-
-
-def _bars(
-    axes: Axes, names: Sequence[str], counts: Sequence[np.ndarray], labels: Sequence[str]
-) -> None:
-    """Bars side by side, each kind as shares of its own."""
-    places, width = np.arange(len(names)), 0.8 / max(len(counts), 1)
-    for number, (one, label) in enumerate(zip(counts, labels, strict=True)):
-        left = places - 0.4 + width * (number + 0.5)
-        shares = 100 * one / max(one.sum(), 1)
-        hatch = "////" if number else None
-        axes.bar(left, shares, width, color=_SERIES[number], hatch=hatch, label=label)
-    axes.set_xticks(places, names, rotation=45 if max(map(len, names)) > 4 else 0)
-    axes.grid(visible=False, axis="x")
-
-
-def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), ncols=3, borderaxespad=0.1)
-
-
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Of bins from 0."""
+    """Returns the edges of bins from 0 to the largest value."""
     most = float(values.max(initial=0)) or 1.0
     return np.linspace(0, most, _BARS + 1)
 
@@ -462,33 +410,3 @@ def _share(count: int, whole: int) -> str:
 def _short(name: str) -> str:
     name = printable(name)
     return name if len(name) <= 20 else f"{name[:19]}…"
-
-
-def _page_color(found: re.Match[str]) -> str:
-    return f"var(--{_PAGE_COLORS[found[0]]})"
-
-
-def _svg(canvas: Canvas, name: str) -> str:
-    """The drawing as an element for a page: it scales, its ids are its own, its colors the page's."""
-    drawn = io.BytesIO()
-    canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-    ET.register_namespace("", _SVG)
-    ET.register_namespace("xlink", _XLINK)
-    root = ET.fromstring(drawn.getvalue())  # noqa: S314 - matplotlib's own
-    for unwanted in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(unwanted)
-    for size in ("width", "height", "version"):
-        del root.attrib[size]
-    for element in root.iter():
-        for key, value in element.attrib.items():
-            if key == "id":
-                element.set(key, f"{name}-{value}")
-            elif key == f"{{{_XLINK}}}href":
-                element.set(key, value.replace("#", f"#{name}-"))
-            else:
-                element.set(
-                    key, _PAGE_COLOR.sub(_page_color, value).replace("url(#", f"url(#{name}-")
-                )
-    # A picture with one name, told in full beside it.
-    root.set("aria-hidden", "true")
-    return ET.tostring(root, "unicode")

@@ -38,11 +38,11 @@ class Overlaps:
     """The longest run of tokens that each of n chunks has in common with one of its neighbors.
 
     Attributes:
-        chunks: Their ids in their corpus, int64 [n].
-        lengths: Of the chunks, in tokens, int64 [n].
-        common: Length of the run, int64 [n]; 0 where there is none.
-        neighbors: The first neighbor that has it, int64 [n]; -1 where there is none.
-        compared: With how many neighbors, int64 [n].
+        chunks: Ids of the chunks in their corpus, int64 [n].
+        lengths: Lengths of the chunks in tokens, int64 [n].
+        common: Length of the run, int64 [n]; 0 if nothing is common.
+        neighbors: First neighbor that has the run, int64 [n]; -1 if nothing is common.
+        compared: Number of neighbors that the chunk was compared with, int64 [n].
     """
 
     chunks: np.ndarray
@@ -53,23 +53,25 @@ class Overlaps:
 
     @classmethod
     def joined(cls, blocks: Iterable[Overlaps]) -> Overlaps:
-        """Of all chunks of some blocks, in their order."""
-        held = list(blocks)
-        fields = [
-            np.concatenate([np.empty(0, np.int64), *(getattr(block, one.name) for block in held)])
-            for one in dataclasses.fields(cls)
-        ]
-        return cls(*fields)
+        """Returns the overlaps of all chunks of some blocks, in their order."""
+        parts = list(blocks)
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(
+            *(
+                np.concatenate([np.empty(0, np.int64), *(getattr(part, name) for part in parts)])
+                for name in names
+            )
+        )
 
     @property
     def ratios(self) -> np.ndarray:
-        """r(C): float64 [n]."""
+        """Shares of the chunks that their runs take, r(C): float64 [n]."""
         return self.common / self.lengths
 
     @property
     def bins(self) -> np.ndarray:
-        """Of r(C): 0 for none, b for more than (b - 1) / BINS up to b / BINS: int64 [n]."""
-        # Of whole numbers, so that no bound is missed by a rounding.
+        """Bins of r(C): 0 for none, b for more than (b - 1) / BINS up to b / BINS: int64 [n]."""
+        # Whole numbers alone, so that rounding cannot move a ratio across a bound.
         return -(-BINS * self.common // self.lengths)
 
 
@@ -78,11 +80,11 @@ class Leakage:
     """How r(C) is distributed.
 
     Attributes:
-        chunks: How many were measured.
-        without_neighbors: Those of them that have none: r(C) is 0.
+        chunks: Number of measured chunks.
+        without_neighbors: Number of measured chunks without any neighbor: their r(C) is 0.
         histogram: Chunks with r(C) of 0, then of more than 0/16 up to 1/16, and so on to 16/16.
         at_most: Chunks with r(C) of at most 12.5%, 25%, 50% and 100%.
-        mean: Of r(C); 0 where nothing was measured.
+        mean: Mean of r(C); 0 if nothing was measured.
     """
 
     chunks: int
@@ -95,27 +97,27 @@ class Leakage:
 def longest_common(
     chunks: np.ndarray, lengths: np.ndarray, values: np.ndarray, value_lengths: np.ndarray
 ) -> np.ndarray:
-    """The longest run of tokens that chunks have in common with [N, F] of their neighbors.
+    """Finds the longest run of tokens that chunks have in common with [N, F] of their neighbors.
 
     Args:
         chunks: Tokens [n, m].
         lengths: Tokens of each chunk before its padding, [n].
         values: Tokens [n, k, 2 m].
-        value_lengths: Tokens of N and of F before their padding, [n, k, 2]; 0 where there is none.
+        value_lengths: Tokens of N and of F before their padding, [n, k, 2]; 0 for a missing neighbor.
 
     Returns:
         Lengths of the longest common substrings, int64 [n, k].
     """
     m = chunks.shape[1]
-    own = np.where(np.arange(m) < lengths[:, None], chunks.astype(np.int32), _NO_TOKEN)
-    there = (np.arange(m) < value_lengths[..., None]).reshape(values.shape)
-    other = np.where(there, values.astype(np.int32), _NO_VALUE)
+    tokens = np.where(np.arange(m) < lengths[:, None], chunks.astype(np.int32), _NO_TOKEN)
+    is_token = (np.arange(m) < value_lengths[..., None]).reshape(values.shape)
+    value_tokens = np.where(is_token, values.astype(np.int32), _NO_VALUE)
     # Dynamic programming over the chunk's tokens: runs that end at each token of the neighbor.
     kind = np.min_scalar_type(m)
     runs = np.zeros((*values.shape[:2], 2 * m + 1), kind)
     longest = np.zeros(values.shape, kind)
-    for token in range(m):
-        equal = other == own[:, token, None, None]
+    for position in range(m):
+        equal = value_tokens == tokens[:, position, None, None]
         runs[..., 1:] = (runs[..., :-1] + kind.type(1)) * equal
         np.maximum(longest, runs[..., 1:], out=longest)
     return longest.max(axis=-1, initial=0).astype(np.int64)
@@ -125,12 +127,12 @@ def overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Iterator[Overlaps]:
     """Compares chunks with their first k neighbors, some at a time so that memory does not grow with them.
 
     Args:
-        corpus: Whose chunks.
-        ids: int64 [n].
+        corpus: Corpus of the chunks.
+        ids: Ids of the chunks, int64 [n].
         k: Neighbors of each; 10 in the paper.
 
     Yields:
-        All of them, in their order.
+        Overlaps of all chunks, in their order.
 
     Raises:
         DamagedFileError: A file is missing, or disagrees with the manifest.
@@ -141,17 +143,17 @@ def overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Iterator[Overlaps]:
 
 def _overlaps(corpus: Corpus, ids: np.ndarray, k: int) -> Overlaps:
     near = corpus.neighbors[ids][:, :k]
-    there = near >= 0
+    filled = near >= 0
     chunks, lengths = corpus.chunks[ids], corpus.chunks.lengths(ids).astype(np.int64)
-    found_in = corpus if corpus.found_in is None else corpus.found_in
+    searched = corpus if corpus.found_in is None else corpus.found_in
     values = np.zeros((*near.shape, 2 * chunks.shape[1]), chunks.dtype)
     value_lengths = np.zeros((*near.shape, 2), np.int64)
-    values[there], value_lengths[there] = found_in.chunks.values_and_lengths(near[there])
+    values[filled], value_lengths[filled] = searched.chunks.values_and_lengths(near[filled])
     common = longest_common(chunks, lengths, values, value_lengths)
     best = common.argmax(axis=1)
     most = np.take_along_axis(common, best[:, None], axis=1)[:, 0]
-    holder = np.take_along_axis(near, best[:, None], axis=1)[:, 0]
-    return Overlaps(ids, lengths, most, np.where(most > 0, holder, -1), there.sum(axis=1))
+    nearest = np.take_along_axis(near, best[:, None], axis=1)[:, 0]
+    return Overlaps(ids, lengths, most, np.where(most > 0, nearest, -1), filled.sum(axis=1))
 
 
 def measure_leakage(
@@ -163,14 +165,14 @@ def measure_leakage(
     """Measures r(C) of every chunk of an evaluation set.
 
     Args:
-        database: Where the neighbors are.
-        queries: Name of the query corpus; the validation split where it is None.
-        k: Neighbors of a chunk that are looked at; 10 in the paper.
+        database: Database that has the neighbors.
+        queries: Name of the query corpus; None for the validation split.
+        k: Number of neighbors that a chunk is compared with; 10 in the paper.
         save: Path or URL of a Parquet file for each chunk's figures: chunk, length, common and neighbor,
             as in `Overlaps`.
 
     Raises:
-        InputError: There is no such corpus, no validation split, or fewer neighbors are stored.
+        InputError: The database has no such corpus, no validation split, or fewer neighbors.
         DamagedFileError: A file is missing, or disagrees with the manifest.
     """
     database.check_k(k)
@@ -191,37 +193,37 @@ def measure_leakage(
 
 
 def _evaluated(database: Database, queries: str | None) -> tuple[Corpus, np.ndarray]:
-    """A corpus, and ids of those of its chunks that are measured."""
+    """Returns a corpus, and the ids of the chunks that are measured."""
     corpus = database.corpus(queries)
     if queries is not None:
         return corpus, np.arange(len(corpus))
-    ids: list[np.ndarray] = [np.empty(0, np.int64)]
+    blocks: list[np.ndarray] = [np.empty(0, np.int64)]
     base = 0
     for table in database.document_parts():
         chosen = (table["split"].to_numpy() == VALIDATION) & (table["chunk_count"].to_numpy() > 0)
-        chosen[database.removed_among(base, len(table))] = False
+        chosen[database.removals.documents_among(base, len(table))] = False
         base += len(table)
         firsts = table["first_chunk"].to_numpy()[chosen]
         counts = table["chunk_count"].to_numpy()[chosen]
-        ids.append(ids_in(firsts, counts))
-    found = np.concatenate(ids)
-    if not len(found):
+        blocks.append(ids_in(firsts, counts))
+    ids = np.concatenate(blocks)
+    if not len(ids):
         raise InputError(
             f"{database.folder.url}: has no validation split; name a query corpus, or build with "
             "split.validation"
         )
-    return database, found
+    return database, ids
 
 
 @contextlib.contextmanager
 def _saving(path: str | None) -> Iterator[Callable[[Overlaps], None]]:
-    """What takes the figures of some chunks; the file takes its name when all are in it."""
+    """Yields a function that saves the figures of some chunks; the file gets its name once it is complete."""
     if path is None:
         yield lambda _: None
         return
-    place, name = os.path.split(path)
+    folder, name = os.path.split(path)
     with (
-        Folder(place or ".").writing(name) as file,
+        Folder(folder or ".").writing(name) as file,
         pq.ParquetWriter(file, _SCHEMA, compression="zstd") as writer,
     ):
         yield lambda block: writer.write_batch(_figures(block))
@@ -229,5 +231,5 @@ def _saving(path: str | None) -> Iterator[Callable[[Overlaps], None]]:
 
 def _figures(block: Overlaps) -> pa.RecordBatch:
     columns = (block.chunks, block.lengths, block.common, block.neighbors)
-    arrays = [pa.array(c, field.type) for c, field in zip(columns, _SCHEMA, strict=True)]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
     return pa.record_batch(arrays, schema=_SCHEMA)

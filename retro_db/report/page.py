@@ -26,11 +26,11 @@ def write_report(database: Database, path: str | None = None) -> str:
     """Writes the report of a database.
 
     Args:
-        database: Opened with `retro_db.open`.
-        path: Of the file, or its URL; `report/report.html` in the database where left out.
+        database: Database opened with `retro_db.open`.
+        path: Path or URL of the file; `report/report.html` in the database by default.
 
     Returns:
-        Where it is.
+        Path or URL of the file.
 
     Raises:
         DamagedFileError: A file is missing, or disagrees with the manifest.
@@ -38,20 +38,20 @@ def write_report(database: Database, path: str | None = None) -> str:
     """
     folder, name = database.folder, REPORT
     if path is not None:
-        place, name = os.path.split(path)
+        parent, name = os.path.split(path)
         if not name or os.path.isdir(path):
             raise InputError(f"--out {path}: is a folder; name a file in it")
-        folder = Folder(place or ".")
+        folder = Folder(parent or ".")
     folder.write(name, render(database.folder.url, gather_facts(database)).encode("utf-8"))
     return path or f"{folder.url.rstrip('/')}/{name}"
 
 
 def render(url: str, facts: Facts) -> str:
-    """The page.
+    """Returns the page as HTML.
 
     Args:
-        url: Of the database, as it is called in the title.
-        facts: What is told.
+        url: Folder or URL of the database, which the title names.
+        facts: What the page shows.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"shown": printable, "mark": _mark}
@@ -72,7 +72,7 @@ def render(url: str, facts: Facts) -> str:
 
 
 def _tiles(manifest: Manifest) -> list[tuple[str, str]]:
-    """What is read first: names and figures."""
+    """Returns the names and figures at the head of the page."""
     counts = manifest.counts
     recall = manifest.index.recall
     return [
@@ -130,7 +130,7 @@ def _sources(manifest: Manifest) -> Grid:
 
 
 def _mark(text: str, passage: Passage) -> Markup:
-    """A text on one line, with the words marked that are shared with what was asked for."""
+    """Returns a text on one line, with the words marked that it shares with the query."""
     pieces = marked(printable(" ".join(text.split())), set(passage.shared))
     return Markup("").join(
         Markup("<mark>{}</mark>").format(piece) if is_shared else escape(piece)

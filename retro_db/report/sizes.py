@@ -1,4 +1,4 @@
-"""What the tables of a database take, in words."""
+"""The sizes of a database's tables, as cells of a table for people."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SIZE_HEADERS = ("table", "files", "size", "bytes a chunk")
 
 
 def size_row(manifest: Manifest, name: str, files: Sequence[FileEntry]) -> list[str]:
-    """Cells below `SIZE_HEADERS` for some files of a database."""
+    """Returns the cells below `SIZE_HEADERS` for some files of a database."""
     size = sum(file.bytes for file in files)
     share = size / max(manifest.counts.chunks, 1)
     return [name, f"{len(files):,}", in_units(size), f"{share:,.1f}"]
 
 
 def size_rows(manifest: Manifest) -> list[list[str]]:
-    """A row for each table that has any files."""
+    """Returns a row for each table that has any files."""
     return [
         size_row(manifest, table, files)
         for table, files in manifest.files_by_table.items()

@@ -1,4 +1,4 @@
-"""What the stages of a build took: kept beside the database, as it differs from run to run."""
+"""What the stages of a build took: stored beside the database, since it differs from run to run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class StageWork:
     """What one stage took, over all its tasks.
 
     Attributes:
-        seconds: Of the tasks, added up; side by side they take less.
-        unit: What `work.done` counts, such as chunks.
-        work: What was done.
+        seconds: Seconds of the tasks, added up; side by side they take less.
+        unit: Unit of `work.done`, such as chunks.
+        work: Work that was done.
     """
 
     seconds: float
@@ -27,13 +27,13 @@ class StageWork:
 
 @dataclass(frozen=True)
 class StageReport:
-    """What `report/stages.json` holds.
+    """The content of `report/stages.json`.
 
     Attributes:
-        generation: Of the database that the stages made.
-        stages: By name, in the order in which they ran.
+        generation: Generation of the database that the stages made.
+        stages: Work of the stages by name, in the order in which they ran.
         scale: Documents of the whole corpus for each document built; above 1 in a smoke build.
-        speeds: What the ways of searching that were tried took, on the machine that tuned them.
+        speeds: Speeds of the search settings that were tried, on the machine that tuned them.
     """
 
     generation: int

@@ -1,1 +1,1 @@
-"""Documents too close to evaluation texts, or to one another."""
+"""Finds documents that are too close to evaluation texts, or to one another."""

@@ -1,4 +1,4 @@
-"""Near-duplicate documents: pairs that share a band, compared exactly, and which of each pair stays."""
+"""Finds near-duplicate documents: compares pairs that share a band, and keeps one of each pair."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from retro_db.corpus.verdicts import Verdict, read_verdicts, write_verdicts
 from retro_db.screening.grams import jaccard
 from retro_db.screening.screening import ScreenedShard
 from retro_db.screening.signatures import SignatureFile
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 
-# A document's number over all shards: the shard's above, its row in the signatures below.
+# A document's number over all shards: the shard's number in the high bits, the row in its signatures in
+# the low ones.
 _ROW_BITS = 40
-# A band key and its document.
+# A band key and the number of its document.
 BAND_ENTRY = np.dtype([("key", "<u8"), ("document", "<u8")])
-# Entries of one partition: 64 MB.
+# Most entries of one partition: 64 MB.
 _PARTITION_ENTRIES = 1 << 22
-# In a band with more different documents than this, only the first so many are compared with all.
+# In a band with more different documents than this, only this many first ones are compared with all.
 _MOST_COMPARED = 1000
 _OPEN_FILES = 64
 _PAIRS = pa.schema(
@@ -38,25 +39,30 @@ _PAIRS = pa.schema(
 
 @dataclass(frozen=True)
 class SignedShard:
-    """The signatures of one shard."""
+    """The signatures of one shard.
+
+    Attributes:
+        number: Number of the shard.
+        file: File of its signatures.
+    """
 
     number: int
-    file: FileEntry
+    file: TableEntry
 
 
 @dataclass(frozen=True)
 class Pairs:
     """The near-duplicate pairs of one partition of the bands."""
 
-    file: FileEntry
+    file: TableEntry
 
 
 def count_partitions(documents: int, bands: int) -> int:
-    """Into how many parts the band keys are divided, each small enough for one worker's memory.
+    """Number of partitions of the band keys, each small enough for one worker's memory.
 
     Args:
-        documents: That have keys.
-        bands: Keys of a document.
+        documents: Number of documents with keys.
+        bands: Number of keys of a document.
     """
     return max(1, -(-documents * bands // _PARTITION_ENTRIES))
 
@@ -64,15 +70,15 @@ def count_partitions(documents: int, bands: int) -> int:
 def band_entries(
     shard: SignedShard, folder: Folder, partitions: int
 ) -> Iterator[tuple[int, bytes]]:
-    """The band keys of a shard's documents, to be brought together by partition.
+    """The band keys of a shard's documents, by partition.
 
     Args:
-        shard: Whose signatures are read.
-        folder: The database.
-        partitions: Among which keys are divided.
+        shard: Signatures to read.
+        folder: Folder of the database.
+        partitions: Number of partitions that keys are divided among.
 
     Returns:
-        Partitions with packed pairs of key and document, both little-endian uint64.
+        Numbers of partitions, each with packed pairs of key and document, both little-endian uint64.
     """
     with folder.holding(shard.file) as path:
         keys = SignatureFile(path).keys
@@ -98,23 +104,23 @@ def find_pairs(
     """Compares documents that share a band, and writes the pairs that are close enough.
 
     Args:
-        partition: Number of the part of all band keys.
-        blocks: What `band_entries` gave for it, in any order.
-        shards: All of them.
-        similarity: Jaccard similarity from which a pair counts.
-        folder: The database.
+        partition: Number of the partition of the band keys.
+        blocks: Packed pairs that `band_entries` returned for the partition, in any order.
+        shards: Signatures of all shards.
+        similarity: Jaccard similarity from which a pair is close enough.
+        folder: Folder of the database.
 
     Returns:
-        The file of pairs, first before second, in order.
+        The file of pairs, in order, the first document of each before the second.
     """
     entries = np.concatenate(
-        [np.empty(0, BAND_ENTRY), *(np.frombuffer(b, BAND_ENTRY) for b in blocks)]
+        [np.empty(0, BAND_ENTRY), *(np.frombuffer(block, BAND_ENTRY) for block in blocks)]
     )
     entries = entries[np.lexsort((entries["document"], entries["key"]))]
     files = _Signatures(shards, folder)
     same = np.flatnonzero(entries["key"][1:] == entries["key"][:-1])
     pairs: list[tuple[int, int, float]] = []
-    # Runs of equal keys: each begins where an equal neighbor follows and none comes before.
+    # Runs of equal keys: each begins at a key whose successor is equal and whose predecessor is not.
     starts = same[np.diff(same, prepend=-2) > 1] if len(same) else same
     for start in starts.tolist():
         key = entries["key"][start]
@@ -125,7 +131,7 @@ def find_pairs(
     pairs.sort()
     path = f"state/pairs/part-{partition:07d}.arrow"
     columns = list(zip(*pairs, strict=True)) or [(), (), ()]
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, _PAIRS, strict=True)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, _PAIRS, strict=True)]
     with folder.writing(path) as file:
         with pa.ipc.new_file(str(file), _PAIRS) as sink:
             sink.write_table(pa.Table.from_arrays(arrays, schema=_PAIRS))
@@ -135,7 +141,7 @@ def find_pairs(
 def _close_pairs(
     key: np.uint64, documents: Sequence[int], files: _Signatures, similarity: float
 ) -> Iterator[tuple[int, int, float]]:
-    """Pairs of one band. Those that share an earlier band too were found there."""
+    """Close pairs of one band, without pairs that share an earlier band, which were found there."""
     originals: dict[bytes, int] = {}
     different: list[int] = []
     width = len(files.keys(documents[0]))
@@ -144,23 +150,23 @@ def _close_pairs(
         grams, keys = files.grams(second), files.keys(second)
         original = originals.setdefault(xxh3_128_digest(grams.tobytes()), second)
         if original != second:
-            # What a copy is close to, its original is close to as well.
+            # The original is close to the same documents as its copy.
             if keys[0] == key:
                 yield original, second, 1.0
             continue
         first_common = keys[np.argmax(different_keys[: len(different)] == keys, axis=1)]
         for number in np.flatnonzero(first_common == key):
             first = different[number]
-            found = jaccard(files.grams(first), grams)
-            if found >= similarity:
-                yield first, second, found
+            pair_similarity = jaccard(files.grams(first), grams)
+            if pair_similarity >= similarity:
+                yield first, second, pair_similarity
         if len(different) < len(different_keys):
             different_keys[len(different)] = keys
             different.append(second)
 
 
 class _Signatures:
-    """The signatures of all shards, by document; few files are open at a time."""
+    """The signatures of all shards, by document number; few files are open at a time."""
 
     def __init__(self, shards: Sequence[SignedShard], folder: Folder) -> None:
         files = {shard.number: shard.file for shard in shards}
@@ -175,12 +181,12 @@ class _Signatures:
         return self._open(document >> _ROW_BITS), document & ((1 << _ROW_BITS) - 1)
 
     def grams(self, document: int) -> np.ndarray:
-        """Grams of a document."""
+        """Grams of a document, uint64 [g]."""
         file, row = self._find(document)
         return file.grams(row)
 
     def keys(self, document: int) -> np.ndarray:
-        """Band keys of a document."""
+        """Band keys of a document, uint64 [b]."""
         file, row = self._find(document)
         return file.keys[row]
 
@@ -191,27 +197,27 @@ class _Signatures:
 
 
 def keep_first(pairs: Iterable[tuple[int, int, float]]) -> dict[int, tuple[int, float]]:
-    """Which documents are left out: those close to an earlier one that is kept.
+    """Chooses the documents to drop: those close to an earlier document that is kept.
 
     Args:
-        pairs: First, second and similarity, first < second, in any order.
+        pairs: First document, second document and similarity, first < second, in any order.
 
     Returns:
-        For each document that is left out, the kept one it is closest to (the first of several), and
-        how close.
+        For each dropped document, the closest document that is kept (the first of several), and the
+        similarity of the two.
     """
-    out: dict[int, tuple[int, float]] = {}
+    dropped: dict[int, tuple[int, float]] = {}
     ordered = sorted(set(pairs), key=lambda pair: (pair[1], -pair[2], pair[0]))
     for second, group in groupby(ordered, key=lambda pair: pair[1]):
         for first, _, similarity in group:
-            if first not in out:
-                out[second] = (first, similarity)
+            if first not in dropped:
+                dropped[second] = (first, similarity)
                 break
             if similarity == 1.0:
-                # A copy of one that is left out is as close as that to the one that is kept.
-                out[second] = out[first]
+                # A copy of a dropped document is equally close to the document that is kept.
+                dropped[second] = dropped[first]
                 break
-    return out
+    return dropped
 
 
 def resolve(
@@ -220,32 +226,34 @@ def resolve(
     pairs: Sequence[Pairs],
     sources: Mapping[int, str],
     folder: Folder,
-) -> dict[int, FileEntry]:
-    """Decides about all pairs, and writes the verdicts on every shard anew.
+) -> dict[int, TableEntry]:
+    """Decides about all pairs, and writes new verdicts on every shard, leakage included.
 
     Args:
-        screened: What screening wrote, by shard.
-        shards: Their signatures.
-        pairs: Of all partitions; held in memory, some 200 bytes a pair.
-        sources: Name of each shard's corpus.
-        folder: The database.
+        screened: Files that screening wrote, by shard.
+        shards: Signatures of the shards.
+        pairs: Pairs of all partitions; they take some 200 bytes of memory each.
+        sources: Name of each shard's source.
+        folder: Folder of the database.
 
     Returns:
-        The verdicts on each shard, those of leakage included.
+        The file of verdicts on each shard.
     """
-    found: set[tuple[int, int, float]] = set()
-    for part in pairs:
-        with folder.holding(part.file) as path:
+    all_pairs: set[tuple[int, int, float]] = set()
+    for partition in pairs:
+        with folder.holding(partition.file) as path:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        found.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        all_pairs.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
     files = _Signatures(shards, folder)
     verdicts = {number: read_verdicts(folder, shard.verdicts) for number, shard in screened.items()}
-    for document, (kept, similarity) in sorted(keep_first(found).items()):
+    for document, (kept, similarity) in sorted(keep_first(all_pairs).items()):
         number, _ = files.describe(document)
-        _, name = files.describe(kept)
-        by = f"{sources[kept >> _ROW_BITS]}:{name}"
+        _, kept_id = files.describe(kept)
+        by = f"{sources[kept >> _ROW_BITS]}:{kept_id}"
         verdicts[document >> _ROW_BITS].append(Verdict(number, DUPLICATE, by, similarity))
     return {
-        shard: write_verdicts(sorted(own, key=lambda v: v.number), shard, "resolve", folder)
-        for shard, own in verdicts.items()
+        shard: write_verdicts(
+            sorted(on_shard, key=lambda verdict: verdict.number), shard, "resolve", folder
+        )
+        for shard, on_shard in verdicts.items()
     }

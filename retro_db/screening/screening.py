@@ -1,7 +1,8 @@
-"""Which documents are left out for their content: too close to an evaluation text (paper, section 2.1)."""
+"""Screens documents: finds those too close to an evaluation text (paper, section 2.1)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from retro_db.corpus.verdicts import Verdict, write_verdicts
 from retro_db.errors import CorpusError
 from retro_db.screening.grams import Bands, jaccard
 from retro_db.screening.signatures import SignatureFile, SignatureWriter, Signed, sign
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.tokens.tokenizer import Tokenizer
 
 EVALUATION = "state/screen/evaluation.arrow"
@@ -24,25 +25,25 @@ EVALUATION = "state/screen/evaluation.arrow"
 
 @dataclass(frozen=True)
 class ScreenedShard:
-    """What the screening of a shard wrote.
+    """Files that the screening of a shard wrote.
 
     Attributes:
-        verdicts: Table of the records that are left out.
-        signatures: Of those that are not, where duplicates are wanted.
-        content: The sha256 of what was read.
+        verdicts: Table of the records to drop.
+        signatures: Signatures of the other records; None if duplicates are not looked for.
+        content: Hash (sha256) of the records that were read.
     """
 
-    verdicts: FileEntry
-    signatures: FileEntry | None
+    verdicts: TableEntry
+    signatures: TableEntry | None
     content: str
 
 
 class EvaluationSet:
-    """The evaluation documents, to be compared with any text.
+    """The evaluation documents, with which texts are compared.
 
     Args:
-        file: Their signatures.
-        similarity: From which a text is too close.
+        file: Signatures of the documents.
+        similarity: Jaccard similarity from which a text is too close.
     """
 
     def __init__(self, file: SignatureFile, similarity: float) -> None:
@@ -56,11 +57,11 @@ class EvaluationSet:
         """The evaluation document that a text is too close to.
 
         Args:
-            grams: Of the text, uint64 [g].
-            keys: Of its bands, uint64 [b].
+            grams: Grams of the text, uint64 [g].
+            keys: Band keys of the text, uint64 [b].
 
         Returns:
-            Id and similarity of the closest one, the first of several; None where none is too close.
+            Id and similarity of the closest document, the first of several; None if none is too close.
         """
         lows = np.searchsorted(self._keys, keys, side="left")
         highs = np.searchsorted(self._keys, keys, side="right")
@@ -73,19 +74,21 @@ class EvaluationSet:
         return best
 
 
-def write_evaluation(shards: Sequence[Shard], settings: LeakageConfig, folder: Folder) -> FileEntry:
+def write_evaluation(
+    shards: Sequence[Shard], settings: LeakageConfig, folder: Folder
+) -> TableEntry:
     """Writes the signatures of all evaluation documents into one file.
 
     Args:
-        shards: Of the evaluation texts.
-        settings: How they are read and compared.
-        folder: The database.
+        shards: Shards of the evaluation texts.
+        settings: Settings of the leakage filter: how texts are read and compared.
+        folder: Folder of the database.
 
     Returns:
-        The file.
+        The file of signatures.
 
     Raises:
-        CorpusError: A record cannot be used: what is not compared would leak.
+        CorpusError: A record cannot be used, so that its text could leak.
     """
     bands = Bands.for_threshold(settings.jaccard)
     documents = (
@@ -93,11 +96,7 @@ def write_evaluation(shards: Sequence[Shard], settings: LeakageConfig, folder: F
         for shard in shards
         for number, document in enumerate(_all_good(read_shard(shard, settings)))
     )
-    with folder.writing(EVALUATION) as file:
-        with SignatureWriter(file, bands) as writer:
-            for batch in sign(documents, _text, settings.ngram):
-                writer.append(batch)
-        return describe(file, EVALUATION, writer.rows)
+    return _write_signatures(sign(documents, _text, settings.ngram), bands, folder, EVALUATION)
 
 
 def _text(document: Document) -> str:
@@ -110,7 +109,7 @@ def _all_good(records: Iterable[Document | Reject]) -> Iterator[Document]:
     for record in records:
         if isinstance(record, Reject):
             raise CorpusError(
-                f"leakage.paths: {record}; mend the file, as what cannot be read cannot be kept out"
+                f"leakage.paths: {record}; mend the file, as text that cannot be read cannot be kept out"
             )
         yield record
 
@@ -119,8 +118,8 @@ def open_evaluation(folder: Folder, settings: LeakageConfig) -> EvaluationSet:
     """The evaluation documents that `write_evaluation` wrote.
 
     Args:
-        folder: The database.
-        settings: The same.
+        folder: Folder of the database.
+        settings: Settings of the leakage filter, as for `write_evaluation`.
     """
     return EvaluationSet(SignatureFile(folder.local(EVALUATION)), settings.jaccard)
 
@@ -136,56 +135,66 @@ def screen_shard(
     """Compares the documents of a shard with the evaluation texts, and signs the others.
 
     Args:
-        shard: What to read.
-        config: Of the build.
-        tokenizer: Of the language model.
-        evaluation: What no document may be close to.
-        folder: The database.
-        report: Told, now and again, how many more bytes of the files are read.
+        shard: Shard to read.
+        config: Configuration of the build.
+        tokenizer: Tokenizer of the language model.
+        evaluation: Evaluation documents that no document may be close to; None for none.
+        folder: Folder of the database.
+        report: Called with the number of bytes of the files read since the last call.
 
     Returns:
-        The verdicts, and the signatures if duplicates are to be found.
+        The verdicts, and the signatures if `dedup` looks for duplicates.
     """
-    source = next(source for source in config.corpus if source.name == shard.source)
     content = Content()
-    records = content.watch(read_shard(shard, source, report))
-    selected = select(records, shard, config, tokenizer, Tally())
-    threshold = config.dedup.jaccard
-    path = f"state/screen/signatures-{shard.number:07d}.arrow"
     verdicts: list[Verdict] = []
-
-    def text_of(document: Document) -> str:
-        if document.text is not None:
-            return document.text
-        return tokenizer.decode([document.tokens])[0]  # type: ignore[list-item]
-
-    def unleaked() -> Iterator[list[Signed]]:
+    records = content.watch(read_shard(shard, config.source(shard.source), report))
+    selected = select(records, shard, config, tokenizer, Tally())
+    text_of = functools.partial(_text_or_decoded, tokenizer=tokenizer)
+    batches = sign(selected, text_of, config.leakage.ngram)
+    if evaluation is not None:
         bands = Bands.for_threshold(config.leakage.jaccard)
-        for batch in sign(selected, text_of, config.leakage.ngram):
-            if evaluation is None:
-                yield batch
-                continue
-            keys = bands.keys([signed.grams for signed in batch])
-            found = [
-                evaluation.closest(signed.grams, own)
-                for signed, own in zip(batch, keys, strict=True)
-            ]
-            verdicts.extend(
-                Verdict(signed.number, LEAKAGE, *close)
-                for signed, close in zip(batch, found, strict=True)
-                if close
-            )
-            yield [signed for signed, close in zip(batch, found, strict=True) if not close]
+        batches = _unleaked(batches, evaluation, bands, verdicts)
+    signatures = None
+    if config.dedup.jaccard is not None:
+        path = f"state/screen/signatures-{shard.number:07d}.arrow"
+        bands = Bands.for_threshold(config.dedup.jaccard)
+        signatures = _write_signatures(batches, bands, folder, path)
+    else:
+        for _ in batches:
+            pass  # to the end, so that verdicts and content are complete
+    written = write_verdicts(verdicts, shard.number, "screen", folder)
+    return ScreenedShard(written, signatures, content.sha256)
 
-    if threshold is None:
-        for _ in unleaked():
-            pass
-        found = write_verdicts(verdicts, shard.number, "screen", folder)
-        return ScreenedShard(found, None, content.sha256)
+
+def _text_or_decoded(document: Document, tokenizer: Tokenizer) -> str:
+    if document.text is not None:
+        return document.text
+    return tokenizer.decode([document.tokens])[0]  # type: ignore[list-item]
+
+
+def _unleaked(
+    batches: Iterable[list[Signed]],
+    evaluation: EvaluationSet,
+    bands: Bands,
+    verdicts: list[Verdict],
+) -> Iterator[list[Signed]]:
+    """Documents that are not close to an evaluation document; adds the verdicts on the others."""
+    for batch in batches:
+        unleaked = []
+        keys = bands.keys([signed.grams for signed in batch])
+        for signed, band_keys in zip(batch, keys, strict=True):
+            if closest := evaluation.closest(signed.grams, band_keys):
+                verdicts.append(Verdict(signed.number, LEAKAGE, *closest))
+            else:
+                unleaked.append(signed)
+        yield unleaked
+
+
+def _write_signatures(
+    batches: Iterable[list[Signed]], bands: Bands, folder: Folder, path: str
+) -> TableEntry:
     with folder.writing(path) as file:
-        with SignatureWriter(file, Bands.for_threshold(threshold)) as writer:
-            for batch in unleaked():
+        with SignatureWriter(file, bands) as writer:
+            for batch in batches:
                 writer.append(batch)
-        signatures = describe(file, path, writer.rows)
-    found = write_verdicts(verdicts, shard.number, "screen", folder)
-    return ScreenedShard(found, signatures, content.sha256)
+        return describe(file, path, writer.rows)

@@ -1,4 +1,4 @@
-"""Grams and band keys of documents in one file, to find and compare pairs."""
+"""Signatures: a file of documents' grams and band keys, to find and compare pairs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BATCH_DOCUMENTS = 1024
 
 @dataclass(frozen=True)
 class Signed:
-    """A document as it is compared.
+    """A document with its grams.
 
     Attributes:
-        number: Of its record in its shard.
-        id: Its name.
-        grams: Of its text, uint64 [g], g > 0.
+        number: Number of the record in its shard.
+        id: Id of the document.
+        grams: Grams of the text, uint64 [g], g > 0.
     """
 
     number: int
@@ -35,12 +35,12 @@ class Signed:
 def sign(
     documents: Iterable[tuple[int, Document]], text_of: Callable[[Document], str], words: int
 ) -> Iterator[list[Signed]]:
-    """Documents with their grams, in batches; one without words is like no other and left out.
+    """Documents with their grams, in batches, without documents that have no words to compare.
 
     Args:
-        documents: With their records' numbers.
-        text_of: Gives a document's text.
-        words: Of a gram.
+        documents: Documents with the numbers of their records.
+        text_of: Function that returns a document's text.
+        words: Number of words in a gram.
     """
     batch: list[Signed] = []
     characters = 0
@@ -60,8 +60,8 @@ class SignatureWriter:
     """Streams signatures into an Arrow file.
 
     Args:
-        path: A new local file.
-        bands: Whose keys are kept.
+        path: Path of a new local file.
+        bands: Bands whose keys are written.
     """
 
     def __init__(self, path: Path, bands: Bands) -> None:
@@ -89,7 +89,7 @@ class SignatureWriter:
         self._sink.close()
 
     def append(self, batch: Sequence[Signed]) -> None:
-        """Adds documents."""
+        """Writes a batch of documents."""
         if not batch:
             return
         sets = [signed.grams for signed in batch]
@@ -109,7 +109,7 @@ class SignatureFile:
     """Signatures read through a memory map, by row.
 
     Args:
-        path: What `SignatureWriter` wrote, on a local disk.
+        path: Path of a local file that `SignatureWriter` wrote.
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,11 +126,11 @@ class SignatureFile:
         return len(self.numbers)
 
     def id(self, row: int) -> str:
-        """Name of a document."""
+        """Id of the document in a row."""
         return str(self._ids[int(row)])
 
     def grams(self, row: int) -> np.ndarray:
-        """Grams of a document, uint64 [g]: a view of the file."""
+        """Grams of the document in a row, uint64 [g]: a view of the file."""
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
         column = self._grams[chunk]
         offsets = column.offsets[int(row - self._starts[chunk]) :][:2].to_pylist()

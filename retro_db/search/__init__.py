@@ -1,1 +1,1 @@
-"""Searching an index, tuning the search, and what is found."""
+"""Searching an index, tuning the search, and showing the chunks that it finds."""

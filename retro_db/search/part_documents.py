@@ -1,4 +1,4 @@
-"""The documents of parts, and the chunks that each of them must not find."""
+"""The documents of parts, and the chunks that the search must not find for each of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _BLOCK_QUERIES = 256
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents of one part: those with chunks, in order.
+    """The documents of one part that have chunks, in order.
 
     Attributes:
-        starts: int64 [D], first chunk of each, counted from the part's first.
-        counts: int64 [D], chunks of each.
-        exclude: For each, the ranges of chunk ids that its chunks must not find.
+        starts: int64 [D], first chunk of each document, counted from the part's first chunk.
+        counts: int64 [D], number of chunks of each document.
+        exclude: For each document, the ranges of chunk ids that its chunks must not find.
     """
 
     starts: np.ndarray
@@ -32,22 +32,22 @@ class Documents:
     exclude: Sequence[IdRanges]
 
     def blocks(self) -> Iterator[tuple[int, int, IdRanges]]:
-        """Query rows start to stop, and what they must not find."""
-        held = zip(self.starts.tolist(), self.counts.tolist(), self.exclude, strict=True)
-        for first, count, exclude in held:
+        """Yields query rows, start and stop, and the ranges of ids that they must not find."""
+        documents = zip(self.starts.tolist(), self.counts.tolist(), self.exclude, strict=True)
+        for first, count, exclude in documents:
             for start in range(first, first + count, _BLOCK_QUERIES):
                 yield start, min(start + _BLOCK_QUERIES, first + count), exclude
 
 
 def load_documents(folder: Folder, part: Part) -> Documents:
-    """The part's documents that have chunks.
+    """Loads a part's documents that have chunks.
 
     Args:
         folder: The database.
-        part: Which part.
+        part: A part of it.
 
     Returns:
-        Where each document's chunks are; each excludes itself.
+        The documents; each excludes its own chunks.
 
     Raises:
         DamagedFileError: The documents file is missing.
@@ -56,37 +56,37 @@ def load_documents(folder: Folder, part: Part) -> Documents:
     counts = table["chunk_count"].to_numpy()
     starts, counts = table["first_chunk"].to_numpy()[counts > 0], counts[counts > 0]
     firsts = starts + part.first_id
-    own = zip(firsts.tolist(), (firsts + counts).tolist(), strict=True)
-    return Documents(starts, counts, [(ids,) for ids in own])
+    ranges = zip(firsts.tolist(), (firsts + counts).tolist(), strict=True)
+    return Documents(starts, counts, [(own_range,) for own_range in ranges])
 
 
 def load_queries(
     folder: Folder, part: Part, parts: Sequence[Part], named: Sequence[str]
 ) -> Documents:
-    """Documents of a query corpus, which must not find documents of the database with their own id.
+    """Loads documents of a query corpus, which must not find database documents with the same id.
 
     Args:
         folder: The database.
-        part: Which part of the query corpus.
+        part: A part of the query corpus.
         parts: All parts of the database.
-        named: Sources of the database whose ids can be the queries' own: where both say which field
-            names a document. Ids made of places in files agree by chance.
+        named: Sources of the database whose document ids are compared: those for which both sides
+            configure the field of the id. Ids made of positions in files agree by chance.
 
     Returns:
-        Where each document's chunks are; each excludes the chunks of its namesakes.
+        The documents; each excludes the chunks of its namesakes.
 
     Raises:
         DamagedFileError: A documents file is missing.
     """
-    wanted = pa.array(named, pa.string())
+    sources = pa.array(named, pa.string())
     table = read_documents(folder, part.documents, part.rows)
     table = table.filter(pc.greater(table["chunk_count"], 0))
     namesakes: dict[str, list[tuple[int, int]]] = {}
     for other in parts if named else ():
-        held = read_documents(folder, other.documents, other.rows)
-        held = held.filter(pc.is_in(held["source"], value_set=wanted))
-        held = held.filter(pc.is_in(held["id"], value_set=table["id"].combine_chunks()))
-        for row in held.to_pylist():
+        others = read_documents(folder, other.documents, other.rows)
+        others = others.filter(pc.is_in(others["source"], value_set=sources))
+        others = others.filter(pc.is_in(others["id"], value_set=table["id"].combine_chunks()))
+        for row in others.to_pylist():
             first = other.first_id + row["first_chunk"]
             ranges = namesakes.setdefault(row["id"], [])
             ranges.append((first, first + row["chunk_count"]))

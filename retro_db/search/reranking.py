@@ -11,74 +11,78 @@ import pyarrow as pa
 from retro_db.index.structure import faiss, widen
 
 
-class Keys(Protocol):
-    """Keys by global chunk id, for exact distances."""
+class Embeddings(Protocol):
+    """Embeddings by global chunk id, for exact distances."""
 
     def __getitem__(self, ids: np.ndarray, /) -> np.ndarray:
-        """Float16 or float32 [n, d], for int64 [n]."""
+        """Reads the embeddings of chunks: int64 [n] to float16 or float32 [n, d]."""
 
 
-# More keys at a time would leave the caches. Where queries share candidates, halves would read most
-# of them twice; there memory is the limit.
-_MOST_KEYS = 4096
-_MOST_SHARED_KEYS = 65_536
+# More embeddings at a time would leave the caches. Where queries share candidates, halves would read
+# most of them twice; there memory is the limit.
+_MOST_EMBEDDINGS = 4096
+_MOST_SHARED_EMBEDDINGS = 65_536
 _SCRATCH = threading.local()
 
 
-def _scratch(dimension: int, keys: np.ndarray) -> faiss.IndexFlatL2:
-    """A flat index of keys [n, d], whose memory each thread uses again: new pages take longer."""
+def _scratch(dimension: int, embeddings: np.ndarray) -> faiss.IndexFlatL2:
+    """Fills a flat index with embeddings [n, d]; each thread reuses its memory: new pages take longer."""
     flat = getattr(_SCRATCH, "flat", None)
     if flat is None or flat.d != dimension:
         flat = _SCRATCH.flat = faiss.IndexFlatL2(dimension)
     flat.reset()
-    flat.codes.resize(4 * keys.size)
-    flat.ntotal = len(keys)
-    widen(keys, faiss.rev_swig_ptr(flat.get_xb(), keys.size).reshape(keys.shape))
+    flat.codes.resize(4 * embeddings.size)
+    flat.ntotal = len(embeddings)
+    memory = faiss.rev_swig_ptr(flat.get_xb(), embeddings.size)
+    widen(embeddings, memory.reshape(embeddings.shape))
     return flat
 
 
 class Candidates:
-    """Candidates of some queries, each different id known once.
+    """Candidates of some queries, whose distinct ids are read once.
 
     Args:
-        ids: int64 [n, c], -1 where there is none, no id twice in a row.
+        ids: int64 [n, c], padded with -1, no id twice in a row.
 
     Attributes:
-        ids: The same.
+        ids: The same ids.
     """
 
     def __init__(self, ids: np.ndarray) -> None:
         self.ids = ids
-        # Faster than sorting all of them.
+        # Faster than sorting all ids.
         encoded = pa.array(ids.reshape(-1)).dictionary_encode()
-        found = encoded.dictionary.to_numpy()
-        order = np.argsort(found)
-        ranks = np.empty(len(found), np.int64)
-        ranks[order] = np.arange(len(found))
-        self._unique = found[order]
+        distinct = encoded.dictionary.to_numpy()
+        order = np.argsort(distinct)
+        ranks = np.empty(len(distinct), np.int64)
+        ranks[order] = np.arange(len(distinct))
+        self._unique = distinct[order]
         self._ranks = ranks[encoded.indices.to_numpy()].reshape(ids.shape)
 
-    def distances(self, queries: np.ndarray, keys: Keys) -> np.ndarray:
-        """Squared L2 distances to the stored keys.
+    def distances(self, queries: np.ndarray, embeddings: Embeddings) -> np.ndarray:
+        """Computes squared L2 distances to the stored embeddings.
 
         Args:
             queries: float32 [n, d].
-            keys: Of all chunks.
+            embeddings: Embeddings of all chunks.
 
         Returns:
-            float32 [n, c], infinity where there is no candidate.
+            float32 [n, c], infinity in the padding.
         """
         shared = 2 * len(self._unique) < self.ids.size
-        most = _MOST_SHARED_KEYS if shared else _MOST_KEYS
+        most = _MOST_SHARED_EMBEDDINGS if shared else _MOST_EMBEDDINGS
         if len(self._unique) > most and len(self.ids) > 1:
             half = len(self.ids) // 2
-            parts = slice(None, half), slice(half, None)
-            pieces = [Candidates(self.ids[p]).distances(queries[p], keys) for p in parts]
-            return np.concatenate(pieces)
+            return np.concatenate(
+                [
+                    Candidates(self.ids[rows]).distances(queries[rows], embeddings)
+                    for rows in (slice(None, half), slice(half, None))
+                ]
+            )
         missing = int(np.searchsorted(self._unique, 0))
         distances = np.full(self.ids.shape, np.inf, np.float32)
         if len(self._unique) > missing:
-            flat = _scratch(queries.shape[1], keys[self._unique[missing:]])
+            flat = _scratch(queries.shape[1], embeddings[self._unique[missing:]])
             x, labels = np.ascontiguousarray(queries), self._ranks - missing
             flat.compute_distance_subset(
                 len(x),
@@ -91,17 +95,17 @@ class Candidates:
         return distances
 
     def nearest(self, distances: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest.
+        """Selects the k nearest candidates.
 
         Args:
-            distances: float32 [n, c], not negative; infinity marks what is not wanted.
-            k: How many.
+            distances: float32 [n, c], not negative; infinity for candidates that are passed over.
+            k: Number of neighbors.
 
         Returns:
             ids int64 [n, k] by ascending (distance, id), padded with -1, and their distances float32
             [n, k], padded with infinity.
         """
-        # Bits of a float that is not negative ascend with it: one integer holds what decides.
+        # Bits of a float that is not negative ascend with it: one integer orders by (distance, id).
         bits = np.ascontiguousarray(distances).view(np.uint32).astype(np.uint64)
         order = (bits << np.uint64(32)) | self._ranks.astype(np.uint64)
         if order.shape[1] > k:

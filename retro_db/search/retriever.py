@@ -18,10 +18,10 @@ from retro_db.encoder.models import (
     resolve_model,
 )
 from retro_db.errors import InputError
-from retro_db.index.refining import FINE_PATH, FineKeys
+from retro_db.index.refining import FINE_PATH, FineEmbeddings
 from retro_db.reader.database import Database
 from retro_db.search.finder import Finder
-from retro_db.search.reranking import Keys
+from retro_db.search.reranking import Embeddings
 from retro_db.search.searching import QueryBlock, SearchSettings, open_searcher
 from retro_db.store.entries import read_bounded
 from retro_db.store.serialize import DecodeError, from_json, parse_json
@@ -32,21 +32,25 @@ LOCATIONS = "state/locations.json"
 
 @dataclass(frozen=True)
 class Locations:
-    """Where a build found its models: kept beside the database, never in the manifest."""
+    """Paths at which a build found its models: kept beside the database, never in the manifest.
+
+    Attributes:
+        encoder: Folder or hub name of the encoder.
+    """
 
     encoder: str
 
 
 def open_encoder(database: Database, encoder: str | None = None) -> Encoder:
-    """The encoder that a database was built with.
+    """Opens the encoder that a database was built with.
 
     Args:
-        database: Whose.
-        encoder: Folder or hub name; where the build found it, if left out.
+        database: The database.
+        encoder: Folder or hub name of the encoder; by default the one that the build used.
 
     Raises:
-        InputError: It is not known where the encoder is.
-        ModelError: It cannot be loaded, or is another one than the build's.
+        InputError: The database does not know where its encoder is.
+        ModelError: The encoder cannot be loaded, or is not the build's encoder.
     """
     info = database.manifest.encoder
     model = EncoderModel(
@@ -81,13 +85,13 @@ class Retriever:
 
     Args:
         database: Opened with `retro_db.open`.
-        encoder: Folder or hub name of the encoder; where the build found it, if left out.
-        memory: Bytes that the index may take; a larger one is opened partition by partition at every
+        encoder: Folder or hub name of the encoder; by default the one that the build used.
+        memory: Bytes that the index may take; a larger index is opened partition by partition at every
             search, so give it many texts at a time. None for no limit.
 
     Raises:
-        ModelError: The encoder cannot be found, or is another one than the build's.
-        DamagedFileError: A file of the index is missing or of another size.
+        ModelError: The encoder cannot be found, or is not the build's encoder.
+        DamagedFileError: A file of the index is missing, or its size is not what was written.
     """
 
     def __init__(
@@ -105,31 +109,31 @@ class Retriever:
             manifest.template_file,
             manifest.partition_files,
             memory,
-            removed=database.removed_chunks,
+            removed=database.removals.chunks,
         )
         settings = SearchSettings(index.nprobe, index.rerank, index.ef_search)
-        self._finder = Finder(searcher, self._open_keys(), settings)
+        self._finder = Finder(searcher, self._open_embeddings(), settings)
 
-    def _open_keys(self) -> Keys:
-        """What candidates are re-ranked by: the kept embeddings, or else their fine codes."""
+    def _open_embeddings(self) -> Embeddings:
+        """Opens what re-ranks candidates: the kept embeddings, or else their fine codes."""
         database = self.database
         if database.manifest.tables.embeddings or not database.manifest.tables.fine:
             return database.embeddings
-        return FineKeys(database.folder.local(FINE_PATH), database.fine_codes)
+        return FineEmbeddings(database.folder.local(FINE_PATH), database.fine_codes)
 
     def search(
         self, texts: Sequence[str], k: int = 5, exclude: Sequence[tuple[int, int]] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest chunks of texts, without the removed ones.
+        """Finds the nearest chunks of texts, without the removed ones.
 
         Args:
             texts: Queries, cut at the encoder's `max_length`.
-            k: Neighbors of a text.
-            exclude: For each text, a range of chunk ids, first to end - 1, not to be found.
+            k: Number of neighbors of a text.
+            exclude: For each text, a range of chunk ids, first to end - 1, that is passed over.
 
         Returns:
-            ids int64 [n, k] by ascending (distance, id), -1 where there are fewer or the text has no
-            WordPiece, and squared L2 distances float32 [n, k], infinity there.
+            ids int64 [n, k] by ascending (distance, id), and squared L2 distances float32 [n, k]. Rows
+            with fewer neighbors are padded with -1 and infinity; a text without any WordPiece has none.
 
         Raises:
             InputError: `texts` is a string, or `exclude` has another length.
@@ -138,18 +142,18 @@ class Retriever:
             raise InputError("texts: a single string; give a list of texts")
         if exclude is not None and len(exclude) != len(texts):
             raise InputError(f"exclude: {len(exclude)} ranges for {len(texts)} texts")
-        # Stored keys are float16: so are queries, so that a stored chunk is at distance 0 of itself.
-        keys = self._encoder.encode(texts).astype(np.float16).astype(np.float32)
+        # Queries are rounded to float16 like stored embeddings: a stored chunk is at distance 0 of itself.
+        queries = self._encoder.encode(texts).astype(np.float16).astype(np.float32)
         ids = np.full((len(texts), k), -1, np.int64)
         distances = np.full((len(texts), k), np.inf, np.float32)
-        keyed = np.flatnonzero(keys.any(axis=1))
+        rows = np.flatnonzero(queries.any(axis=1))
         blocks = [
-            QueryBlock(keys[[row]], () if exclude is None else (exclude[row],)) for row in keyed
+            QueryBlock(queries[[row]], () if exclude is None else (exclude[row],)) for row in rows
         ]
         settings = self._finder.settings
         finder = replace(self._finder, settings=replace(settings, rerank=max(k, settings.rerank)))
         with ThreadPoolExecutor(available_cores()) as pool:
-            found = finder.find(blocks, k, pool)
-        for row, (near, away) in zip(keyed, found, strict=True):
-            ids[row], distances[row] = near[0], away[0]
+            neighbors = finder.find(blocks, k, pool)
+        for row, (row_ids, row_distances) in zip(rows, neighbors, strict=True):
+            ids[row], distances[row] = row_ids[0], row_distances[0]
         return ids, distances

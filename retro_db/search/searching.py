@@ -1,4 +1,4 @@
-"""Searching: all partitions as one index under the template."""
+"""Searching: all partitions as one index under the trained index."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from retro_db.index.structure import faiss, inverted_file, read_index, transform
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.threads import use_faiss_threads
 
-# Tables for residual codes are the template's business: partitions would each compute their own.
+# The trained index computes the tables for residual codes: every partition would compute them again.
 _MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
-# Queries that are searched together: enough to keep all threads busy, little beside an index.
+# Queries that are searched together: enough to keep all threads busy, and small beside an index.
 _WINDOW_QUERIES = 16_384
-# Lists that one call of Faiss is sent to: at 12 bytes each.
+# Visits to lists of one call of Faiss, at 12 bytes each.
 _MOST_VISITS = 8_000_000
-# Each range is looked at for every code; more of them become a set.
+# Faiss compares every code's id with each range; more ranges than this become a set.
 _FEW_RANGES = 8
 
 Block = TypeVar("Block")
@@ -37,9 +37,9 @@ class SearchSettings:
     """How widely the index is searched; tuning decides it.
 
     Attributes:
-        nprobe: Lists visited for a query.
-        rerank: Candidates of a query whose exact distances are computed.
-        ef_search: Breadth of the search among centroids, where a graph joins them.
+        nprobe: Number of lists visited for a query.
+        rerank: Number of a query's candidates whose exact distances are computed.
+        ef_search: Breadth of the search among centroids; None if no graph joins them.
     """
 
     nprobe: int
@@ -49,12 +49,12 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """Queries that must not find the same ids: those of one document.
+    """Queries that must not find the same ids: the chunks of one document.
 
     Attributes:
         vectors: float32 [n, d].
         exclude: Ranges of ids, first to end - 1, that are passed over.
-        tokens: uint [n, m + 1], tokens and length of the queries' chunks; None where their
+        tokens: uint [n, m + 1], tokens and length of the queries' chunks; None if their
             duplicates may be found.
     """
 
@@ -63,16 +63,21 @@ class QueryBlock:
     tokens: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> QueryBlock:
-        """Some of the queries."""
+        """Returns a block of some rows of the queries."""
         tokens = None if self.tokens is None else self.tokens[rows]
         return QueryBlock(self.vectors[rows], self.exclude, tokens)
 
 
 @dataclass(frozen=True)
 class _Routed:
-    """A block on its way: transformed queries, the lists that each visits, how far they are.
+    """A block whose queries are assigned to lists.
 
-    `removed` are ids that no block may find, beside its own.
+    Attributes:
+        vectors: float32 [n, d'], the queries after the transforms.
+        lists: int64 [n, nprobe], lists that each query visits.
+        distances: float32 [n, nprobe], distances to the centroids of these lists.
+        exclude: Ranges of ids that are passed over.
+        removed: Ids that no block may find, or None.
     """
 
     vectors: np.ndarray
@@ -86,12 +91,12 @@ class Searcher:
     """The partitions of an index, memory-mapped and searched as one.
 
     4-bit codes of a FastScan key are repacked in memory. Partitions that do not fit the memory
-    together are opened group after group, for many queries at a time: same candidates, but for ties
-    at the last place. Safe to call from several threads.
+    together are opened group after group, for many queries at a time: the candidates are the same, but
+    for ties at the last place. Safe to call from several threads.
 
     Args:
-        template: The trained index's file.
-        partitions: Files of all lists, in order.
+        trained_index: File of the trained index.
+        partitions: Files of all partitions, in the order of their lists.
         key: The index key.
         memory: Bytes that opened partitions and waiting queries may take; None for no limit.
         removed: Ids int64 [n] that no query may find.
@@ -102,32 +107,32 @@ class Searcher:
 
     def __init__(
         self,
-        template: Path,
+        trained_index: Path,
         partitions: Sequence[Path],
         key: str,
         memory: int | None = None,
         removed: np.ndarray | None = None,
     ) -> None:
-        self._index = read_index(template)
+        self._index = read_index(trained_index)
         self._ivf = inverted_file(self._index)
         self._quantizer = faiss.downcast_index(self._ivf.quantizer)
         parsed = parse_key(key, self._index.d)
         self._fast_scan = parsed.fast_scan
         self._memory = memory
-        there = removed is not None and len(removed) > 0
-        self._removed = faiss.IDSelectorBatch(removed) if there else None
+        has_removed = removed is not None and len(removed) > 0
+        self._removed = faiss.IDSelectorBatch(removed) if has_removed else None
         self._lock = threading.Lock()
         sizes = [resident_bytes(path.stat().st_size, parsed) for path in partitions]
         self._groups = group_partitions(sizes, memory)
         self._paths = partitions
-        # A group needs the numbers of the lists before and behind it.
+        # A group needs the number of lists before it and behind it.
         counts = [count_lists(path) for path in partitions] if self.streams else []
         self._starts = [0, *itertools.accumulate(counts)]
         self._whole = None if self.streams else self._open(partitions, 0, 0)
 
     @property
     def lists(self) -> int:
-        """Inverted lists."""
+        """Number of inverted lists."""
         return int(self._ivf.nlist)
 
     @property
@@ -141,39 +146,39 @@ class Searcher:
         return isinstance(self._quantizer, faiss.IndexHNSW)
 
     def window(self, settings: SearchSettings) -> int:
-        """Queries that are worth searching together: as many as the memory holds while streaming.
+        """Counts the queries that are worth searching together: while streaming, what the memory holds.
 
         Args:
-            settings: What each of them keeps: lists to visit and candidates.
+            settings: Lists that each query visits, and candidates that it keeps.
 
         Returns:
             A number of queries, 1 or more.
         """
         if self._memory is None or not self.streams:
             return _WINDOW_QUERIES
-        # Itself, where it goes, and the candidates of the groups so far and of the next one.
+        # A query, its lists, and its candidates from the groups so far and from the next group.
         each = 4 * self._index.d + 12 * settings.nprobe + 2 * 12 * settings.rerank
         return max(1, self._memory // 4 // each)
 
     def search(
         self, blocks: Sequence[QueryBlock], settings: SearchSettings, pool: Executor
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The nearest entries by their codes, as one index that holds all of them finds them.
+        """Finds the nearest entries by their codes, as one index that holds all entries finds them.
 
         Args:
             blocks: Queries; each block is one call of Faiss on one thread, so that the result does
-                not depend on the pool. One that would visit very many lists is divided.
-            settings: How widely.
+                not depend on the pool. A block that would visit very many lists is divided.
+            settings: How widely the index is searched.
             pool: Threads.
 
         Returns:
-            For each block, approximate distances float32 [n, rerank] and ids int64 [n, rerank]; -1
-            where the visited lists hold fewer.
+            For each block, approximate distances float32 [n, rerank] and ids int64 [n, rerank], padded
+            with -1 if the visited lists hold fewer.
         """
-        most = max(1, _MOST_VISITS // settings.nprobe)
-        pieces = [list(_divide(block, most)) for block in blocks]
-        found = iter(self._search([piece for some in pieces for piece in some], settings, pool))
-        return [_joined([next(found) for _ in some]) for some in pieces]
+        most_queries = max(1, _MOST_VISITS // settings.nprobe)
+        pieces = [list(_divide(block, most_queries)) for block in blocks]
+        results = iter(self._search(list(itertools.chain(*pieces)), settings, pool))
+        return [_joined([next(results) for _ in block_pieces]) for block_pieces in pieces]
 
     def _search(
         self, blocks: Sequence[QueryBlock], settings: SearchSettings, pool: Executor
@@ -190,19 +195,19 @@ class Searcher:
     def _stream(
         self, blocks: Sequence[QueryBlock], settings: SearchSettings, pool: Executor
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Searches group after group, keeping the nearest so far."""
+        """Searches group after group, and keeps the nearest so far."""
         routed = list(pool.map(lambda block: self._route(block, settings), blocks))
         best: list[tuple[np.ndarray, np.ndarray]] = []
         with self._lock:
             for first, end in self._groups:
                 with self._opened(first, end) as index:
                     scan = functools.partial(_scan, index, count=settings.rerank)
-                    found = list(pool.map(scan, routed))
-                best = list(pool.map(_nearer, best, found)) if best else found
+                    results = list(pool.map(scan, routed))
+                best = list(pool.map(_nearer, best, results)) if best else results
         return best
 
     def _route(self, block: QueryBlock, settings: SearchSettings) -> _Routed:
-        # One thread a call: FastScan breaks ties otherwise with another number of threads.
+        # One thread a call: the number of threads decides how FastScan breaks ties.
         use_faiss_threads(1)
         x = np.ascontiguousarray(transform(self._index, block.vectors))
         breadth = None
@@ -222,18 +227,24 @@ class Searcher:
             group.close()
 
     def _open(self, paths: Sequence[Path], before: int, after: int) -> _Group:
-        return _Group(self._ivf, paths, before, after, self._fast_scan)
+        return _Group(self._ivf, paths, before, after, fast_scan=self._fast_scan)
 
 
 class _Group:
-    """Some partitions opened under the template, whose other lists are empty.
+    """Some partitions opened under the trained index, whose other lists are empty.
 
     Attributes:
-        index: What is searched.
+        index: The index that is searched.
     """
 
     def __init__(
-        self, ivf: faiss.IndexIVF, paths: Sequence[Path], before: int, after: int, fast_scan: bool
+        self,
+        ivf: faiss.IndexIVF,
+        paths: Sequence[Path],
+        before: int,
+        after: int,
+        *,
+        fast_scan: bool,
     ) -> None:
         self._ivf = ivf
         # Faiss keeps pointers into the mapped partitions: they live as long as the joined lists.
@@ -245,7 +256,7 @@ class _Group:
             if lists.nlist:
                 pieces.push_back(lists)
         joined = faiss.VStackInvertedLists(pieces.size(), pieces.data())
-        # Faiss crashes in turning an index into FastScan that does not own its lists.
+        # Turning an index into FastScan crashes Faiss unless the index owns its lists.
         ivf.replace_invlists(joined, True)
         joined.this.disown()
         ivf.ntotal = sum(inverted_file(partition).ntotal for partition in self._partitions)
@@ -255,12 +266,12 @@ class _Group:
             self._let_go()
 
     def close(self) -> None:
-        """Frees the codes."""
+        """Frees FastScan's copy of the codes, and unmaps the partitions."""
         del self.index
         self._let_go()
 
     def _let_go(self) -> None:
-        """Unmaps the partitions."""
+        """Unmaps the partitions: the trained index gets empty lists instead."""
         empty = _no_lists(self._ivf, self._ivf.nlist)
         self._ivf.replace_invlists(empty, True)
         empty.this.disown()
@@ -275,18 +286,18 @@ def _no_lists(ivf: faiss.IndexIVF, count: int) -> faiss.ArrayInvertedLists:
 def open_searcher(
     folder: Folder,
     key: str,
-    template: FileEntry,
+    trained_index: FileEntry,
     partitions: Sequence[FileEntry],
     memory: int | None,
     removed: np.ndarray | None = None,
 ) -> Searcher:
-    """The index of a database.
+    """Opens the index of a database.
 
     Args:
         folder: The database.
-        key: Of the index.
-        template: The trained index.
-        partitions: All lists, in order.
+        key: The index key.
+        trained_index: File of the trained index.
+        partitions: Files of all partitions, in the order of their lists.
         memory: Bytes that the searcher may take; None for no limit.
         removed: Ids int64 [n] that no query may find.
 
@@ -294,20 +305,19 @@ def open_searcher(
         DamagedFileError: A file is missing, or cannot be read.
     """
     paths = [folder.verified(partition) for partition in partitions]
-    return Searcher(folder.verified(template), paths, key, memory, removed)
+    return Searcher(folder.verified(trained_index), paths, key, memory, removed)
 
 
 def group_partitions(sizes: Sequence[int], memory: int | None) -> list[tuple[int, int]]:
-    """Consecutive partitions that are opened together.
+    """Groups consecutive partitions that are opened together.
 
     Args:
-        sizes: Bytes that each takes when opened.
-        memory: Bytes for all that is opened and for the queries that wait meanwhile; None for no
-            limit.
+        sizes: Bytes that each partition takes when opened.
+        memory: Bytes for opened partitions and for the queries that wait meanwhile; None for no limit.
 
     Returns:
-        First partition and one after the last of each group; one group if everything fits, else of
-        half the memory each, or of a single partition that is larger.
+        First partition and one after the last of each group: one group if all partitions fit, else
+        groups of at most half the memory, or of a single partition that is larger.
     """
     if memory is None or sum(sizes) <= memory:
         return [(0, len(sizes))]
@@ -322,15 +332,15 @@ def group_partitions(sizes: Sequence[int], memory: int | None) -> list[tuple[int
 
 
 def resident_bytes(size: int, key: IndexKey) -> int:
-    """What opened lists take in memory: FastScan's copy is made beside the mapped codes."""
+    """Bytes of memory that opened lists take: FastScan copies the codes beside the mapped ones."""
     return 2 * size if key.fast_scan else size
 
 
 def count_lists(path: Path) -> int:
-    """Inverted lists of a partition.
+    """Counts the inverted lists of a partition.
 
     Args:
-        path: Its file.
+        path: File of the partition.
 
     Raises:
         DamagedFileError: Faiss cannot read it.
@@ -340,10 +350,10 @@ def count_lists(path: Path) -> int:
 
 
 def list_lengths(path: Path) -> np.ndarray:
-    """Entries of every inverted list of a partition: int64 [lists].
+    """Counts the entries of every inverted list of a partition: int64 [lists].
 
     Args:
-        path: Its file.
+        path: File of the partition.
 
     Raises:
         DamagedFileError: Faiss cannot read it.
@@ -354,7 +364,7 @@ def list_lengths(path: Path) -> np.ndarray:
 
 
 def _divide(block: QueryBlock, most: int) -> Iterator[QueryBlock]:
-    """The block in pieces of at most so many queries."""
+    """Divides a block into pieces of at most `most` queries."""
     rows = np.arange(len(block.vectors))
     if len(rows) <= most:
         yield block
@@ -366,30 +376,30 @@ def _divide(block: QueryBlock, most: int) -> Iterator[QueryBlock]:
 def windows(
     blocks: Iterable[Block], size: int, queries: Callable[[Block], int]
 ) -> Iterator[list[Block]]:
-    """Blocks gathered up to a number of queries; a larger one comes alone.
+    """Gathers blocks up to a number of queries; a larger block comes alone.
 
     Args:
-        blocks: In order.
-        size: Queries of a window, at most.
-        queries: How many a block has.
+        blocks: Blocks in order.
+        size: Most queries of a window.
+        queries: Counts the queries of a block.
 
     Yields:
         The blocks of one window.
     """
     window: list[Block] = []
-    held = 0
+    count = 0
     for block in blocks:
-        if window and held + queries(block) > size:
+        if window and count + queries(block) > size:
             yield window
-            window, held = [], 0
+            window, count = [], 0
         window.append(block)
-        held += queries(block)
+        count += queries(block)
     if window:
         yield window
 
 
 def _joined(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The results of a block's pieces."""
+    """Joins the results of a block's pieces."""
     if len(pieces) == 1:
         return pieces[0]
     distances, ids = zip(*pieces, strict=True)
@@ -397,7 +407,7 @@ def _joined(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 
 
 def _scan(index: faiss.Index, routed: _Routed, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distances float32 [n, count] and ids int64 [n, count] of a block's nearest entries."""
+    """Finds a block's nearest entries: distances float32 [n, count] and ids int64 [n, count]."""
     use_faiss_threads(1)
     rows, nprobe = routed.lists.shape
     selector = _selector(routed.exclude, routed.removed)
@@ -420,26 +430,26 @@ def _scan(index: faiss.Index, routed: _Routed, count: int) -> tuple[np.ndarray, 
 
 
 def _selector(exclude: IdRanges, removed: faiss.IDSelectorBatch | None) -> faiss.IDSelector | None:
-    """Everything but some ranges of ids and the removed ones: exact, no over-fetching."""
+    """Selects all ids but some ranges and the removed ones: exact, without over-fetching."""
     if len(exclude) > _FEW_RANGES:
-        every = np.concatenate([np.arange(*bounds) for bounds in exclude])
-        passed_over = [faiss.IDSelectorBatch(every)]
+        excluded_ids = np.concatenate([np.arange(*bounds) for bounds in exclude])
+        passed_over = [faiss.IDSelectorBatch(excluded_ids)]
     else:
         passed_over = [faiss.IDSelectorRange(int(first), int(end)) for first, end in exclude]
     if removed is not None:
         passed_over.append(removed)
     if not passed_over:
         return None
-    # Each of these selectors keeps a reference to those that it joins.
+    # Each of these selectors keeps a reference to the selectors that it joins.
     return faiss.IDSelectorNot(functools.reduce(faiss.IDSelectorOr, passed_over))
 
 
 def _nearer(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+    best: tuple[np.ndarray, np.ndarray], results: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of two groups' candidates: distances and ids [n, count], each."""
-    distances = np.concatenate([one[0], other[0]], axis=1)
-    ids = np.concatenate([one[1], other[1]], axis=1)
-    # Faiss fills up with -1 at the largest distance: those sort behind.
-    order = np.lexsort((ids, distances), axis=1)[:, : one[0].shape[1]]
+    """Selects the nearest of two groups' candidates: distances and ids [n, count], each."""
+    distances = np.concatenate([best[0], results[0]], axis=1)
+    ids = np.concatenate([best[1], results[1]], axis=1)
+    # Faiss pads with -1 at the largest distance: the padding sorts behind.
+    order = np.lexsort((ids, distances), axis=1)[:, : best[0].shape[1]]
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(ids, order, axis=1)

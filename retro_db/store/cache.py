@@ -2,11 +2,12 @@
 
 A listed file's copy is named by its sha256, so that no copy is ever stale and a warm one is found without
 a request. A copy takes its name in one step, once its bytes were compared, and is never written to: it can
-only leave the folder. Who has it mapped reads on, and who has it locked (`flock`, shared) keeps it there.
+only be removed. A process that has mapped it reads on, and a lock on it (`flock`, shared) keeps it there.
 
-Beside a copy on its way lie what has come of it, and its claim: a sparse file of the same size, locked by
-whoever fetches, which keeps the room for it. Locks end with their process, however it ends: what is there
-without one is swept. Nothing else in the folder is touched.
+While a file is fetched, the folder holds two more files: the bytes that have come so far, and a claim. The
+claim is a sparse file of the same size, locked by the process that fetches, and reserves the room. Locks end
+with their process, however it ends: files of a fetch that nobody has locked are swept. Nothing else in the
+folder is touched.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _CLAIM = ".retro-db-get-"
 _GATE = ".retro-db-lock"
 # The time of change of a copy whose bytes were compared: whatever writes to it later sets another.
 _COMPARED_NS = 0
-# So long a file waits for room that others take, and looks so often.
+# How long a fetch waits for room that others take, and how often it looks.
 _PATIENCE_SECONDS = 60.0
 _LOOK_SECONDS = 0.05
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kmgtp]?)(i?)b?", re.IGNORECASE)
@@ -42,7 +43,7 @@ _kept: dict[Path, int] = {}
 
 
 class _OtherBytesError(Exception):
-    """What was fetched is not what is listed."""
+    """The bytes that were fetched are not those that the manifest or the records list."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class Wanted:
     """A remote file.
 
     Attributes:
-        key: What tells it from all others.
-        bytes: Its size.
-        sha256: Of its content; None where nothing lists it.
-        where: Its own place, for messages.
+        key: Text that no other file has.
+        bytes: Size of the file.
+        sha256: Hash of its content; None if nothing lists it.
+        where: The remote file's name, for error messages.
     """
 
     key: str
@@ -63,7 +64,7 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """Of its copy: the key's hash, as a key may be whatever a manifest says."""
+        """Name of its copy: the hash of the key, since a manifest may say anything as a key."""
         return hashlib.sha256(self.key.encode("utf-8", "replace")).hexdigest()
 
 
@@ -72,9 +73,9 @@ class Cache:
     """A folder on a local disk with copies of remote files, for the processes of one user.
 
     Attributes:
-        folder: Its path; `retro-db-cache-UID` in the folder for temporary files where it is empty.
-        limit: Bytes that the copies may take together, those on their way included; half of what the
-            disk has free besides them where None. The copies used least recently leave first.
+        folder: Path of the folder; if empty, `retro-db-cache-UID` in the folder for temporary files.
+        limit: Bytes that the copies may take together, including those being fetched; if None, half of
+            what the disk has free besides them. The least recently used copies are removed first.
     """
 
     folder: str = ""
@@ -82,14 +83,14 @@ class Cache:
 
     @contextlib.contextmanager
     def holding(self, wanted: Wanted, fetch: Callable[[Path], None]) -> Iterator[Path]:
-        """A copy that stays in the cache while the block lasts; what is mapped in it can be read on.
+        """A copy that stays in the cache for the block; maps of it can be read after the block, too.
 
         Args:
-            wanted: Of which file.
+            wanted: The remote file.
             fetch: Writes its content to a new local file.
 
         Raises:
-            DamagedFileError: The content is not what is listed.
+            DamagedFileError: The content is not the listed one.
             InputError: The cache has no room for it.
         """
         descriptor = self._hold(wanted, fetch)
@@ -99,10 +100,10 @@ class Cache:
             _let_go(descriptor)
 
     def keep(self, wanted: Wanted, fetch: Callable[[Path], None]) -> Path:
-        """The same, for good: the copy stays in the cache until this process ends."""
+        """A copy that stays in the cache until this process ends; arguments and errors as of `holding`."""
         copy = self._copy(wanted)
-        held = _kept.get(copy)
-        if held is None or not os.fstat(held).st_nlink:
+        descriptor = _kept.get(copy)
+        if descriptor is None or not os.fstat(descriptor).st_nlink:
             _kept[copy] = self._hold(wanted, fetch)
         return copy
 
@@ -110,7 +111,7 @@ class Cache:
         return self._place() / f"{_COPY}{wanted.name}"
 
     def _place(self) -> Path:
-        """The folder, which is there from then on."""
+        """The folder; made if it does not exist."""
         if self.folder:
             place = Path(self.folder)
             place.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,7 @@ class Cache:
                 _let_go(descriptor)
 
     def _fetch(self, wanted: Wanted, fetch: Callable[[Path], None]) -> int | None:
-        """Brings a copy, locked as `_hold` does; None where another process has brought it meanwhile."""
+        """Fetches a copy and locks it as `_hold` does; None if another process has fetched it meanwhile."""
         place, copy = self._place(), self._copy(wanted)
         coming = place / f"{_COMING}{wanted.name}"
         with _claiming(place / f"{_CLAIM}{wanted.name}") as claim:
@@ -160,13 +161,13 @@ class Cache:
                 coming.unlink(missing_ok=True)
 
     def _reserve(self, claim: int, wanted: Wanted) -> None:
-        """Makes room, and marks it as taken.
+        """Makes room, and reserves it.
 
         Raises:
-            InputError: There is none, and waiting for others does not help.
+            InputError: The cache has no room, even after waiting for other processes.
         """
         place = self._place()
-        os.ftruncate(claim, 0)  # one that a killed process has left has a size already
+        os.ftruncate(claim, 0)  # a killed process may have left one that has a size
         end = time.monotonic() + _PATIENCE_SECONDS
         while True:
             with _gate(place):
@@ -175,18 +176,18 @@ class Cache:
                 if short <= 0:
                     os.ftruncate(claim, wanted.bytes)
                     return
-            kept = list(_kept.items())
-            own = sum(os.fstat(held).st_size for copy, held in kept if copy.parent == place)
-            if wanted.bytes + own > limit or time.monotonic() > end:
+            kept = [item for copy, item in list(_kept.items()) if copy.parent == place]
+            kept_bytes = sum(os.fstat(descriptor).st_size for descriptor in kept)
+            if wanted.bytes + kept_bytes > limit or time.monotonic() > end:
                 raise InputError(
-                    f"cache_bytes: {wanted.where} has {wanted.bytes:,} bytes and finds no room in {place}, "
+                    f"cache_bytes: {wanted.where} has {wanted.bytes:,} bytes and does not fit in {place}, "
                     f"which may hold {limit:,}, of which {limit + short - wanted.bytes:,} are in use; give "
                     "it more, or another folder"
                 )
             time.sleep(_LOOK_SECONDS)
 
     def _make_room(self, place: Path, size: int) -> tuple[int, int]:
-        """Lets the least recently used copies go; how many bytes are short all the same, and the limit."""
+        """Removes the least recently used copies; returns the bytes that are still short, and the limit."""
         copies = _stats(place, _COPY)
         claims = _stats(place, _CLAIM).values()
         taken = sum(stat.st_size for stat in (*copies.values(), *claims))
@@ -204,15 +205,15 @@ def use(copy: Path, inode: int) -> bool:
     """Marks a copy as used now.
 
     Args:
-        copy: Where it lies.
-        inode: Of the copy that is meant.
+        copy: Path of the copy.
+        inode: Inode of the copy that is meant, as another may have taken its name.
 
     Returns:
-        Whether it is still there, as it was.
+        Whether it is still there, unchanged.
     """
     try:
-        found = copy.stat()
-        if (found.st_ino, found.st_mtime_ns) != (inode, _COMPARED_NS):
+        stat = copy.stat()
+        if (stat.st_ino, stat.st_mtime_ns) != (inode, _COMPARED_NS):
             return False
         os.utime(copy, ns=(time.time_ns(), _COMPARED_NS))
     except FileNotFoundError:
@@ -230,14 +231,16 @@ def parse_bytes(size: int | str) -> int:
         return size
     match = _SIZE.fullmatch(size.strip())
     if match is None:
-        raise InputError(f"cache_bytes: {size!r} is no size; write bytes, or such as 200MB or 2GiB")
+        raise InputError(
+            f"cache_bytes: {size!r} is not a size; write a number of bytes, or a text such as 200MB or 2GiB"
+        )
     number, prefix, binary = match.groups()
     power = " kmgtp".index(prefix.lower() or " ")
     return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _lock(path: Path, kind: int, flags: int = os.O_RDONLY) -> int | None:
-    """A descriptor with a lock on what has the name then; None where nothing has it, or it is locked."""
+    """A descriptor with a lock on the file of that name; None if there is none, or it is locked."""
     while True:
         try:
             descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
@@ -254,16 +257,16 @@ def _lock(path: Path, kind: int, flags: int = os.O_RDONLY) -> int | None:
 
 
 def _let_go(descriptor: int) -> None:
-    """Unlocks for processes forked meanwhile, too."""
+    """Unlocks a file and closes it; also unlocked for processes that were forked meanwhile."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """The only lock on a file that is made for it, waited for."""
+    """The exclusive lock on a lock file, which is made if it does not exist; waits for the lock."""
     descriptor = _lock(path, fcntl.LOCK_EX, os.O_RDWR | os.O_CREAT)
-    assert descriptor is not None  # noqa: S101 - it is made, and waited for
+    assert descriptor is not None  # noqa: S101 - the file is made, and the lock waited for
     parents_alone.add(descriptor)
     try:
         yield descriptor
@@ -274,7 +277,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _claiming(claim: Path) -> Iterator[int]:
-    """The right to fetch one file, and the file that keeps its room."""
+    """The right to fetch one file: a descriptor of the claim, which reserves its room."""
     with _locked(claim) as descriptor:
         try:
             yield descriptor
@@ -283,12 +286,12 @@ def _claiming(claim: Path) -> Iterator[int]:
 
 
 def _gate(place: Path) -> contextlib.AbstractContextManager[int]:
-    """One process at a time counts and lets go."""
+    """Lets one process at a time count the copies and remove some."""
     return _locked(place / _GATE)
 
 
 def _sweep(place: Path) -> None:
-    """Removes what is left of fetches whose process is dead."""
+    """Removes the files of fetches whose process is dead."""
     for claim in _stats(place, _CLAIM):
         descriptor = _lock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if descriptor is not None:
@@ -299,16 +302,16 @@ def _sweep(place: Path) -> None:
 
 
 def _stats(place: Path, prefix: str) -> dict[Path, os.stat_result]:
-    """Files of one kind; others may remove them meanwhile."""
-    found = {}
+    """The files with a prefix; other processes may remove some meanwhile."""
+    stats = {}
     for path in place.glob(f"{prefix}*"):
         with contextlib.suppress(FileNotFoundError):
-            found[path] = path.stat()
-    return found
+            stats[path] = path.stat()
+    return stats
 
 
 def _remove(copy: Path) -> bool:
-    """Removes a copy, if nobody holds it."""
+    """Removes a copy, unless a process has locked it; returns whether it was removed."""
     descriptor = _lock(copy, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if descriptor is None:
         return False
@@ -318,11 +321,11 @@ def _remove(copy: Path) -> bool:
 
 
 def _is_right(copy: Path, descriptor: int, wanted: Wanted) -> bool:
-    """Whether a copy is what it was when its bytes were compared; where it was touched, compares again."""
-    found = os.fstat(descriptor)
-    if found.st_size != wanted.bytes:
+    """Whether a copy is unchanged since its bytes were compared; compares again if it was touched."""
+    stat = os.fstat(descriptor)
+    if stat.st_size != wanted.bytes:
         return False
-    if found.st_mtime_ns != _COMPARED_NS:
+    if stat.st_mtime_ns != _COMPARED_NS:
         try:
             _compare(copy, wanted)
         except _OtherBytesError:

@@ -26,7 +26,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Contract:
-    """What one kind of table looks like on disk; the fields are those of `schemas/<table>.json`.
+    """How one kind of table looks on disk; the fields match `schemas/<table>.json`.
 
     Types may name parameters in braces, such as `{dimension}`, which `schema` fills in.
     """
@@ -47,7 +47,7 @@ class Contract:
             part: Roll-over number within it.
 
         Returns:
-            Such as `chunks/part-0000003-0000.arrow`.
+            A path such as `chunks/part-0000003-0000.arrow`.
         """
         return self.path.format(shard=shard, part=part)
 

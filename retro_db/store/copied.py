@@ -11,28 +11,28 @@ import numpy as np
 import pyarrow as pa
 
 from retro_db.store.cache import use
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.tables import IpcFile, TableFile
 
-# To say that a copy is used, and see that it is still there, takes as long as reading a row or two.
+# Marking a copy as used and checking that it still exists takes as long as reading a row or two.
 _LOOK_SECONDS = 1.0
 _open: weakref.WeakValueDictionary[int, CopiedFile] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
 class _Mapped:
-    """A copy that is mapped, and which of those that had its name."""
+    """A copy that is mapped; the inode identifies it among files that had its name."""
 
     file: IpcFile
     copy: Path
     inode: int
 
     def use(self) -> bool:
-        """Whether it is still in the cache, as used just now."""
+        """Marks the copy as used now; returns whether it is still in the cache."""
         return use(self.copy, self.inode)
 
     def has_left(self) -> bool:
-        """Whether it is in the cache no more."""
+        """Whether the copy is no longer in the cache."""
         try:
             return self.copy.stat().st_ino != self.inode
         except FileNotFoundError:
@@ -43,16 +43,16 @@ class CopiedFile(TableFile):
     """An Arrow file in a folder that is not on a local disk.
 
     Args:
-        folder: Which folder.
-        entry: What its manifest or records say of the file.
+        folder: Folder of the file.
+        entry: The file as its manifest or records list it.
         schema: What the file must hold.
         batch_rows: Rows of every batch but the last.
     """
 
     def __init__(
-        self, folder: Folder, entry: FileEntry, schema: pa.Schema, batch_rows: int
+        self, folder: Folder, entry: TableEntry, schema: pa.Schema, batch_rows: int
     ) -> None:
-        super().__init__(schema, entry.rows or 0, batch_rows)
+        super().__init__(schema, entry.rows, batch_rows)
         self._folder = folder
         self._entry = entry
         self._mapped: _Mapped | None = None
@@ -60,10 +60,10 @@ class CopiedFile(TableFile):
         _open[id(self)] = self
 
     def view(self, column: str, batch: int) -> np.ndarray:
-        """As every table file's: from the map of a copy.
+        """One batch's column, from the map of a copy; arguments and result are those of `TableFile.view`.
 
         Raises:
-            DamagedFileError: The file is missing, is not what is listed, or cannot be decoded.
+            DamagedFileError: The file is missing, is not the listed one, or cannot be decoded.
             InputError: The cache has no room for it.
         """
         return self.mapped().view(column, batch)
@@ -72,7 +72,7 @@ class CopiedFile(TableFile):
         """The map of a copy that is in the cache, as of a moment ago.
 
         Raises:
-            DamagedFileError: The file is missing, is not what is listed, or cannot be decoded.
+            DamagedFileError: The file is missing, is not the listed one, or cannot be decoded.
             InputError: The cache has no room for it.
         """
         mapped, now = self._mapped, time.monotonic()
@@ -87,14 +87,14 @@ class CopiedFile(TableFile):
         with self._folder.holding(self._entry) as copy:
             file = IpcFile(copy, self.schema, self.rows, self.batch_rows, where)
             self._mapped = mapped = _Mapped(file, copy, copy.stat().st_ino)
-        # A copy that left for this one takes its bytes of the disk until the last map of it is gone.
+        # A copy that was removed for this one takes its bytes of the disk until its last map is closed.
         for reference in _open.valuerefs():
             if (other := reference()) is not None:
                 other.forget()
         return mapped
 
     def forget(self) -> None:
-        """Lets the map go if its copy has left the cache."""
+        """Closes the map if its copy has left the cache."""
         mapped = self._mapped
         if mapped is not None and mapped.has_left():
             self._mapped = None

@@ -1,4 +1,4 @@
-"""Manifests and records, whoever wrote them: how they are read, what they may say of files."""
+"""Manifests and records, whoever wrote them: how they are read, and how their entries are checked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.serialize import DecodeError
 
-# Of a file's parts and of query corpora: no part hides, leads upwards or means something in a URL.
+# Names of folders, files and query corpora: none is hidden, leads upwards or has a meaning in a URL.
 FOLDER_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 _LONGEST_PATH = 1024
 _MOST_BYTES = 1_000_000_000
-# Whole numbers stay below, so that sums of a few fit in 64 bits.
+# Whole numbers are below it, so that sums of a few fit in 64 bits.
 LIMIT = 1 << 62
 
 
@@ -21,13 +21,13 @@ def read_bounded(folder: Folder, path: str) -> bytes | None:
 
     Args:
         folder: The database.
-        path: In it.
+        path: Path of the file, relative to the folder.
 
     Returns:
-        None where there is no such file: a folder or a pipe is none.
+        The content; None if the file does not exist, or is a folder or a pipe.
 
     Raises:
-        DecodeError: It is larger than any that is written, or a link leads out of the folder.
+        DecodeError: The file is larger than any that is written, or a link leads out of the folder.
     """
     if folder.leads_out(path):
         raise DecodeError("lies outside, behind a link")
@@ -43,21 +43,21 @@ def read_bounded(folder: Folder, path: str) -> bytes | None:
 
 
 def check_entry(entry: FileEntry, where: str) -> None:
-    """Checks the place and the numbers of an entry.
+    """Checks the path and the numbers of an entry.
 
     Args:
-        entry: As decoded.
-        where: Its field, for error messages.
+        entry: The entry as decoded.
+        where: Field of the entry, for error messages.
 
     Raises:
-        DecodeError: The path is not one below the folder, or a number is negative or too large.
+        DecodeError: The path does not lie below the folder, or a number is negative or too large.
     """
     parts = entry.path.split("/")
     if len(entry.path) > _LONGEST_PATH or not all(map(FOLDER_NAME.fullmatch, parts)):
         raise DecodeError(
-            f"{where}.path: {entry.path[:100]!r} is no path below the database's folder"
+            f"{where}.path: {entry.path[:100]!r} is not a path below the database's folder"
         )
     if not 0 <= entry.bytes < LIMIT:
-        raise DecodeError(f"{where}.bytes: {entry.bytes} is no size")
+        raise DecodeError(f"{where}.bytes: {entry.bytes} is not a valid size")
     if entry.rows is not None and not 0 <= entry.rows < LIMIT:
-        raise DecodeError(f"{where}.rows: {entry.rows} is no number of rows")
+        raise DecodeError(f"{where}.rows: {entry.rows} is not a valid number of rows")

@@ -1,4 +1,4 @@
-"""What a write passes before it takes its name: the fence of the build that owns the folder."""
+"""The fence of the build that owns a folder: every write passes it before it takes its name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class Owner:
     """One run of a build.
 
     Attributes:
-        token: Unlike that of every other run.
-        host: Of its driver, for people.
-        machine: Where its driver's pid means something: a container may share the host's name alone.
-        pid: Of its driver.
-        born: What tells the driver from a later process with its pid.
+        token: Text that no other run has.
+        host: Name of its driver's host, for people.
+        machine: Identity of the machine on which the driver's pid is valid: a container may have the same
+            host name as another, but not the same process numbers.
+        pid: Process number of its driver.
+        born: Start time of its driver, so that a later process with its pid is not taken for it.
     """
 
     token: str
@@ -46,13 +47,13 @@ class Owner:
 
 @cache
 def _machine() -> str:
-    """This run of the kernel, and this of its spaces of process numbers."""
+    """Identity of this boot of the kernel and of this process's pid namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _born(pid: int) -> str:
-    """Ticks from the machine's start to the process's, empty where there is none."""
+    """Ticks from the machine's start to the process's; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (FileNotFoundError, ProcessLookupError):
@@ -60,13 +61,13 @@ def _born(pid: int) -> str:
 
 
 def this_process() -> Owner:
-    """The owner that this process is, as the driver of a new run."""
+    """This process as the owner, that is the driver of a new run."""
     pid = os.getpid()
     return Owner(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _born(pid))
 
 
 class Fence(Protocol):
-    """What a write passes before it takes its name. Picklable: it goes to the workers."""
+    """Stops the writes of a build that no longer owns its folder. Picklable: it goes to the workers."""
 
     owner: Owner
 

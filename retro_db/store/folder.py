@@ -6,14 +6,12 @@ import contextlib
 import functools
 import hashlib
 import os
-import shutil
-import tempfile
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self, overload
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -22,11 +20,11 @@ from retro_db.errors import DamagedFileError
 from retro_db.printing import redacted
 from retro_db.store.cache import Cache, Wanted
 from retro_db.store.fence import Fence
+from retro_db.store.uploads import abort_uploads, spool, sweep_spools
 
 TEMPORARY_PREFIX = ".tmp-"
-# Streams of object stores read ahead by 50 MB where nobody tells them how far.
+# Streams of object stores read ahead by 50 MB unless they are given a block size.
 READ_AHEAD = 4 << 20
-_SPOOL_PREFIX = "retro-db-spool-"
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class FileEntry:
     Attributes:
         path: Relative to the database folder, with forward slashes.
         bytes: Size of the file.
-        sha256: Of its content, in hexadecimal.
-        rows: Rows of the table in it; None where the file is no table.
+        sha256: Hash of its content, in hexadecimal.
+        rows: Rows of a table, or entries of an index partition; None for other files.
     """
 
     path: str
@@ -45,18 +43,40 @@ class FileEntry:
     sha256: str
     rows: int | None = None
 
-    def below(self, place: str) -> FileEntry:
-        """The same file, seen from further up: `place` is the folder that its path counts from."""
+    def __eq__(self, other: object) -> bool:
+        """Whether all fields are equal: a table's entry equals the same file's in a record."""
+        return isinstance(other, FileEntry) and vars(self) == vars(other)
+
+    def below(self, place: str) -> Self:
+        """The same file, its path relative to a folder further up.
+
+        Args:
+            place: Path of the present folder in the one further up; empty if they are the same.
+        """
         return replace(self, path=f"{place}/{self.path}") if place else self
+
+
+@dataclass(frozen=True, eq=False)
+class TableEntry(FileEntry):
+    """One committed file whose rows are counted: a table, or an index partition.
+
+    Attributes:
+        path: Relative to the database folder, with forward slashes.
+        bytes: Size of the file.
+        sha256: Hash of its content, in hexadecimal.
+        rows: Rows of the table, or entries of the partition.
+    """
+
+    rows: int = field()  # required: without `field()` it would inherit the default
 
 
 class Folder:
     """A folder at a path or fsspec URL. Picklable; the filesystem is reopened where it is used.
 
     Args:
-        url: Where it is.
-        fence: What every write and removal passes; None where nobody else writes.
-        cache: Where copies of its files lie, if it is not on a local disk.
+        url: Path or fsspec URL of the folder.
+        fence: Fence that every write and removal passes; None if nobody else writes.
+        cache: Cache for copies of its files, if it is not on a local disk.
     """
 
     def __init__(self, url: str, fence: Fence | None = None, cache: Cache | None = None) -> None:
@@ -97,13 +117,13 @@ class Folder:
         return f"{root}/{path}" if path else root
 
     def exists(self, path: str = "") -> bool:
-        """Whether a file or folder is there now."""
+        """Whether a file or folder exists now."""
         fs, _ = self._open()
         fs.invalidate_cache()
         return bool(fs.exists(self.locate(path)))
 
     def size(self, path: str) -> int | None:
-        """Bytes of a file; None where there is none."""
+        """Bytes of a file; None if it does not exist."""
         fs, _ = self._open()
         try:
             return int(fs.size(self.locate(path)))
@@ -111,7 +131,7 @@ class Folder:
             return None
 
     def sizes(self, path: str = "") -> dict[str, int]:
-        """Bytes of what is directly in a folder, by name, from one listing."""
+        """Bytes of the files directly in a folder, by name, from one listing."""
         fs, _ = self._open()
         try:
             entries = fs.ls(self.locate(path), detail=True, refresh=True)
@@ -120,10 +140,10 @@ class Folder:
         return {os.path.basename(e["name"].rstrip("/")): int(e["size"] or 0) for e in entries}
 
     def missing(self, entries: Iterable[FileEntry]) -> set[str]:
-        """Paths of the files that are not there, or have another size; every folder is listed once.
+        """Paths of the files that do not exist or have another size; every folder is listed once.
 
         Args:
-            entries: What manifests or records say of files.
+            entries: Files as manifests or records list them.
         """
         folders: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for entry in entries:
@@ -132,13 +152,13 @@ class Folder:
         return {
             f"{parent}/{name}" if parent else name
             for parent, expected in folders.items()
-            for found in [self.sizes(parent)]
+            for sizes in [self.sizes(parent)]
             for name, size in expected.items()
-            if found.get(name) != size
+            if sizes.get(name) != size
         }
 
     def list(self, path: str = "") -> list[str]:
-        """Names directly in a folder, sorted; empty where there is no such folder."""
+        """Names directly in a folder, sorted; empty if the folder does not exist."""
         fs, _ = self._open()
         try:
             entries = fs.ls(self.locate(path), detail=False, refresh=True)
@@ -150,7 +170,7 @@ class Folder:
         """The whole content of a small file.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            FileNotFoundError: The file does not exist.
         """
         fs, _ = self._open()
         return bytes(fs.cat_file(self.locate(path)))
@@ -159,22 +179,22 @@ class Folder:
         """A local path with the content that a file has now: the file itself, or a copy.
 
         Raises:
-            DamagedFileError: There is no such file.
+            DamagedFileError: The file does not exist.
         """
         try:
-            held = Path(self.locate(path)) if self.is_local else self._copy_of_now(path)
-        except FileNotFoundError:
-            held = None
-        if held is None or not held.is_file():
+            file = Path(self.locate(path)) if self.is_local else self._current_copy(path)
+        except FileNotFoundError as error:
+            raise self._missing(path) from error
+        if not file.is_file():
             raise self._missing(path)
-        return held
+        return file
 
     @contextlib.contextmanager
     def streaming(self, path: str) -> Iterator[BinaryIO]:
-        """A file's bytes as they are in the folder, whatever copies say.
+        """A file's bytes as they are in the folder, not as a copy has them.
 
         Raises:
-            DamagedFileError: There is no such file.
+            DamagedFileError: The file does not exist.
         """
         fs, _ = self._open()
         try:
@@ -197,13 +217,14 @@ class Folder:
         """A local path with a listed file's content, for as long as this process lives.
 
         Args:
-            entry: What a manifest or record says of the file.
+            entry: The file as a manifest or record lists it.
 
         Returns:
-            The file itself, of which the size was compared, or a copy, of which all bytes were.
+            The file itself, after comparing its size, or a copy, after comparing all of its bytes.
 
         Raises:
-            DamagedFileError: There is no such file, it is another, or a link leads out of the folder.
+            DamagedFileError: The file does not exist, is not the listed one, or lies behind a link that
+                leads out of the folder.
             InputError: The cache has no room for the copy.
         """
         if self.is_local:
@@ -212,10 +233,10 @@ class Folder:
 
     @contextlib.contextmanager
     def holding(self, entry: FileEntry) -> Iterator[Path]:
-        """The same as `verified`, for the block alone, in which it is read, or mapped to be read later.
+        """The same as `verified`, but for the block, in which the file is read or mapped.
 
         Args:
-            entry: What a manifest or record says of the file.
+            entry: The file as a manifest or record lists it.
 
         Raises:
             DamagedFileError: As `verified`.
@@ -230,30 +251,30 @@ class Folder:
 
     @contextlib.contextmanager
     def intact(self, entry: FileEntry) -> Iterator[Path]:
-        """The same as `holding`, its bytes compared: for what is written on in other files.
+        """The same as `holding`, after comparing all bytes: for content that is copied into other files.
 
         Args:
-            entry: What a manifest or record says of the file.
+            entry: The file as a manifest or record lists it.
 
         Raises:
-            DamagedFileError: There is no such file, or it is another.
+            DamagedFileError: The file does not exist, or is not the listed one.
         """
-        with self.holding(entry) as held:
-            if self.is_local and describe(held, entry.path).sha256 != entry.sha256:
+        with self.holding(entry) as file:
+            if self.is_local and describe(file, entry.path).sha256 != entry.sha256:
                 raise DamagedFileError(
                     f"{self.url}: {entry.path}: its bytes are not those that were written; restore it or "
                     "build again"
                 )
-            yield held
+            yield file
 
     def _in_place(self, entry: FileEntry) -> Path:
         if self.leads_out(entry.path):
             raise DamagedFileError(
                 f"{self.url}: {entry.path} lies outside, behind a link; put the file in its place"
             )
-        held = self.local(entry.path)
-        self._expect(held.stat().st_size, entry)
-        return held
+        file = self.local(entry.path)
+        self._expect(file.stat().st_size, entry)
+        return file
 
     def _missing(self, path: str) -> DamagedFileError:
         return DamagedFileError(f"{self.url}: {path} is missing; restore it or build again")
@@ -270,7 +291,7 @@ class Folder:
         return Wanted(entry.sha256, entry.bytes, entry.sha256, where)
 
     def _fetch(self, entry: FileEntry, target: Path) -> None:
-        """Brings a listed file, unless it has grown or shrunk: it may be any size by now."""
+        """Fetches a listed file, unless its size has changed: it may be of any size by now."""
         fs, _ = self._open()
         fs.invalidate_cache()
         size = self.size(entry.path)
@@ -279,8 +300,8 @@ class Folder:
         self._expect(size, entry)
         fs.get_file(self.locate(entry.path), str(target))
 
-    def _copy_of_now(self, path: str) -> Path:
-        """A copy of a file that nothing lists, named by its version."""
+    def _current_copy(self, path: str) -> Path:
+        """A copy of a file that nothing lists, named by the file's version."""
         fs, _ = self._open()
         fs.invalidate_cache()
         target = self.locate(path)
@@ -290,7 +311,7 @@ class Folder:
 
     @contextlib.contextmanager
     def writing(self, path: str) -> Iterator[Path]:
-        """A local file to fill, which takes its name in one step when the block ends well.
+        """A local file to fill, which takes its name in one step when the block ends without an error.
 
         On local disks it is synced and renamed, and the folder synced after it; elsewhere it is a
         spooled file, uploaded in one put: a failed streaming upload would leave half an object.
@@ -300,7 +321,7 @@ class Folder:
         parent = os.path.dirname(target)
         if self.is_local:
             os.makedirs(parent, exist_ok=True)
-        place = Path(parent) if self.is_local else _spool()
+        place = Path(parent) if self.is_local else spool()
         temporary = place / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{os.path.basename(target)}"
         try:
             yield temporary
@@ -326,21 +347,21 @@ class Folder:
             temporary.write_bytes(data)
 
     def create(self, path: str, data: bytes) -> None:
-        """Writes a small file on an object store, if no other writer was first.
+        """Writes a small file on an object store, unless it exists already.
 
         Args:
             path: Relative to the folder.
             data: Its whole content.
 
         Raises:
-            FileExistsError: It is there.
+            FileExistsError: The file exists.
         """
         fs, _ = self._open()
         fs.invalidate_cache()
         fs.pipe_file(self.locate(path), data, mode="create")
 
     def remove(self, path: str) -> None:
-        """Removes a file or a whole folder, if it is there; for good, before this returns."""
+        """Removes a file or a whole folder, if it exists; synced to disk before this returns."""
         fs, _ = self._open()
         target = self.locate(path)
         with self._passing(), contextlib.suppress(FileNotFoundError):
@@ -349,63 +370,44 @@ class Folder:
                 _sync(Path(target).parent)
 
     def sweep(self) -> None:
-        """Removes what writers left that were killed before their files took their names."""
+        """Removes the files of writers that were killed before their files took their names."""
         fs, root = self._open()
         if self.is_local:
             for leftover in Path(root).rglob(f"{TEMPORARY_PREFIX}*"):
                 leftover.unlink(missing_ok=True)
         else:
-            _sweep_spools()
-            _abort_uploads(fs, root)
+            sweep_spools()
+            abort_uploads(fs, root)
 
     def _passing(self) -> contextlib.AbstractContextManager[None]:
         return self.fence.passing() if self.fence else contextlib.nullcontext()
 
 
-def _spool() -> Path:
-    """Where this process writes files before it uploads them."""
-    place = Path(tempfile.gettempdir()) / f"{_SPOOL_PREFIX}{os.getpid()}"
-    place.mkdir(exist_ok=True)
-    return place
+@overload
+def describe(file: Path, path: str, rows: None = None) -> FileEntry: ...
 
 
-def _sweep_spools() -> None:
-    """Removes the spools of processes of this machine that are dead."""
-    for place in Path(tempfile.gettempdir()).glob(f"{_SPOOL_PREFIX}*"):
-        pid = place.name.removeprefix(_SPOOL_PREFIX)
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def _abort_uploads(fs: Any, root: str) -> None:
-    """Ends multipart uploads that were never completed: a store bills for them and does not list them."""
-    if not hasattr(fs, "list_multipart_uploads"):
-        return
-    bucket, _, prefix = root.partition("/")
-    for upload in fs.list_multipart_uploads(bucket):
-        if upload["Key"].startswith(f"{prefix}/"):
-            fs.call_s3(
-                "abort_multipart_upload",
-                Bucket=bucket,
-                Key=upload["Key"],
-                UploadId=upload["UploadId"],
-            )
+@overload
+def describe(file: Path, path: str, rows: int) -> TableEntry: ...
 
 
 def describe(file: Path, path: str, rows: int | None = None) -> FileEntry:
-    """Size and checksum of a local file, under the name that it has in the database.
+    """Describes a local file: size, checksum, and the path that it has in the database.
 
     Args:
-        file: On a local disk.
-        path: Its name in the database.
-        rows: Of the table in it, if it is one.
+        file: File on a local disk.
+        path: Path of the file in the database.
+        rows: Rows of the table or entries of the index partition in it; None for other files.
 
     Returns:
         The entry for a manifest or a record.
     """
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileEntry(path=path, bytes=file.stat().st_size, sha256=sha256, rows=rows)
+    size = file.stat().st_size
+    if rows is None:
+        return FileEntry(path, size, sha256)
+    return TableEntry(path, size, sha256, rows)
 
 
 def _sync(path: Path) -> None:

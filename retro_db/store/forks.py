@@ -1,10 +1,10 @@
-"""Locks that end with the process that took them, whoever was forked from it meanwhile."""
+"""Locks that end with the process that took them, even if others were forked from it meanwhile."""
 
 from __future__ import annotations
 
 import os
 
-# Descriptors of locked files: a forked child closes its own, or the lock would outlive its parent.
+# Descriptors of locked files: a forked child closes its copies, or the lock would outlive its parent.
 parents_alone: set[int] = set()
 
 

@@ -1,7 +1,7 @@
-"""What the headers of an Arrow file say, read before Arrow acts on them.
+"""The headers of an Arrow file, read before Arrow acts on them.
 
-Arrow decompresses a batch while it decodes it, however large it gets: that it is compressed has to be
-known before. The headers are FlatBuffers; whatever in them points outside the file raises an error here.
+Arrow decompresses a batch while it decodes it, however large it gets: so whether it is compressed has to be
+known before. The headers are FlatBuffers; an offset in them that points outside the file raises an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BATCH_COMPRESSION = 3
 
 
 def batch_offsets(file: memoryview) -> list[int]:
-    """Where the batches of an Arrow file begin.
+    """Offsets of the batches of an Arrow file.
 
     Args:
         file: The whole file.
@@ -29,8 +29,8 @@ def batch_offsets(file: memoryview) -> list[int]:
         The offset of each batch's header.
 
     Raises:
-        ValueError: A header points outside the file, or it has dictionaries.
-        struct.error: As before.
+        ValueError: A header points outside the file, or the file has dictionaries.
+        struct.error: A header points outside the file.
     """
     footer = len(file) - _TAIL - _number(file, len(file) - _TAIL, "<i")
     table = _follow(file, footer)
@@ -44,11 +44,11 @@ def is_compressed(file: memoryview, offset: int) -> bool:
 
     Args:
         file: The whole file.
-        offset: Of the header.
+        offset: Offset of the batch's header.
 
     Raises:
-        ValueError: It points outside the file.
-        struct.error: As before.
+        ValueError: The header points outside the file.
+        struct.error: The header points outside the file.
     """
     marked = _number(file, offset, "<i") == _CONTINUATION
     message = _follow(file, offset + (8 if marked else 4))
@@ -66,7 +66,7 @@ def _blocks(file: memoryview, table: int, number: int) -> np.ndarray:
 
 
 def _field(file: memoryview, table: int, number: int) -> int | None:
-    """Where a table's field is; None where it is not set."""
+    """Offset of a table's field; None if it is not set."""
     described = table - _number(file, table, "<i")
     entry = 4 + 2 * number
     if entry >= _number(file, described, "<H"):

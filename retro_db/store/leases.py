@@ -18,7 +18,7 @@ from retro_db.store.folder import Folder
 from retro_db.store.serialize import DecodeError, canonical, from_json, to_json
 
 LEASES = "state/leases"
-# A worker ends when its driver has been silent for so long; a rival waits three times as long.
+# A worker ends after so many seconds without a sign of its driver; a rival waits three times as long.
 SILENCE_SECONDS = 8.0
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
@@ -31,8 +31,8 @@ class LeaseFence:
 
     Args:
         folder: The database, without a fence.
-        number: Of the lease.
-        owner: Who holds it.
+        number: Number of the lease.
+        owner: Owner of the lease.
     """
 
     def __init__(self, folder: Folder, number: int, owner: Owner) -> None:
@@ -46,7 +46,7 @@ class LeaseFence:
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
-        """Checks that nobody holds a higher number."""
+        """Checks that no lease has a higher number."""
         if _latest(self._folder) != self._number:
             raise OwnershipLostError(
                 f"{self._folder.url}: another build has taken over from {self.owner}"
@@ -54,7 +54,7 @@ class LeaseFence:
         yield
 
     def stands(self) -> bool:
-        """Whether the lease was renewed lately, by this process's own clock."""
+        """Whether the lease was renewed lately, by the clock of this process."""
         if self.owner.is_gone or _latest(self._folder) != self._number:
             return False
         lease = _read_lease(self._folder, self._number)
@@ -66,7 +66,7 @@ class LeaseFence:
 
 @dataclass(frozen=True)
 class _Lease:
-    """What a lease object holds: who, how often it was renewed, and whether it was given back."""
+    """Content of a lease object: its owner, how often it was renewed, and whether it was given back."""
 
     owner: Owner
     beat: int
@@ -97,7 +97,9 @@ def leased(folder: Folder) -> Iterator[LeaseFence]:
         stop.set()
         renewing.join()
         if _latest(folder) == number:
-            folder.write(_lease_path(number), canonical(to_json(_Lease(lease.owner, 0, True))))
+            folder.write(
+                _lease_path(number), canonical(to_json(_Lease(lease.owner, 0, released=True)))
+            )
 
 
 def _renew(folder: Folder, number: int, lease: _Lease, stop: threading.Event) -> None:
@@ -108,15 +110,15 @@ def _renew(folder: Folder, number: int, lease: _Lease, stop: threading.Event) ->
             if _latest(folder) != number:
                 return
             folder.write(_lease_path(number), canonical(to_json(_Lease(lease.owner, beat))))
-        except Exception:  # stores have errors of their own; a rival waits longer than a moment
+        except Exception:  # any error of the store; a rival waits longer than a moment
             log.exception("%s: the lease could not be renewed; trying again", folder.url)
 
 
 def _wait_for_turn(folder: Folder) -> int:
-    """The number of the last lease, which was given back or is no longer renewed; 0 if there is none.
+    """Number of the last lease, once it was given back or is no longer renewed; 0 without any lease.
 
     Raises:
-        InputError: It is renewed.
+        InputError: Its owner still renews it.
     """
     number = _latest(folder)
     first = _read_lease(folder, number)
@@ -136,7 +138,7 @@ def _wait_for_turn(folder: Folder) -> int:
 
 
 def _latest(folder: Folder) -> int:
-    """The highest number of a lease; 0 where there is none."""
+    """The highest number of a lease; 0 without any lease."""
     names = (name.removesuffix(".json") for name in folder.list(LEASES))
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
@@ -146,7 +148,7 @@ def _lease_path(number: int) -> str:
 
 
 def _read_lease(folder: Folder, number: int) -> _Lease | None:
-    """The lease; None where it is gone or torn."""
+    """The lease; None if it was removed or is torn."""
     try:
         return from_json(_Lease, json.loads(folder.read(_lease_path(number))))
     except (FileNotFoundError, ValueError, DecodeError):

@@ -24,12 +24,12 @@ _TRIES, _TRY_SECONDS = 5, 0.05
 
 @dataclass
 class LocalFence:
-    """A file with the owner's token. A new owner replaces it when no write is under way.
+    """A file with the owner's token. A new owner replaces the token when no write is under way.
 
     Args:
-        path: Of the file.
-        lock: The file that the driver has locked as long as it lives.
-        owner: Whose writes may pass.
+        path: Path of the file.
+        lock: Path of the file that the driver keeps locked as long as it lives.
+        owner: Owner whose writes may pass.
     """
 
     path: str
@@ -48,7 +48,7 @@ class LocalFence:
             yield
 
     def stands(self) -> bool:
-        """Whether the driver still holds its lock, wherever it runs, and owns the folder."""
+        """Whether the driver still holds its lock and owns the folder."""
         try:
             with open(self.lock, "rb") as lock:
                 try:
@@ -81,7 +81,7 @@ def locked(folder: Folder) -> Iterator[LocalFence]:
 
 
 def _lock(descriptor: int, folder: Folder) -> None:
-    """Takes the lock; workers of a dead driver may hold it for the moment of a look."""
+    """Takes the lock; workers of a dead driver may hold it for a moment while they look for the driver."""
     try:
         for _ in range(_TRIES):
             with contextlib.suppress(BlockingIOError):
@@ -104,7 +104,7 @@ def _lock(descriptor: int, folder: Folder) -> None:
 
 
 def _close_gate(path: Path, owner: Owner) -> None:
-    """Waits for writes that are under way, and lets those of earlier owners pass no more."""
+    """Waits for writes that are under way; from then on no write of an earlier owner passes."""
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)

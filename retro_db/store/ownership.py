@@ -3,9 +3,9 @@
 On local disks a build holds a `flock`, which ends with its process however it ends. On object stores
 it holds a lease: the highest numbered object of a folder, created by a conditional put that one of two
 rivals wins, and renewed every few seconds. Whoever finds a lease that is no longer renewed creates the
-next number. No clock is compared with another machine's: a rival watches for as long as it takes.
+next number. Clocks of different machines are never compared: a rival watches the lease by its own clock.
 
-What a build writes passes its fence: a write takes its name only while the build still owns the folder.
+Every write of a build passes its fence: a file takes its name only while the build still owns the folder.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def owning(folder: Folder) -> Iterator[Folder]:
         folder: The database.
 
     Yields:
-        The same folder with a fence: whatever is written through it, here or by workers, is written
-        only while this build owns it.
+        The same folder with a fence: every write through it, here or by workers, succeeds only while
+        this build owns the folder.
 
     Raises:
         InputError: Another build is at work there.
@@ -56,7 +56,7 @@ def end_with_driver(fence: Fence | None) -> None:
     """Ends this worker process soon after its driver, or when another build takes over.
 
     Args:
-        fence: Of the job's folder; None where nobody claimed it.
+        fence: Fence of the job's folder; None if nobody owns it.
     """
     if fence is None or fence.owner.is_here:
         return
@@ -74,8 +74,8 @@ def _watch(fence: Fence) -> None:
             if not fence.stands():
                 break
             heard = time.monotonic()
-        except Exception:  # stores have errors of their own, and may answer again
+        except Exception:  # any error of the store, which may answer again
             log.exception("the driver cannot be looked for; trying again")
         time.sleep(_LOOK_SECONDS)
-    # No orderly end: native threads are at work, and nothing of theirs is wanted.
+    # Not an orderly exit: native threads are at work, and their output is not wanted.
     os._exit(ExecutionError.exit_code)

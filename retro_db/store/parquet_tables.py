@@ -1,4 +1,4 @@
-"""Parquet tables, read strictly: whatever a file says of itself, it takes no more memory than it may."""
+"""Parquet tables, read strictly: no file, whatever its headers say, takes more memory than allowed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from retro_db.store.tables import decoding
 
-# A table may take so many times its file's bytes, and so many bytes more: a table of documents that
-# differ in nothing but their first chunk has been seen to take 80 times.
+# A table may take this many times its file's bytes, and this many bytes more: a table of documents that
+# differ only in their first chunk was seen to take 80 times its file's bytes.
 MOST_EXPANSION = 256
 ALWAYS_ALLOWED = 64 << 20
 
@@ -25,31 +25,31 @@ def read_parquet(path: Path, schema: pa.Schema, rows: int, where: str) -> pa.Tab
 
     Args:
         path: Local file.
-        schema: What the file must hold.
-        rows: How many rows it must hold.
+        schema: Schema that the file must have.
+        rows: Number of rows that it must have.
         where: The file's name, for error messages.
 
     Returns:
         The table; strings are valid UTF-8.
 
     Raises:
-        DamagedFileError: The file is no Parquet file, damaged, holds something else, or would take more
-            memory than `MOST_EXPANSION` times its size and `ALWAYS_ALLOWED`.
+        DamagedFileError: The file is damaged, not a Parquet file, has another schema or number of rows,
+            or would take more memory than `MOST_EXPANSION` times its size and `ALWAYS_ALLOWED`.
     """
     with decoding(where):
         most = ALWAYS_ALLOWED + MOST_EXPANSION * path.stat().st_size
         metadata = pq.read_metadata(path)
         _check(metadata, schema, rows, most)
         texts = [field.name for field in schema if pa.types.is_string(field.type)]
-        groups, held = [], 0
+        groups, plain_bytes = [], 0
         with pq.ParquetFile(
             path, metadata=metadata, read_dictionary=texts, page_checksum_verification=True
         ) as file:
             for number in range(metadata.num_row_groups):
                 group = file.read_row_group(number)
                 group.validate(full=True)
-                held += _plain_bytes(group)
-                _allow(held, most)
+                plain_bytes += _plain_bytes(group)
+                _allow(plain_bytes, most)
                 groups.append(group.cast(schema))
         table = pa.concat_tables(groups) if groups else schema.empty_table()
         if table.num_rows != rows:
@@ -58,10 +58,10 @@ def read_parquet(path: Path, schema: pa.Schema, rows: int, where: str) -> pa.Tab
 
 
 def _check(metadata: pq.FileMetaData, schema: pa.Schema, rows: int, most: int) -> None:
-    """What can be known before anything is decoded."""
-    found = metadata.schema.to_arrow_schema()
-    if not found.equals(schema):
-        raise ValueError(f"holds {found.to_string()} instead of {schema.to_string()}")
+    """Checks schema, rows and sizes, all that the metadata says, before anything is decoded."""
+    actual = metadata.schema.to_arrow_schema()
+    if not actual.equals(schema):
+        raise ValueError(f"holds {actual.to_string()} instead of {schema.to_string()}")
     if metadata.num_rows != rows:
         raise ValueError(f"has {metadata.num_rows} rows, the manifest says {rows}")
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
@@ -71,13 +71,13 @@ def _check(metadata: pq.FileMetaData, schema: pa.Schema, rows: int, most: int) -
     _allow(rows * sum(_fixed_bytes(field.type) for field in schema), most)
 
 
-def _allow(held: int, most: int) -> None:
-    if held > most:
-        raise ValueError(f"takes {held} bytes, more than {most} for a file of this size")
+def _allow(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"takes {size} bytes, more than {most} for a file of this size")
 
 
 def _plain_bytes(group: pa.Table) -> int:
-    """What a group takes without dictionaries."""
+    """Bytes that a group takes without dictionaries."""
     total = 0
     for column in group.columns:
         total += group.num_rows * _fixed_bytes(column.type)
@@ -90,5 +90,5 @@ def _plain_bytes(group: pa.Table) -> int:
 
 
 def _fixed_bytes(kind: pa.DataType) -> int:
-    """Of a row: a number, or a string's offset."""
+    """Bytes of a row that do not depend on its value: a number, or a string's offset."""
     return 4 if pa.types.is_string(kind) or pa.types.is_dictionary(kind) else kind.bit_width // 8

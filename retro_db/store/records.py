@@ -1,4 +1,4 @@
-"""Completion records: the commit mark of every shard of every stage, and what resume trusts."""
+"""Completion records: the commit mark of every task of every stage, which resume trusts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Record:
     """One finished task.
 
     Attributes:
-        name: Of the task within its stage.
+        name: Name of the task within its stage.
         depends: A hash of each thing that its output depends on, by name: together its fingerprint.
-        files: What it wrote.
-        result: The stage's own result, as JSON.
-        seconds: How long it took.
-        work: What it counted.
-        stamp: Of the input files as they were planned: places and versions. Where it differs, the
-            content decides.
-        host: Where it ran, so that what a faulty machine made can be found; empty in old records.
+        files: Files that it wrote.
+        result: Result that the stage returned, as JSON.
+        seconds: Time that it took.
+        work: Units and seconds that it counted.
+        stamp: Paths and versions of the input files as they were planned. If it differs, the content
+            decides.
+        host: Machine that it ran on, so that the output of a faulty one can be found; empty in old records.
     """
 
     name: str
@@ -55,7 +55,7 @@ class StageRecords:
         self._folder.write(f"{self._scattered}/{record.name}.json", canonical(to_json(record)))
 
     def load(self) -> dict[str, Record]:
-        """Every record by name; those that cannot be read count as missing."""
+        """All records by name; one that cannot be read counts as missing."""
         names = [
             name
             for name in self._folder.list(self._scattered)
@@ -63,7 +63,7 @@ class StageRecords:
         ]
         paths = [self._compacted, *(f"{self._scattered}/{name}" for name in names)]
         records = {}
-        # An object store takes tens of milliseconds for each.
+        # An object store takes tens of milliseconds for each file.
         with ThreadPoolExecutor(_READERS) as pool:
             lines = list(chain.from_iterable(pool.map(self._lines, paths)))
         for line in lines:
@@ -83,7 +83,7 @@ class StageRecords:
             return []
 
     def replace(self, records: list[Record]) -> None:
-        """Keeps these records alone, in one file."""
+        """Replaces all records by these, in one file."""
         text = b"".join(canonical(to_json(record)) + b"\n" for record in records)
         self._folder.write(self._compacted, text)
         self._folder.remove(self._scattered)

@@ -1,4 +1,4 @@
-"""Dataclasses to JSON and back, strictly: a file with a wrong field is refused by the field's name."""
+"""Dataclasses to JSON and back, strictly: the error for a wrong field names the field."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Of values that no dataclass describes; so deep they can still be copied and written.
+# Deepest nesting of values without a dataclass, which can still be copied and written.
 _DEEPEST = 64
 _PLAIN = (str, int, float, type(None))
-# Characters of somebody else's name in a message.
+# Most characters of a foreign name that a message shows.
 _SHOWN = 100
 
 
@@ -25,7 +25,7 @@ class DecodeError(ValueError):
 
 
 def canonical(value: Any) -> bytes:
-    """JSON bytes that depend on the value alone: sorted keys, no spaces, ASCII.
+    """JSON bytes that depend only on the value: sorted keys, no spaces, ASCII.
 
     Args:
         value: Anything that `json` can write; NaN and infinities are refused.
@@ -51,13 +51,13 @@ def parse_json(raw: bytes) -> Any:
     """Parses JSON as strictly as it is written here, whoever wrote it.
 
     Args:
-        raw: UTF-8.
+        raw: JSON text in UTF-8.
 
     Returns:
         Dicts, lists, strings, numbers, booleans and None.
 
     Raises:
-        DecodeError: It is not UTF-8, not JSON, nested too deeply or too large for the memory, a key stands
+        DecodeError: It is not UTF-8, not JSON, nested too deeply or too large for the memory, a key occurs
             twice in an object, or a number is not finite.
     """
     try:
@@ -72,16 +72,16 @@ def parse_json(raw: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in an object")
-    return found
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        raise ValueError("a key occurs twice in an object")
+    return unique
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is no finite number")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return number
 
 
@@ -91,7 +91,7 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     Args:
         cls: A dataclass whose fields are str, int, float, bool, None, lists, tuples, string-keyed
             dicts, or dataclasses of these.
-        data: What `json.loads` returned.
+        data: Value that `json.loads` returned.
         where: Path of `data` in its file, for error messages.
 
     Returns:
@@ -151,10 +151,10 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 def _expect_shallow(value: Any, where: str) -> None:
     level = [value]
     for _ in range(_DEEPEST):
-        held = [item for item in level if not isinstance(item, _PLAIN)]
-        if not held:
+        nested = [item for item in level if not isinstance(item, _PLAIN)]
+        if not nested:
             return
-        groups = [item.values() if isinstance(item, dict) else item for item in held]
+        groups = [item.values() if isinstance(item, dict) else item for item in nested]
         level = [item for group in groups for item in group]
     raise DecodeError(f"{where}: nested deeper than {_DEEPEST} levels")
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 from retro_db.errors import DamagedFileError
 from retro_db.store.ipc_header import batch_offsets, is_compressed
 
-# All that Arrow and NumPy raise where a file is not what it says: sizes that no memory holds, too.
+# All errors that Arrow and NumPy raise for a damaged file, including sizes that no memory holds.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, struct.error)
 _SHOWN = 300
-# Arrow pads every buffer of a file to a multiple of it.
+# Arrow pads every buffer of a file to a multiple of this.
 _ALIGNMENT = 8
 
 
@@ -29,8 +29,8 @@ class TableFile(abc.ABC):
     """Part of an Arrow table, in one file: every column of a batch is a NumPy view.
 
     Args:
-        schema: What the file must hold.
-        rows: How many rows it must hold.
+        schema: Schema that the file must have.
+        rows: Number of rows that it must have.
         batch_rows: Rows of every batch but the last.
     """
 
@@ -60,19 +60,19 @@ class TableFile(abc.ABC):
         """The file in this process's memory, for as long as the caller keeps it.
 
         Raises:
-            DamagedFileError: It is missing, is not what is listed, or cannot be decoded.
+            DamagedFileError: The file is missing, is not the listed one, or cannot be decoded.
         """
 
     def read(self, column: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows start to stop of a column, copied where they span batches.
+        """Rows start to stop of a column, copied if they span batches.
 
         Args:
             column: Name of the column.
             start: First row.
-            stop: One after the last row; the end where left out.
+            stop: One after the last row; by default the end of the file.
 
         Returns:
-            [stop - start] or [stop - start, size]; read-only where it is a view.
+            [stop - start] or [stop - start, size]; a read-only view if all rows lie in one batch.
 
         Raises:
             DamagedFileError: A batch cannot be decoded.
@@ -91,17 +91,17 @@ class IpcFile(TableFile):
     """One Arrow IPC file, memory-mapped; every column of a batch is a NumPy view.
 
     Attributes:
-        address: Of its first byte in this process's memory.
+        address: Address of its first byte in this process's memory.
 
     Args:
         path: Local file.
-        schema: What the file must hold.
-        rows: How many rows it must hold.
+        schema: Schema that the file must have.
+        rows: Number of rows that it must have.
         batch_rows: Rows of every batch but the last.
-        where: The file's name, for error messages; its path where left out.
+        where: The file's name, for error messages; by default its path.
 
     Raises:
-        DamagedFileError: The file is no Arrow file, or holds something else.
+        DamagedFileError: The file is not an Arrow file, or has another schema or number of batches.
     """
 
     def __init__(
@@ -115,27 +115,27 @@ class IpcFile(TableFile):
             self._bytes = np.frombuffer(source, np.uint8)
             self._reader = pa.ipc.open_file(source)
             self._offsets = batch_offsets(self._file)
-            found = self._reader.schema
-            if not found.equals(schema):
-                raise ValueError(f"holds {found.to_string()} instead of {schema.to_string()}")
+            actual = self._reader.schema
+            if not actual.equals(schema):
+                raise ValueError(f"holds {actual.to_string()} instead of {schema.to_string()}")
         expected = -(-rows // batch_rows)
         if len(self._offsets) != expected:
             raise DamagedFileError(
                 f"{self._where}: {len(self._offsets)} batches instead of {expected}; run verify"
             )
         self._columns = {field.name: ColumnLayout.of(field.type) for field in schema}
-        # The batch that was viewed last: its columns are mostly viewed one after the other.
+        # The batch that was viewed last: its columns are mostly viewed one after another.
         self._viewed: dict[int, dict[str, int]] = {}
         self.address: int = self._bytes.ctypes.data
 
     def mapped(self) -> IpcFile:
-        """Itself."""
+        """Returns the file itself: it is mapped already."""
         return self
 
     def view(self, column: str, batch: int) -> np.ndarray:
-        """As every table file's: from the memory map."""
+        """One batch's column, from the memory map; arguments and errors are those of `TableFile.view`."""
         kind = self._columns[column]
-        viewed = self._viewed  # which another thread may replace meanwhile
+        viewed = self._viewed  # another thread may replace it meanwhile
         if batch not in viewed:
             viewed = self._viewed = {batch: self.starts(batch)}
         start = viewed[batch][column]
@@ -144,7 +144,7 @@ class IpcFile(TableFile):
         return data.reshape(rows, *kind.shape)
 
     def starts(self, batch: int) -> dict[str, int]:
-        """Where in the file the columns of a batch begin, none of which reaches beyond it.
+        """Offsets in the file at which the columns of a batch begin, checked to end within the file.
 
         Raises:
             DamagedFileError: The batch cannot be decoded.
@@ -173,10 +173,10 @@ class ColumnLayout:
     """How the rows of a column lie in a file.
 
     Attributes:
-        type: Of a row's values.
-        shape: Of a row.
-        bytes: Of a row.
-        unit: What both a row's place in the file and its length are multiples of, in bytes.
+        type: Type of a row's values.
+        shape: Shape of a row.
+        bytes: Size of a row.
+        unit: Number of bytes that divides both the offset of every row and its size.
     """
 
     type: np.dtype[Any]
@@ -187,7 +187,7 @@ class ColumnLayout:
     @classmethod
     @functools.cache
     def of(cls, kind: pa.DataType) -> ColumnLayout:
-        """That of a column of an Arrow type."""
+        """Layout of a column of an Arrow type."""
         empty = _to_numpy(pa.array([], kind))
         size = empty.dtype.itemsize * math.prod(empty.shape[1:])
         return cls(empty.dtype, empty.shape[1:], size, math.gcd(size, _ALIGNMENT))
@@ -195,13 +195,13 @@ class ColumnLayout:
 
 @contextlib.contextmanager
 def decoding(where: str) -> Iterator[None]:
-    """Makes one error of all those that bytes which are not what they should be can cause.
+    """Turns every error that damaged bytes can cause into one of ours.
 
     Args:
-        where: Begins the message.
+        where: Beginning of the message.
 
     Raises:
-        DamagedFileError: In place of them.
+        DamagedFileError: Decoding failed.
     """
     try:
         yield
@@ -211,7 +211,7 @@ def decoding(where: str) -> Iterator[None]:
 
 
 def _to_numpy(array: pa.Array) -> np.ndarray:
-    """A view of a column that is valid: its buffers are as long as its rows need."""
+    """A view of a column that was validated: its buffers are as long as its rows need."""
     if array.null_count:
         raise ValueError("has null values")
     if pa.types.is_fixed_size_list(array.type):

@@ -18,13 +18,13 @@ class TableWriter:
 
     Args:
         path: A new local file.
-        schema: Of the table. Fixed-size lists are given as arrays [rows, size].
+        schema: Schema of the table. Fixed-size lists are given as arrays [rows, size].
         batch_rows: Rows of every batch but the last.
         parquet: Whether to write Parquet instead of Arrow IPC.
     """
 
     def __init__(
-        self, path: Path, schema: pa.Schema, batch_rows: int, parquet: bool = False
+        self, path: Path, schema: pa.Schema, batch_rows: int, *, parquet: bool = False
     ) -> None:
         self.rows = 0
         self._schema = schema

@@ -1,4 +1,4 @@
-"""Long texts in segments that are tokenized apart, with the same result as the whole."""
+"""Cuts long texts into segments that, tokenized separately, give the same tokens as the whole."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
-# A text of this many characters is tokenized in segments of about as many. Short ones are faster too:
-# the tokenizer's time and memory for one text grow faster than its length.
+# Characters of a segment, about; longer texts are tokenized in segments. That is faster too: the
+# tokenizer's time and memory for one text grow faster than its length.
 SEGMENT = 1 << 16
-# What cannot be cut is tokenized at once, at some 120 bytes of memory for a byte: no more than this.
+# Most bytes of text to tokenize at once, as each takes some 120 bytes of memory.
 LONGEST_SEGMENT = 16_000_000
 
 _CUT = re.compile(r"(?<=\S) (?=\S)")
@@ -28,9 +28,9 @@ _LOCAL_PRE_TOKENIZERS = {
     "Whitespace",
     "WhitespaceSplit",
 }
-# Parts of the patterns of GPT-2, GPT-4, Llama 3, Qwen and their kin. Each matches a space only where it
-# begins, or among white space alone: none reaches over a space between two other characters. None looks
-# behind, and what looks ahead sees one character.
+# Parts of the patterns of GPT-2, GPT-4, Llama 3, Qwen and similar ones. Each matches a space only where it
+# begins, or within white space: none reaches over a space between two other characters. None looks
+# behind, and a lookahead sees one character.
 _LETTER_OR_LESS = r"[^\r\n\p{L}\p{N}]?"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -44,7 +44,7 @@ _LOCAL_PARTS = {
     *(f" ?[^\\s\\p{{L}}\\p{{N}}]+{end}" for end in ("", r"[\r\n]*", r"[\r\n/]*")),
     *(r"\s*[\r\n]+", r"\s*[\r\n]", r"\s+(?!\S)", r"\s+", r"\S+", r"\w+", r"[^\w\s]+"),
 }
-# One character of every kind that pre-tokenizers tell apart, white space last.
+# One character of every kind that pre-tokenizers distinguish, white space last.
 _CONTEXT = 3
 _KINDS = "stAé1²'._-🐘中ش\u0301\u200d\n\t\u00a0 "
 
@@ -52,17 +52,17 @@ _KINDS = "stAé1²'._-🐘中ش\u0301\u200d\n\t\u00a0 "
 def is_cut_before_spaces(tokenizer: RustTokenizer) -> bool:
     """Whether a text may be cut before any single space between two other characters.
 
-    It may, if the pre-tokenizer cuts there too, whatever stands around. Nothing that acts on the text
-    before it (a normalizer, added tokens with white space in them) may be there; each of its parts is
-    of a kind, or has a pattern, that does not reach over such a space; and on every context of one
-    character of any kind on one side and up to two on the other it must give the same pieces for the
-    whole as for the two halves.
+    It may if the pre-tokenizer always cuts there too. That is shown in three steps. The tokenizer has
+    nothing that changes the text first: a normalizer, or added tokens with white space in them. Each
+    part of the pre-tokenizer has a type, or a pattern, that does not reach over such a space. And for
+    every context of one character of any kind on one side and up to two on the other, the whole gives
+    the same pieces as its two halves.
 
     Args:
-        tokenizer: With special tokens encoded as text.
+        tokenizer: Tokenizer that encodes special tokens as text.
 
     Returns:
-        False where it could not be shown.
+        True if all of this holds; False if a cut might change tokens.
     """
     definition = json.loads(tokenizer.to_str())
     if definition["normalizer"] is not None or definition["model"].get("dropout"):
@@ -75,7 +75,7 @@ def is_cut_before_spaces(tokenizer: RustTokenizer) -> bool:
 
 
 def segments(text: str) -> Iterator[str]:
-    """A text in parts of about `SEGMENT` characters, cut before single spaces between others."""
+    """Cuts a text into segments of about `SEGMENT` characters, before single spaces between others."""
     start = 0
     while len(text) - start > SEGMENT and (cut := _CUT.search(text, start + SEGMENT)):
         yield text[start : cut.start()]
@@ -98,7 +98,7 @@ def _is_local(part: dict[str, Any]) -> bool:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """What stands between the bars of a regular expression that are not inside parentheses."""
+    """The alternatives of a regular expression: its parts between bars outside of parentheses."""
     parts, depth = [""], 0
     for character in pattern:
         depth += {"(": 1, ")": -1}.get(character, 0)

@@ -1,4 +1,4 @@
-"""SentencePiece models as fast tokenizers, each checked against SentencePiece before it is used."""
+"""Turns SentencePiece models into fast tokenizers, and checks each against SentencePiece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPACE = "\u2581"
 # sentencepiece_model.proto
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _UNIGRAM, _BPE = 1, 2
-# Below any path through normal pieces: text that looks like a control or byte piece is not one.
+# Score below any path through normal pieces, so that text never becomes a control or byte piece.
 _UNREACHABLE = -1000.0
 _PROBES = (
     "",
@@ -35,13 +35,13 @@ def convert_model(path: Path) -> tuple[str, dict[str, Any]]:
     """Turns a SentencePiece model into the definition of a fast tokenizer.
 
     Args:
-        path: Of the .model file, Unigram or BPE.
+        path: Path of the .model file, Unigram or BPE.
 
     Returns:
         The text of a tokenizer.json, and settings that name its special tokens.
 
     Raises:
-        ModelError: It is no such model, or the result would give other ids than SentencePiece does.
+        ModelError: The file is not such a model, or the result would give other ids than SentencePiece.
     """
     import sentencepiece
     from google.protobuf.message import DecodeError
@@ -53,12 +53,12 @@ def convert_model(path: Path) -> tuple[str, dict[str, Any]]:
         proto.ParseFromString(data)
         original = sentencepiece.SentencePieceProcessor(model_proto=data)
     except (DecodeError, RuntimeError) as error:
-        raise ModelError(f"tokenizer.path: {path} is no SentencePiece model") from error
+        raise ModelError(f"tokenizer.path: {path} is not a SentencePiece model") from error
     rust = _convert(proto, path)
     symbols = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
     for probe in (*_PROBES, *(f"a {symbol} b{symbol}" for symbol in symbols)):
         ids = rust.encode(probe, add_special_tokens=False).ids
-        if ids != original.encode(probe) and not _tie(original, ids, probe):
+        if ids != original.encode(probe) and not _is_tie(original, ids, probe):
             raise ModelError(
                 f"tokenizer.path: {path} cannot be turned into a fast tokenizer: {probe[:40]!r} would "
                 "get other ids; name the model's own tokenizer.json"
@@ -69,8 +69,11 @@ def convert_model(path: Path) -> tuple[str, dict[str, Any]]:
     return rust.to_str(), settings
 
 
-def _tie(original: Any, ids: list[int], text: str) -> bool:
-    """Whether two segmentations are as probable: SentencePiece adds up in float32, others in float64."""
+def _is_tie(original: Any, ids: list[int], text: str) -> bool:
+    """Whether two segmentations are equally probable, up to the rounding of sums in float32.
+
+    SentencePiece adds up log-probabilities in float32, `tokenizers` in float64.
+    """
     scores = [sum(map(original.get_score, pieces)) for pieces in (ids, original.encode(text))]
     return original.decode(ids) == original.decode(original.encode(text)) and math.isclose(
         *scores, rel_tol=1e-5
@@ -97,9 +100,11 @@ def _convert(proto: Any, path: Path) -> RustTokenizer:
     rust.encode_special_tokens = True
     rust.normalizer = normalizers.Sequence(_normalizers(proto.normalizer_spec))
     if not any(_SPACE in piece.piece[1:] for piece in proto.pieces):
-        # No piece reaches over a space: words can be treated apart, which is faster.
+        # No piece reaches over a space: words can be tokenized separately, which is faster.
         rust.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never", split=True)
-    rust.decoder = _decoder(proto.normalizer_spec.add_dummy_prefix, fallback)
+    rust.decoder = _decoder(
+        dummy_prefix=proto.normalizer_spec.add_dummy_prefix, byte_fallback=fallback
+    )
     rust.add_special_tokens([p.piece for p in proto.pieces if p.type in (_CONTROL, _UNKNOWN)])
     rust.add_tokens(
         [AddedToken(p.piece, normalized=False) for p in proto.pieces if p.type == _USER_DEFINED]
@@ -108,7 +113,7 @@ def _convert(proto: Any, path: Path) -> RustTokenizer:
 
 
 def _scores(proto: Any) -> list[tuple[str, float]]:
-    """Pieces with their log-probabilities; only normal ones can be met in text."""
+    """Pieces with their log-probabilities, lowered for pieces that text must not become."""
     reachable = (_NORMAL, _USER_DEFINED)
     return [
         (piece.piece, piece.score if piece.type in reachable else _UNREACHABLE)
@@ -117,7 +122,7 @@ def _scores(proto: Any) -> list[tuple[str, float]]:
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:
-    """The merges behind a BPE vocabulary: every normal piece out of two, the best piece first."""
+    """The merges behind a BPE vocabulary: every normal piece from two others, the best piece first."""
     ranks = {piece.piece: piece.score for piece in proto.pieces if piece.type == _NORMAL}
     merges = []
     for piece, score in ranks.items():
@@ -137,9 +142,9 @@ def _normalizers(spec: Any) -> list[Any]:
     return [*steps, normalizers.Replace(" ", _SPACE)]
 
 
-def _decoder(dummy_prefix: bool, fallback: bool) -> Any:
+def _decoder(*, dummy_prefix: bool, byte_fallback: bool) -> Any:
     steps: list[Any] = [decoders.Replace(_SPACE, " ")]
-    if fallback:
+    if byte_fallback:
         steps.append(decoders.ByteFallback())
     steps.append(decoders.Fuse())
     if dummy_prefix:

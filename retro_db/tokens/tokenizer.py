@@ -1,4 +1,4 @@
-"""The language model's tokenizer: text to ids and back, special tokens being plain text."""
+"""The language model's tokenizer: text to ids and back, with special tokens as plain text."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _SEGMENTS_AT_ONCE = 32
 
 
 def token_type_for(vocab_size: int) -> np.dtype:
-    """uint16 where every id fits, else uint32.
+    """The smaller of uint16 and uint32 that holds every id.
 
     Args:
-        vocab_size: Ids are below it.
+        vocab_size: Number of ids, all of which are below it.
     """
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 class Tokenizer:
-    """A fast HuggingFace tokenizer, used so that no text is lost and none is invented.
+    """A fast HuggingFace tokenizer that neither loses text nor adds any.
 
-    Special tokens in a text are encoded as the characters that they are, and none is added.
+    Special tokens in a text are encoded as their characters, and no special tokens are added.
 
     Args:
-        definition: The text of a tokenizer.json.
-        settings: What tokenizer_config.json holds, which names the padding token.
+        definition: Text of a tokenizer.json.
+        settings: Content of a tokenizer_config.json, which names the padding token.
     """
 
     def __init__(self, definition: str, settings: dict[str, Any]) -> None:
@@ -65,14 +65,14 @@ class Tokenizer:
         """Loads a tokenizer.json, a SentencePiece model, a folder with one, or a hub name.
 
         Args:
-            path: Where it is. Hub names stand for fast tokenizers; no code of theirs is run.
+            path: Path of a file or folder, or name on the hub. Code from the hub is never run.
 
         Raises:
-            ModelError: There is no such tokenizer, or it is not a fast one.
+            ModelError: The tokenizer does not exist, or is not a fast one.
         """
         file = Path(os.path.expanduser(path))
         if file.is_dir():
-            names = ["tokenizer.json", *sorted(found.name for found in file.glob("*.model"))]
+            names = ["tokenizer.json", *sorted(model.name for model in file.glob("*.model"))]
             file = next((file / name for name in names if (file / name).exists()), file / names[0])
         if file.suffix == ".model" and file.exists():
             return cls(*convert_model(file))
@@ -89,7 +89,7 @@ class Tokenizer:
             content = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
             return cls(file.read_text("utf-8"), content)
         except Exception as error:
-            raise ModelError(f"tokenizer.path: {file} is no tokenizer: {error}") from error
+            raise ModelError(f"tokenizer.path: {file} is not a tokenizer: {error}") from error
 
     @classmethod
     def _from_hub(cls, name: str) -> Tokenizer:
@@ -113,11 +113,11 @@ class Tokenizer:
         """The tokenizer that a database keeps.
 
         Args:
-            folder: The database.
-            listed: What its manifest says of the tokenizer's files, once there is one.
+            folder: Folder of the database.
+            listed: Entries of the tokenizer's files in the manifest; empty before it is written.
 
         Raises:
-            DamagedFileError: Its files are missing, of another size or no tokenizer.
+            DamagedFileError: A file is missing, has another size, or does not hold a tokenizer.
         """
         for entry in listed:
             with folder.holding(entry):
@@ -127,12 +127,12 @@ class Tokenizer:
             return cls(definition, json.loads(folder.read(f"{FOLDER}/{_SETTINGS}")))
         except Exception as error:
             raise DamagedFileError(
-                f"{folder.url}: {FOLDER} holds no tokenizer ({error}); restore it"
+                f"{folder.url}: {FOLDER} does not hold a tokenizer ({error}); restore it"
             ) from error
 
     @property
     def files(self) -> dict[str, bytes]:
-        """What a database keeps: names and contents, loadable by transformers as a folder."""
+        """Names and contents of the files that a database keeps; transformers loads them as a folder."""
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
         return {
             "tokenizer.json": self.definition.encode("utf-8"),
@@ -141,42 +141,44 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Of its definition."""
+        """Hash of the definition."""
         return hashlib.sha256(self.definition.encode("utf-8")).hexdigest()
 
     @property
     def end_id(self) -> int | None:
-        """The id that ends documents in corpora stored as tokens; None where the settings name none."""
+        """The id that ends documents in corpora stored as tokens; None if the settings do not name it."""
         return self._named_id("eos_token")
 
     @property
     def token_type(self) -> np.dtype:
-        """What its ids are stored as."""
+        """Type that ids are stored as."""
         return token_type_for(self.vocab_size)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, as arrays of `token_type`; long texts are encoded in segments."""
-        parts = [list(self._segments(text)) for text in texts]
+        segmented = [list(self._segments(text)) for text in texts]
         encodings = self._rust.encode_batch_fast(
-            list(itertools.chain.from_iterable(parts)), add_special_tokens=False
+            list(itertools.chain.from_iterable(segmented)), add_special_tokens=False
         )
         ids = (np.array(encoding.ids, dtype=self.token_type) for encoding in encodings)
         return [
-            next(ids) if len(part) == 1 else np.concatenate(list(itertools.islice(ids, len(part))))
-            for part in parts
+            next(ids)
+            if len(pieces) == 1
+            else np.concatenate(list(itertools.islice(ids, len(pieces))))
+            for pieces in segmented
         ]
 
     def encode_long(self, text: str) -> Iterator[np.ndarray]:
-        """Ids of one long text, a part at a time, equal to those of the whole.
+        """Ids of one long text, a few segments at a time; together they equal the whole text's ids.
 
         Args:
-            text: One that `can_encode`.
+            text: Text for which `can_encode` is true.
 
         Returns:
             Arrays of `token_type` that together are the text's ids.
         """
-        parts = self._segments(text)
-        while group := list(itertools.islice(parts, _SEGMENTS_AT_ONCE)):
+        remaining = self._segments(text)
+        while group := list(itertools.islice(remaining, _SEGMENTS_AT_ONCE)):
             yield np.concatenate(self.encode(group))
 
     def can_encode(self, text: str) -> bool:
@@ -184,8 +186,8 @@ class Tokenizer:
         if 4 * len(text) <= LONGEST_SEGMENT:
             return True
         return all(
-            4 * len(part) <= LONGEST_SEGMENT or len(part.encode("utf-8")) <= LONGEST_SEGMENT
-            for part in self._segments(text)
+            4 * len(segment) <= LONGEST_SEGMENT or len(segment.encode("utf-8")) <= LONGEST_SEGMENT
+            for segment in self._segments(text)
         )
 
     def _segments(self, text: str) -> Iterator[str]:
@@ -196,7 +198,7 @@ class Tokenizer:
         return is_cut_before_spaces(self._rust)
 
     def decode(self, rows: Iterable[np.ndarray]) -> list[str]:
-        """Text of each row of ids (without padding); characters cut at an end become U+FFFD."""
+        """Text of each row of ids, without padding; characters cut at either end become U+FFFD."""
         return self._rust.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
 
     def _largest_id(self) -> int:
@@ -206,10 +208,10 @@ class Tokenizer:
         return max(vocabulary.values())
 
     def _pad_id(self, padding: dict[str, Any] | None) -> int:
-        """The tokenizer's own padding id, else 0: `length` decides what is padding."""
-        own = self._named_id("pad_token")
-        if own is not None:
-            return own
+        """The tokenizer's padding id, or else 0: a chunk's `length`, not this id, marks its padding."""
+        pad_id = self._named_id("pad_token")
+        if pad_id is not None:
+            return pad_id
         return int(padding["pad_id"]) if padding else 0
 
     def _named_id(self, setting: str) -> int | None:

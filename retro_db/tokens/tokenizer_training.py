@@ -1,4 +1,4 @@
-"""Tokenizers trained on a corpus, over bytes: they encode any text and give it back exactly."""
+"""Trains byte-level tokenizers on a corpus; they encode any text and decode it exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retro_db.tokens.segments import segments
 from retro_db.tokens.tokenizer import Tokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
-# Unigram's lattice wants an entry for what is unknown; with all bytes known, nothing is.
+# Unigram's lattice needs an entry for unknown text, although with all bytes known it is never used.
 _UNKNOWN = "<|unknown|>"
 _LONG_RUN = re.compile(r"\S{1000}|\s{1000}")
 
@@ -25,11 +25,11 @@ def train_tokenizer(texts: Iterable[str], settings: TrainTokenizerConfig) -> Tok
     """Trains a tokenizer; the result depends on the texts and settings, not on threads.
 
     Args:
-        texts: What it learns from.
-        settings: Which model, and how many entries at most, the 256 bytes and special ones included.
+        texts: Texts to train on.
+        settings: Model and largest number of entries, including the 256 bytes and special tokens.
 
     Returns:
-        The tokenizer; 0 is the id of `<|endoftext|>`.
+        The tokenizer, in which `<|endoftext|>` has the id 0.
     """
     texts = itertools.chain.from_iterable(map(_short_pieces, texts))
     rust = RustTokenizer(models.BPE())
@@ -44,9 +44,9 @@ def train_tokenizer(texts: Iterable[str], settings: TrainTokenizerConfig) -> Tok
 
 
 def _short_pieces(text: str) -> Iterator[str]:
-    """A text in pieces, cut within words of over 1,000 characters, which every merge would go through."""
-    for part in segments(text):
-        yield from _LONG_RUN.sub("\\g<0>\0", part).split("\0")
+    """Cuts a text within words of over 1,000 characters, which would slow down every merge."""
+    for segment in segments(text):
+        yield from _LONG_RUN.sub("\\g<0>\0", segment).split("\0")
 
 
 def _train_bpe(rust: RustTokenizer, texts: Iterable[str], vocab_size: int) -> None:
@@ -60,7 +60,7 @@ def _train_bpe(rust: RustTokenizer, texts: Iterable[str], vocab_size: int) -> No
 
 
 def _trained_unigram(rust: RustTokenizer, texts: Iterable[str], vocab_size: int) -> models.Unigram:
-    """A Unigram model by SentencePiece: the trainer of `tokenizers` differs from run to run."""
+    """A Unigram model trained by SentencePiece, as the trainer of `tokenizers` differs between runs."""
     import sentencepiece
 
     counts: Counter[str] = Counter()
@@ -68,12 +68,12 @@ def _trained_unigram(rust: RustTokenizer, texts: Iterable[str], vocab_size: int)
         counts.update(word for word, _ in rust.pre_tokenizer.pre_tokenize_str(text))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    # A word of its own for every byte, so that each is known whatever the corpus holds.
+    # Every byte is also a word, so that each is in the vocabulary even if the corpus lacks it.
     lines = [f"{word}\t{count}" for word, count in words] + [f"{byte}\t1" for byte in alphabet]
-    trained = io.BytesIO()
+    model_file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_writer=trained,
+        model_writer=model_file,
         input_format="tsv",
         model_type="unigram",
         vocab_size=vocab_size - 1,
@@ -94,8 +94,8 @@ def _trained_unigram(rust: RustTokenizer, texts: Iterable[str], vocab_size: int)
         unk_piece=_UNKNOWN,
         minloglevel=2,
     )
-    processor = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
-    pieces = range(1, processor.get_piece_size())
-    vocabulary = [(processor.id_to_piece(i), processor.get_score(i)) for i in pieces]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model_file.getvalue())
+    piece_ids = range(1, processor.get_piece_size())
+    vocabulary = [(processor.id_to_piece(i), processor.get_score(i)) for i in piece_ids]
     special = [(END_OF_DOCUMENT, 0.0), (_UNKNOWN, 0.0)]
     return models.Unigram([*special, *vocabulary], unk_id=1)

@@ -9,11 +9,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from retro_db.index.structure import faiss, inverted_file, keyed, list_codes, list_ids, read_index
+from retro_db.index.structure import (
+    faiss,
+    inverted_file,
+    is_embedded,
+    list_codes,
+    list_ids,
+    read_index,
+)
 from retro_db.manifest.model import TRAIN
 from retro_db.reader.database import Database
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.gathering import Table
 from retro_db.store.parquet_tables import read_parquet
 from retro_db.store.tables import TableFile
@@ -44,7 +51,7 @@ class Renumbering:
         return np.where(kept, self.new_first[run] + offset, -1)
 
 
-def write_renumbering(folder: Folder, renumbering: Renumbering) -> FileEntry:
+def write_renumbering(folder: Folder, renumbering: Renumbering) -> TableEntry:
     """Writes the map from old ids to new, a table of the new database.
 
     Args:
@@ -55,11 +62,11 @@ def write_renumbering(folder: Folder, renumbering: Renumbering) -> FileEntry:
     return _write("renumbered", 0, contract("renumbered").schema(), [columns], folder)
 
 
-def read_renumbering(folder: Folder, entry: FileEntry) -> Renumbering:
+def read_renumbering(folder: Folder, entry: TableEntry) -> Renumbering:
     """Reads what `write_renumbering` wrote."""
     schema = contract("renumbered").schema()
     with folder.holding(entry) as path:
-        table = read_parquet(path, schema, entry.rows or 0, entry.path)
+        table = read_parquet(path, schema, entry.rows, entry.path)
     return Renumbering(**{name: table[name].to_numpy() for name in schema.names})
 
 
@@ -67,7 +74,7 @@ def renumber(database: Database) -> Renumbering:
     """The runs of chunks of a database that are not removed."""
     documents = database.documents
     kept = documents["chunk_count"].to_numpy() > 0
-    kept[database.removed] = False
+    kept[database.removals.documents] = False
     firsts = documents["first_chunk"].to_numpy()[kept]
     counts = documents["chunk_count"].to_numpy()[kept]
     if not len(firsts):
@@ -105,9 +112,9 @@ class CompactedPart:
     """What is left of a part: its files, which have no row where nothing is, and their counts."""
 
     source: str
-    chunks: FileEntry
-    documents: FileEntry
-    embeddings: FileEntry
+    chunks: TableEntry
+    documents: TableEntry
+    embeddings: TableEntry
     tokens: int
     validation_chunks: int
     keyless: int
@@ -147,7 +154,7 @@ def compact_part(
         column = Table([old.embeddings]).column("vector")
         for piece in _pieces(rows, old.embeddings.batch_rows):
             keys = column[piece]
-            keyless += int((~keyed(keys)).sum())
+            keyless += int((~is_embedded(keys)).sum())
             yield {"vector": keys}
 
     held_out = np.array(columns["split"]) != TRAIN if len(counts) else np.empty(0, bool)
@@ -169,12 +176,12 @@ def _pieces(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 def _write(
     table: str, number: int, schema: pa.Schema, batches: object, folder: Folder
-) -> FileEntry:
+) -> TableEntry:
     agreed = contract(table)
     path = agreed.name(number, 0)
     with folder.writing(path) as temporary:
         parquet = agreed.format == "parquet"
-        with TableWriter(temporary, schema, agreed.batch_rows, parquet) as writer:
+        with TableWriter(temporary, schema, agreed.batch_rows, parquet=parquet) as writer:
             for batch in batches:  # type: ignore[attr-defined]
                 writer.append(batch)
         return describe(temporary, path, writer.rows)
@@ -182,7 +189,7 @@ def _write(
 
 def compact_partition(
     partition: Path, renumbering: Renumbering, path: str, folder: Folder
-) -> FileEntry:
+) -> TableEntry:
     """Writes a range of inverted lists without removed chunks, the others by their new ids.
 
     Args:

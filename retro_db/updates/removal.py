@@ -17,7 +17,7 @@ from retro_db.manifest.files import generation_path, read_manifest, write_genera
 from retro_db.manifest.model import Manifest
 from retro_db.reader.database import Database
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.ownership import owning
 from retro_db.store.records import RECORDS
 from retro_db.store.writing import TableWriter
@@ -71,7 +71,7 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
     database = Database(folder, read_manifest(folder))
     named = read_list(Path(listed), [source.name for source in database.manifest.sources])
     found = find_documents(database, named, str(listed))
-    rows = np.setdiff1d(found, database.removed)
+    rows = np.setdiff1d(found, database.removals.documents)
     chunks = int(database.documents["chunk_count"].take(rows).to_numpy().sum())
     manifest = database.manifest
     if len(rows):
@@ -175,7 +175,7 @@ def _without(database: Database, rows: np.ndarray, chunks: int) -> Manifest:
     )
 
 
-def _write_removed(database: Database, rows: np.ndarray) -> FileEntry:
+def _write_removed(database: Database, rows: np.ndarray) -> TableEntry:
     agreed = contract("removed")
     path = f"{generation_path(database.manifest.generation + 1)}/{agreed.path}"
     documents = database.documents.select(["source", "id"]).take(rows)

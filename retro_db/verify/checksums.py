@@ -1,4 +1,4 @@
-"""Files against manifests: checksums, generations, and what should not be there."""
+"""Files against manifests: checksums, generations, and files that no manifest lists."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _FOLDERS = {*TABLES, "index", "tokenizer", QUERIES, GENERATIONS, "state", "repor
 
 
 def file_checks(database: Database, history: History, meter: Meter) -> Iterator[Check]:
-    """The checksum of every listed file, once; those of older generations may be gone.
+    """Yields a check of the checksum of every listed file; files of older generations may be missing.
 
     Args:
-        database: Opened.
-        history: Its manifests.
+        database: Opened database.
+        history: Manifests of the database.
         meter: Counts bytes.
 
     Yields:
-        A check for each.
+        One check for each file.
     """
     folder = database.folder
     for entry in {entry.path: entry for entry in history.current.files}.values():
@@ -46,7 +46,7 @@ def file_checks(database: Database, history: History, meter: Meter) -> Iterator[
 
 
 def _check_bytes(folder: Folder, entry: FileEntry, meter: Meter) -> Iterator[str]:
-    """The file is there with its bytes."""
+    """Checks that the file exists and has the bytes that the manifest lists."""
     if folder.leads_out(entry.path):
         yield f"{entry.path}: lies outside, behind a link"
         return
@@ -65,7 +65,7 @@ def _check_bytes(folder: Folder, entry: FileEntry, meter: Meter) -> Iterator[str
 
 
 def _hash(stream: BinaryIO, meter: Meter) -> tuple[int, str]:
-    """Size and sha256 of a file, told a piece at a time."""
+    """Returns the size and sha256 of a file, and counts its bytes a piece at a time."""
     hasher, size = hashlib.sha256(), 0
     while piece := stream.read(_PIECE):
         hasher.update(piece)
@@ -75,28 +75,28 @@ def _hash(stream: BinaryIO, meter: Meter) -> tuple[int, str]:
 
 
 def check_strangers(database: Database, history: History) -> Iterator[str]:
-    """No file and no folder is there that no manifest knows, but in `state` and `report`."""
-    listed = {entry.path for one in history.manifests.values() for entry in one.files}
+    """Checks that a manifest knows every file and every folder, except in `state` and `report`."""
+    listed = {entry.path for manifest in history.manifests.values() for entry in manifest.files}
     kept = (manifest_path(number) for number in range(1, history.current.generation))
     known = {FILE, *listed, *kept}
-    found = _walk(database.folder)
+    paths = _walk(database.folder)
     copy = manifest_path(history.current.generation)
-    if copy in found and database.folder.read(copy) == database.folder.read(FILE):
+    if copy in paths and database.folder.read(copy) == database.folder.read(FILE):
         known.add(copy)  # before it is superseded
     if is_begun(database):
         begun = f"{generation_path(history.current.generation + 1)}/"
-        known.update(path for path in found if path.startswith(begun))
-    for path in found:
+        known.update(path for path in paths if path.startswith(begun))
+    for path in paths:
         if path not in known and not _NOT_DATA.match(path):
             yield f"{path}: not in {FILE}"
-    used = {path.split("/")[0] for path in (*listed, *found)}
+    used = {path.split("/")[0] for path in (*listed, *paths)}
     for name in database.folder.list():
         if name not in used | _FOLDERS:
             yield f"{name}: not in {FILE}"
 
 
 def _walk(folder: Folder) -> list[str]:
-    """Every file below a folder, relative to it."""
+    """Returns the paths of all files below a folder, relative to it."""
     fs, root = fsspec.core.url_to_fs(folder.url)
     fs.invalidate_cache()
     start = len(root.rstrip("/")) + 1

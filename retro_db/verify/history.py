@@ -23,7 +23,7 @@ class History:
     """The manifests of a database, oldest first, the current one last.
 
     Attributes:
-        manifests: By generation; one that is missing or damaged is left out.
+        manifests: Manifests by generation, without those that are missing or damaged.
     """
 
     manifests: dict[int, Manifest]
@@ -37,8 +37,13 @@ class History:
     def superseded(self) -> list[FileEntry]:
         """Files that only older generations list."""
         current = {entry.path for entry in self.current.files}
-        older = itertools.chain.from_iterable(one.files for one in self.manifests.values())
-        return list({entry.path: entry for entry in older if entry.path not in current}.values())
+        listed = {entry.path: entry for entry in self.listed}
+        return [entry for path, entry in listed.items() if path not in current]
+
+    @property
+    def listed(self) -> Iterator[FileEntry]:
+        """Entries of the files of all generations, oldest first; most files have several."""
+        return itertools.chain.from_iterable(manifest.files for manifest in self.manifests.values())
 
     @functools.cached_property
     def first_listed(self) -> dict[FileEntry, Manifest]:
@@ -54,11 +59,11 @@ def read_history(database: Database, ledger: Ledger) -> History:
     """Reads the manifests that earlier generations left.
 
     Args:
-        database: Opened.
-        ledger: Told of those that are missing or damaged.
+        database: Opened database.
+        ledger: Takes a problem for each manifest that is missing or damaged.
 
     Returns:
-        All that could be read.
+        All manifests that could be read.
     """
     current = database.manifest.generation
     manifests = {}
@@ -73,7 +78,7 @@ def read_history(database: Database, ledger: Ledger) -> History:
 
 
 def check_history(folder: Folder, history: History) -> Iterator[str]:
-    """Every manifest is the text that was written, and each names the one before it as its parent."""
+    """Checks that every manifest has the bytes that were written, and names the one before as its parent."""
     last = history.current.generation
     for number, manifest in history.manifests.items():
         path = FILE if number == last else manifest_path(number)
@@ -87,18 +92,18 @@ def check_history(folder: Folder, history: History) -> Iterator[str]:
         if before is not None and manifest.parent != before.sha256:
             yield f"{path}: its parent is not {manifest_path(number - 1)}"
     listed: dict[str, FileEntry] = {}
-    for entry in itertools.chain.from_iterable(one.files for one in history.manifests.values()):
+    for entry in history.listed:
         if listed.setdefault(entry.path, entry) != entry:
             yield f"{entry.path}: two generations list it with other contents"
 
 
 def _written(raw: bytes, manifest: Manifest) -> bytes:
-    """What writing the manifest again gives; other versions have other fields than this release's."""
+    """Returns what writing the manifest again gives; other versions have other fields than this release's."""
     data = to_json(manifest) if manifest.version == VERSION else json.loads(raw)
     return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("ascii")
 
 
 def is_begun(database: Database) -> bool:
-    """Whether an append is under way or was stopped; its files are not the database's yet."""
-    place = generation_path(database.manifest.generation + 1)
-    return database.folder.exists(f"{place}/{RECORDS}")
+    """Whether an append is running or was stopped; its files are not the database's yet."""
+    folder = generation_path(database.manifest.generation + 1)
+    return database.folder.exists(f"{folder}/{RECORDS}")

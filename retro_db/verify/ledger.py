@@ -1,4 +1,4 @@
-"""Checks that run side by side, and what they found."""
+"""Checks that run side by side, and the problems that they report."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pyarrow as pa
 
 from retro_db.errors import RetroDBError
 
-# What something wrong can make of a later check; nothing else may.
+# Errors that one problem may cause in a later check; without a problem before, they are raised.
 _MISLED = (IndexError, KeyError, ValueError, OverflowError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing to look at.
+    """One check of a database.
 
     Attributes:
-        name: For the note that it was left out.
-        needs: Paths of the files that it trusts; it is left out where one is damaged.
-        run: Yields a line for everything that is wrong.
+        name: Name of the check in the note that it did not run.
+        needs: Paths of the files that the check trusts; if one is damaged, the check does not run.
+        run: Function that yields a line for each problem.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Check:
 
 
 class Ledger:
-    """What is wrong so far, what could not be checked, and which files are not what was written.
+    """The problems so far, notes on what could not be checked, and the files that are damaged.
 
     Args:
         pool: Threads that checks run on.
@@ -43,16 +43,16 @@ class Ledger:
         self._pool = pool
 
     def run(self, checks: Iterable[Check]) -> None:
-        """Runs checks side by side; what they find stands in their order."""
-        for found in self._pool.map(self._look, self._trusted(checks)):
-            self.problems += found
+        """Runs checks side by side, and lists their problems in the order of the checks."""
+        for problems in self._pool.map(self._look, self._trusted(checks)):
+            self.problems += problems
 
     def run_on_files(self, checks: Iterable[Check]) -> None:
-        """The same; files that a check finds fault with are damaged from then on."""
+        """Runs checks as `run` does, and marks the files of a check that reports a problem as damaged."""
         trusted = self._trusted(checks)
-        for check, found in zip(trusted, self._pool.map(self._look, trusted), strict=True):
-            self.problems += found
-            if found:
+        for check, problems in zip(trusted, self._pool.map(self._look, trusted), strict=True):
+            self.problems += problems
+            if problems:
                 self.damaged.update(check.needs)
 
     def run_here(self, check: Check) -> None:
@@ -60,7 +60,7 @@ class Ledger:
         self.problems += self._look(check)
 
     def _trusted(self, checks: Iterable[Check]) -> list[Check]:
-        """Those whose files are not known to be damaged."""
+        """Returns the checks whose files are not known to be damaged, and notes the others."""
         trusted = []
         for check in checks:
             broken = next((path for path in check.needs if path in self.damaged), None)
@@ -71,18 +71,18 @@ class Ledger:
         return trusted
 
     def _look(self, check: Check) -> list[str]:
-        found: list[str] = []
+        problems: list[str] = []
         try:
-            found.extend(check.run())
+            problems.extend(check.run())
         except RetroDBError as error:
-            found.append(one_line(error))
+            problems.append(one_line(error))
         except _MISLED as error:
             if not self.problems:
                 raise
-            found.append(f"{check.name} not checkable: {one_line(error)}")
-        return found
+            problems.append(f"{check.name} not checkable: {one_line(error)}")
+        return problems
 
 
 def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
+    """Returns the message of an error without line breaks."""
     return " ".join(str(error).split())

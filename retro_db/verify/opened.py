@@ -17,75 +17,75 @@ from retro_db.manifest.parts import Part
 from retro_db.reader.database import Corpus, Database
 from retro_db.reader.opening import open_files
 from retro_db.search.part_documents import Documents, load_documents, load_queries
-from retro_db.store.folder import FileEntry
+from retro_db.store.folder import TableEntry
 from retro_db.store.tables import TableFile
 
 BLOCK_ROWS = 65_536
 
 
 @dataclass
-class Held:
+class OpenedCorpus:
     """A corpus and what is known of its chunks; its checks run side by side.
 
     Attributes:
-        database: Whose chunks are its neighbors.
-        corpus: The database itself, or a query corpus.
-        name: What the paths of its tables begin with.
-        sources: What the manifest counts for each source.
-        keyless: Chunks without a key, as the manifest counts them.
-        short_rows: Chunks with fewer than k neighbors, as the manifest counts them.
-        keyed: bool [N], chunks that have a key for sure: all that have one where embeddings were
+        database: Database whose chunks are the corpus's neighbors.
+        reader: Reader of the corpus: the database itself, or a query corpus.
+        name: Prefix of the paths of its tables.
+        sources: Counts of each source in the manifest.
+        keyless: Number of chunks without an embedding that the manifest counts.
+        short_rows: Number of chunks with fewer than k neighbors that the manifest counts.
+        embedded: bool [N], chunks that have an embedding for sure: all that have one if embeddings were
             kept, else those with neighbors.
         held_out: bool [N], chunks outside the training split.
-        found: What the checks of the parts counted.
-        home: The database under examination; itself, if it is that.
+        counted: Counts of the checks of the parts.
+        home: The database under examination; the corpus itself, if it is the database.
     """
 
     database: Database
-    corpus: Corpus
+    reader: Corpus
     name: str
     sources: list[SourceCounts]
     keyless: int
     short_rows: int
-    keyed: np.ndarray = field(init=False)
+    embedded: np.ndarray = field(init=False)
     held_out: np.ndarray = field(init=False)
-    found: Counter[tuple[str, ...]] = field(default_factory=Counter, init=False)
-    home: Held = field(init=False, repr=False)
+    counted: Counter[tuple[str, ...]] = field(default_factory=Counter, init=False)
+    home: OpenedCorpus = field(init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __post_init__(self) -> None:
         self.home = self
-        self.keyed, self.held_out = np.zeros((2, len(self.corpus)), bool)
+        self.embedded, self.held_out = np.zeros((2, len(self.reader)), bool)
 
     @property
     def is_queries(self) -> bool:
-        """Whether it is a query corpus."""
-        return self.corpus is not self.database
+        """Whether the corpus is a query corpus."""
+        return self.reader is not self.database
 
     @property
-    def has_keys(self) -> bool:
-        """Whether embeddings were kept."""
-        return bool(self.corpus.tables.embeddings)
+    def has_embeddings(self) -> bool:
+        """Whether the build kept the corpus's embeddings."""
+        return bool(self.reader.tables.embeddings)
 
-    def read_parquet(self, entry: FileEntry, *columns: str) -> pa.Table:
-        """Columns of a file, whatever they are; all where none is named."""
-        with self.corpus.folder.holding(entry) as path:
+    def read_parquet(self, entry: TableEntry, *columns: str) -> pa.Table:
+        """Reads columns of a file, whatever their types; all columns if none is named."""
+        with self.reader.folder.holding(entry) as path:
             return pq.read_table(path, columns=list(columns) or None)
 
     def count(self, *name: str, more: int) -> None:
-        """Adds to what was found."""
+        """Adds to a count of the checks."""
         with self._lock:
-            self.found[name] += more
+            self.counted[name] += more
 
-    def parts(self) -> list[HeldPart]:
-        """Its parts, in order."""
-        tables = self.corpus.tables
-        starts = np.cumsum([0, *(entry.rows or 0 for entry in tables.chunks)]).tolist()
-        documents = np.cumsum([0, *(entry.rows or 0 for entry in tables.documents)]).tolist()
-        embeddings: Sequence[FileEntry | None] = tables.embeddings or [None] * len(tables.chunks)
+    def parts(self) -> list[OpenedPart]:
+        """Returns the parts of the corpus in order."""
+        tables = self.reader.tables
+        starts = np.cumsum([0, *(entry.rows for entry in tables.chunks)]).tolist()
+        documents = np.cumsum([0, *(entry.rows for entry in tables.documents)]).tolist()
+        embeddings: Sequence[TableEntry | None] = tables.embeddings or [None] * len(tables.chunks)
         rows = zip(tables.chunks, tables.documents, embeddings, strict=True)
         return [
-            HeldPart(
+            OpenedPart(
                 self,
                 Part(0, number, starts[number], *entries),
                 documents[number],
@@ -96,79 +96,86 @@ class Held:
 
 
 @dataclass(frozen=True)
-class HeldPart:
+class OpenedPart:
     """One part of a corpus under examination.
 
     Attributes:
-        held: The corpus.
-        part: Its files; paths are from the database's folder.
+        corpus: The corpus.
+        files: Files of the part; paths are from the database's folder.
         first_document: Global row of its first document.
         neighbors: Its neighbors file.
     """
 
-    held: Held
-    part: Part
+    corpus: OpenedCorpus
+    files: Part
     first_document: int
-    neighbors: FileEntry
+    neighbors: TableEntry
 
     @property
     def rows(self) -> slice:
-        """Its chunks' global ids."""
-        return slice(self.part.first_id, self.part.first_id + self.part.rows)
+        """Range of the global ids of its chunks."""
+        return slice(self.files.first_id, self.files.first_id + self.files.rows)
 
-    def open(self, table: str, entry: FileEntry) -> TableFile:
-        """One of its Arrow files."""
-        corpus = self.held.corpus
-        [file] = open_files(corpus.folder, [entry], table, corpus.parameters)
+    def open(self, table: str, entry: TableEntry) -> TableFile:
+        """Opens one of its Arrow files."""
+        reader = self.corpus.reader
+        [file] = open_files(reader.folder, [entry], table, reader.parameters)
         return file
 
     def read_documents(self, *columns: str) -> pa.Table:
-        """Columns of its documents; all where none is named."""
-        return self.held.read_parquet(self.part.documents, *columns)
+        """Reads columns of its documents; all columns if none is named."""
+        return self.corpus.read_parquet(self.files.documents, *columns)
 
     def load_documents(self, parts: list[Part]) -> Documents:
-        """Its documents that have chunks, and what each must not find.
+        """Loads its documents that have chunks, and the ranges of ids that each must not find.
 
         Args:
-            parts: Of the database.
+            parts: Parts of the database.
         """
-        folder = self.held.corpus.folder
-        if self.held.is_queries:
-            return load_queries(folder, self.part, parts, self._namesakes())
-        return load_documents(folder, self.part)
+        folder = self.corpus.reader.folder
+        if self.corpus.is_queries:
+            return load_queries(folder, self.files, parts, self._namesakes())
+        return load_documents(folder, self.files)
 
     def _namesakes(self) -> list[str]:
-        """Sources of the database whose documents' ids can be this query corpus's own."""
-        config = self.held.database.manifest.config
-        own = {query.name for query in self.held.sources}
-        if not any(one.get("id") for one in config.get("queries", ()) if one["name"] in own):
+        """Returns sources of the database whose documents may have the same ids as this query corpus's."""
+        config = self.corpus.database.manifest.config
+        names = {source.name for source in self.corpus.sources}
+        if not any(
+            query.get("id") for query in config.get("queries", ()) if query["name"] in names
+        ):
             return []
         return [source["name"] for source in config.get("corpus", ()) if source.get("id")]
 
 
-def corpora(database: Database) -> list[Held]:
-    """The database's own chunks, and every query corpus."""
+def opened_corpora(database: Database) -> list[OpenedCorpus]:
+    """Returns the database's own chunks first, then every query corpus."""
     manifest = database.manifest
     counts = manifest.counts
-    own = (manifest.sources, counts.keyless_chunks, counts.short_rows)
-    held = [Held(database, database, "", *own)]
+    home = OpenedCorpus(
+        database, database, "", manifest.sources, counts.keyless_chunks, counts.short_rows
+    )
+    corpora = [home]
     for query in manifest.queries:
-        name = query.source.name
-        corpus, own = (
-            database.queries[name],
-            ([query.source], query.keyless_chunks, query.short_rows),
+        corpus = OpenedCorpus(
+            database,
+            database.queries[query.source.name],
+            f"{query_path(query.source.name)}/",
+            [query.source],
+            query.keyless_chunks,
+            query.short_rows,
         )
-        held.append(Held(database, corpus, f"{query_path(name)}/", *own))
-        held[-1].home = held[0]
-    return held
+        corpus.home = home
+        corpora.append(corpus)
+    return corpora
 
 
 def blocks(rows: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of rows, start and stop, that are held at a time."""
+    """Yields consecutive ranges of rows, start and stop, that fit into memory together."""
     starts = range(0, rows, BLOCK_ROWS)
     yield from itertools.pairwise([*starts, rows])
 
 
 def between(start: int, stop: int) -> str:
-    """Where in a file something is wrong."""
+    """Says in words which rows of a file something is wrong in."""
     return f"between rows {start} and {stop}"

@@ -1,4 +1,4 @@
-"""A sample computed again: keys from text, codes from keys, neighbors from the index."""
+"""A sample computed again: embeddings from text, codes from embeddings, neighbors from the index."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from retro_db.encoder.embedding import chunk_texts
 from retro_db.encoder.encoding import Encoder
 from retro_db.hashing import fractions_of
-from retro_db.index.filling import encode_keys
+from retro_db.index.filling import encode_embeddings
 from retro_db.index.structure import faiss as faiss_library
-from retro_db.index.structure import inverted_file, keyed, read_index, transform, widen
+from retro_db.index.structure import inverted_file, is_embedded, read_index, transform, widen
 from retro_db.manifest.model import IndexInfo, Manifest
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
@@ -26,17 +26,17 @@ from retro_db.store.gathering import Table
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.verify.history import History
 from retro_db.verify.index_lists import Partitions
-from retro_db.verify.opened import Held, HeldPart
+from retro_db.verify.opened import OpenedCorpus, OpenedPart
 from retro_db.verify.rules import compare_distances
 
 _SEED = 0
 _WINDOW_ROWS = 2048
 # Other batch mates change the last bits of float32, and float16 rounds to 1 / 2,048.
-_KEY_TOLERANCE = 2e-3
-# Of other devices, and of types with fewer bits.
+_EMBEDDING_TOLERANCE = 2e-3
+# For embeddings of other devices, and of types with fewer bits.
 _LEAST_COSINE = 0.999
 _DISTANCE_TOLERANCE = 1e-5
-# Another processor's last bits may take the other of two centroids that are as near.
+# Another processor's last bits may decide for the other of two centroids that are as near.
 _TIE = 1e-3
 
 
@@ -46,59 +46,59 @@ class Chosen:
 
     Attributes:
         part: The part.
-        positions: int64 [n], which of its documents with chunks.
-        chunks: Of these documents.
+        positions: int64 [n], positions among its documents with chunks.
+        chunks: Number of chunks of these documents.
     """
 
-    part: HeldPart
+    part: OpenedPart
     positions: np.ndarray
     chunks: int
 
 
-def choose_documents(held: Held, share: float) -> list[Chosen]:
-    """A hashed share of a corpus's documents that have chunks, one at the least.
+def choose_documents(corpus: OpenedCorpus, share: float) -> list[Chosen]:
+    """Chooses a hashed share of a corpus's documents that have chunks, at least one document.
 
     Args:
-        held: The corpus.
-        share: 0 to 1.
+        corpus: The corpus.
+        share: Share of the documents, 0 to 1.
 
     Returns:
-        The documents, by part; none of a part that has none of them.
+        The documents by part, without the parts that have none of them.
     """
     chosen: list[Chosen] = []
     least, stand_in = np.inf, list[Chosen]()
-    for part in held.parts():
+    for part in corpus.parts():
         counts = part.read_documents("chunk_count")["chunk_count"].to_numpy()
-        there = np.flatnonzero(counts > 0)
-        if not len(there):
+        rows = np.flatnonzero(counts > 0)
+        if not len(rows):
             continue
-        fractions = fractions_of(there + part.first_document, _SEED)
+        fractions = fractions_of(rows + part.first_document, _SEED)
         positions = np.flatnonzero(fractions < share)
         if len(positions):
-            chosen.append(Chosen(part, positions, int(counts[there[positions]].sum())))
+            chosen.append(Chosen(part, positions, int(counts[rows[positions]].sum())))
         lowest = int(fractions.argmin())
         if fractions[lowest] < least:
             least = fractions[lowest]
-            stand_in = [Chosen(part, np.array([lowest]), int(counts[there[lowest]]))]
+            stand_in = [Chosen(part, np.array([lowest]), int(counts[rows[lowest]]))]
     return chosen or stand_in
 
 
 class Recomputation:
-    """What computes again, and compares.
+    """Computes a sample again, and compares it with what is stored.
 
     Args:
-        home: The database; its files are what the manifest says.
-        history: Its manifests.
-        encoder: Of its keys.
+        home: The database, whose files are what the manifest says.
+        history: Manifests of the database.
+        encoder: Encoder of its embeddings.
         pool: Threads of the search.
         meter: Counts chunks.
 
     Attributes:
-        notes: What could not be computed again, and why.
+        notes: Lines that say what could not be computed again, and why.
     """
 
     def __init__(
-        self, home: Held, history: History, encoder: Encoder, pool: Executor, meter: Meter
+        self, home: OpenedCorpus, history: History, encoder: Encoder, pool: Executor, meter: Meter
     ) -> None:
         self.notes: dict[str, None] = {}
         self._home = home
@@ -109,14 +109,14 @@ class Recomputation:
         database = home.database
         manifest = self._manifest = database.manifest
         self._tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
-        self._parts = [part.part for part in home.parts()]
+        self._parts = [part.files for part in home.parts()]
         self._partitions = Partitions(database, pool)
-        self._template = read_index(database.folder.verified(manifest.template_file))
+        self._trained = read_index(database.folder.verified(manifest.template_file))
         self._memory = manifest.config.get("index", {}).get("memory")
         self._finders: dict[tuple[FileEntry, ...], Finder] = {}
 
     def _finder(self, written: Manifest) -> Finder:
-        """What searches as it was done for a generation, without what had been removed by then."""
+        """Returns a finder that searches as a generation did, without the chunks removed by then."""
         removed = tuple(written.tables.removed)
         database, manifest = self._home.database, self._manifest
         if removed not in self._finders:
@@ -127,7 +127,7 @@ class Recomputation:
                     manifest.template_file,
                     manifest.partition_files,
                     self._memory,
-                    Database(database.folder, written).removed_chunks,
+                    Database(database.folder, written).removals.chunks,
                 ),
                 database.embeddings,
                 _settings(written.index),
@@ -141,114 +141,123 @@ class Recomputation:
         return self._manifest.config.get("neighbors", {})
 
     def _tokens(self, chunks: Table) -> ChunkTokens | None:
-        """What duplicates are known by, where they were passed over."""
+        """Returns the tokens that duplicates are recognized by, if the search passed over duplicates."""
         if not self._neighbors_config.get("drop_duplicates"):
             return None
         return ChunkTokens(chunks.column("tokens"), chunks.column("length"))
 
     def check(self, chosen: Chosen) -> Iterator[str]:
-        """Everything of some documents of one part."""
+        """Checks embeddings, codes, distances and neighbors of some documents of one part."""
         part = chosen.part
-        every = part.load_documents(self._parts)
+        loaded = part.load_documents(self._parts)
         documents = Documents(
-            every.starts[chosen.positions],
-            every.counts[chosen.positions],
-            [every.exclude[position] for position in chosen.positions],
+            loaded.starts[chosen.positions],
+            loaded.counts[chosen.positions],
+            [loaded.exclude[position] for position in chosen.positions],
         )
         for window in windows(documents.blocks(), _WINDOW_ROWS, lambda block: block[1] - block[0]):
             ranges = [(start, stop) for start, stop, _ in window]
             rows = np.concatenate([np.arange(*bounds) for bounds in ranges])
-            file = part.open("embeddings", part.part.keys_file)
-            keys = np.concatenate([file.read("vector", *bounds) for bounds in ranges])
-            yield from self._check_keys(part, ranges, rows, keys)
-            if not part.held.is_queries:
-                yield from self._check_codes(part, rows, keys)
+            file = part.open("embeddings", part.files.keys_file)
+            embeddings = np.concatenate([file.read("vector", *bounds) for bounds in ranges])
+            yield from self._check_embeddings(part, ranges, rows, embeddings)
+            if not part.corpus.is_queries:
+                yield from self._check_codes(part, rows, embeddings)
             yield from compare_distances(part, rows)
-            yield from self._check_neighbors(part, window, rows, keys)
+            yield from self._check_neighbors(part, window, rows, embeddings)
             self._meter(len(rows))
 
-    def _check_keys(
-        self, part: HeldPart, ranges: list[tuple[int, int]], rows: np.ndarray, keys: np.ndarray
+    def _check_embeddings(
+        self,
+        part: OpenedPart,
+        ranges: list[tuple[int, int]],
+        rows: np.ndarray,
+        embeddings: np.ndarray,
     ) -> Iterator[str]:
-        """Stored keys are those of the chunks' texts."""
-        file = part.open("chunks", part.part.chunks)
+        """Checks that the stored embeddings are those of the chunks' texts."""
+        file = part.open("chunks", part.files.chunks)
         texts = [text for bounds in ranges for text in chunk_texts(file, self._tokenizer, *bounds)]
-        fresh, stored = self._encoder.encode(texts), widen(keys)
+        fresh, stored = self._encoder.encode(texts), widen(embeddings)
         info = self._manifest.encoder
         if info.dtype == "float32" and info.device == self._encoder.model.device:
-            tolerance = _KEY_TOLERANCE * np.maximum(1, np.abs(fresh))
+            tolerance = _EMBEDDING_TOLERANCE * np.maximum(1, np.abs(fresh))
             wrong = (np.abs(stored - fresh) > tolerance).any(axis=1)
         else:
             norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
             wrong = (stored * fresh).sum(axis=1) < _LEAST_COSINE * norms
-        wrong |= fresh.any(axis=1) != keyed(keys)
+        wrong |= fresh.any(axis=1) != is_embedded(embeddings)
         for row in rows[wrong]:
-            yield f"{part.part.keys_file.path}: row {row} is not the key of its chunk's text"
+            yield f"{part.files.keys_file.path}: row {row} is not the embedding of its chunk's text"
 
-    def _check_codes(self, part: HeldPart, rows: np.ndarray, keys: np.ndarray) -> Iterator[str]:
-        """The index holds the code of every key in its list."""
-        ids = rows + part.part.first_id
-        there = keyed(keys) & ~part.held.held_out[ids]
-        if not there.any():
+    def _check_codes(
+        self, part: OpenedPart, rows: np.ndarray, embeddings: np.ndarray
+    ) -> Iterator[str]:
+        """Checks that the index holds the code of every embedding in its list."""
+        ids = rows + part.files.first_id
+        indexed = is_embedded(embeddings) & ~part.corpus.held_out[ids]
+        if not indexed.any():
             return
-        ivf = inverted_file(self._template)
-        found = widen(keys[there])
-        lists, codes = encode_keys(self._template, ivf, found)
-        for chunk, key, inverted_list, code in zip(ids[there], found, lists, codes, strict=True):
-            held = self._partitions.code(int(inverted_list), int(chunk))
-            same = held is not None and np.array_equal(held, code)
-            if not same and not self._is_tied(int(chunk), key, int(inverted_list), code):
+        ivf = inverted_file(self._trained)
+        vectors = widen(embeddings[indexed])
+        lists, codes = encode_embeddings(self._trained, ivf, vectors)
+        rows_in_lists = zip(ids[indexed], vectors, lists, codes, strict=True)
+        for chunk, vector, inverted_list, code in rows_in_lists:
+            stored = self._partitions.code(int(inverted_list), int(chunk))
+            same = stored is not None and np.array_equal(stored, code)
+            if not same and not self._is_tied(int(chunk), vector, int(inverted_list), code):
                 yield f"index: list {inverted_list} does not hold the code of chunk {chunk}"
 
-    def _is_tied(self, chunk: int, key: np.ndarray, inverted_list: int, code: np.ndarray) -> bool:
-        """Whether the index holds a code that is as near to a key, in a list that is as near."""
-        ivf = inverted_file(self._template)
-        x = np.ascontiguousarray(transform(self._template, key[None]))
+    def _is_tied(
+        self, chunk: int, embedding: np.ndarray, inverted_list: int, code: np.ndarray
+    ) -> bool:
+        """Whether the index holds a code that is as near to an embedding, in a list that is as near."""
+        ivf = inverted_file(self._trained)
+        x = np.ascontiguousarray(transform(self._trained, embedding[None]))
         distances, lists = ivf.quantizer.search(x, min(2, ivf.nlist))
         near = distances[0] <= distances[0, 0] * (1 + _TIE)
         away = _decoded_distance(ivf, x, inverted_list, code)
         for other in lists[0][near].tolist():
-            held = self._partitions.code(other, chunk)
-            if held is not None:
-                return _decoded_distance(ivf, x, other, held) <= away * (1 + _TIE)
+            stored = self._partitions.code(other, chunk)
+            if stored is not None:
+                return _decoded_distance(ivf, x, other, stored) <= away * (1 + _TIE)
         return False
 
     def _check_neighbors(
         self,
-        part: HeldPart,
+        part: OpenedPart,
         window: list[tuple[int, int, IdRanges]],
         rows: np.ndarray,
-        keys: np.ndarray,
+        embeddings: np.ndarray,
     ) -> Iterator[str]:
-        """Searching again, among the chunks that there were, finds what is stored.
+        """Checks that searching again, among the chunks of the time, finds what is stored.
 
-        A part is searched with the settings of the generation that wrote its neighbors, without what had
-        been removed by then and without the chunks that came later.
+        A part is searched with the settings of the generation that wrote its neighbors, without the chunks
+        that had been removed by then and without the chunks that came later.
         """
         written = self._history.first_listed[part.neighbors]
         path, chunks = part.neighbors.path, written.counts.chunks
         if written.index.template_sha256 != self._manifest.index.template_sha256:
-            self.notes[f"{path}: not searched again: the index was trained anew since"] = None
+            self.notes[f"{path}: not searched again: the index was trained again since"] = None
             return
         later = ((chunks, len(self._home.database)),) if chunks < len(self._home.database) else ()
-        tokens = self._tokens(Table([part.open("chunks", part.part.chunks)]))
-        there, first = keyed(keys), 0
+        tokens = self._tokens(Table([part.open("chunks", part.files.chunks)]))
+        searched, first = is_embedded(embeddings), 0
         queries = []
         for start, stop, exclude in window:
-            own = np.flatnonzero(there[first : first + stop - start]) + first
+            block = np.flatnonzero(searched[first : first + stop - start]) + first
             first += stop - start
-            if len(own):
-                mates = None if tokens is None else tokens[rows[own]]
-                queries.append(QueryBlock(widen(keys[own]), exclude + later, mates))
+            if len(block):
+                block_tokens = None if tokens is None else tokens[rows[block]]
+                queries.append(QueryBlock(widen(embeddings[block]), exclude + later, block_tokens))
         if not queries:
             return
-        found = self._finder(written).find(queries, self._manifest.neighbors.k, self._pool)
+        results = self._finder(written).find(queries, self._manifest.neighbors.k, self._pool)
         neighbors = part.open("neighbors", part.neighbors)
-        stored = Table([neighbors]).column("distances")[rows[there]]
-        fresh = np.concatenate([distances for _, distances in found])
+        stored = Table([neighbors]).column("distances")[rows[searched]]
+        fresh = np.concatenate([distances for _, distances in results])
         # Equally near ids may be exchanged.
         agree = np.isclose(stored, fresh, rtol=_DISTANCE_TOLERANCE, atol=0).all(axis=1)
-        for row in rows[there][~agree]:
+        for row in rows[searched][~agree]:
             yield f"{path}: row {row} is not what a search finds"
 
 
@@ -259,7 +268,7 @@ def _settings(index: IndexInfo) -> SearchSettings:
 def _decoded_distance(
     ivf: faiss_library.IndexIVF, x: np.ndarray, inverted_list: int, code: np.ndarray
 ) -> float:
-    """Squared distance between a transformed key [1, d'] and what a code stands for."""
+    """Returns the squared distance between a transformed embedding [1, d'] and what a code decodes to."""
     decoded, lists = np.empty_like(x), np.array([inverted_list])
     pointers = (faiss_library.swig_ptr(array) for array in (code, lists, decoded))
     ivf.decode_vectors(1, *pointers)

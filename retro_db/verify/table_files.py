@@ -13,20 +13,20 @@ from retro_db.errors import DamagedFileError
 from retro_db.manifest.model import TABLES
 from retro_db.reader.database import Corpus
 from retro_db.store.contracts import Contract, contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.parquet_tables import read_parquet
 from retro_db.store.tables import IpcFile
 from retro_db.verify.ledger import Check, one_line
 
 
 def table_checks(corpus: Corpus) -> Iterator[Check]:
-    """One check for each file of a corpus's tables.
+    """Yields one check for each file of a corpus's tables.
 
     Args:
         corpus: The database, or a query corpus.
 
     Yields:
-        Checks; what they find fault with should not be read as a table.
+        Checks; a file with a problem should not be read as a table.
     """
     for table in TABLES:
         agreed = contract(table)
@@ -38,10 +38,10 @@ def table_checks(corpus: Corpus) -> Iterator[Check]:
 
 
 def _check_table(
-    folder: Folder, entry: FileEntry, agreed: Contract, schema: pa.Schema
+    folder: Folder, entry: TableEntry, agreed: Contract, schema: pa.Schema
 ) -> Iterator[str]:
-    """The file holds what the contract says, and can be read as that to its last value."""
-    rows = entry.rows or 0
+    """Checks that the file keeps its contract, and can be read to its last value."""
+    rows = entry.rows
     try:
         with folder.holding(entry) as path:
             if agreed.format == "parquet":
@@ -57,13 +57,13 @@ def _check_table(
 
 
 def _check_groups(path: Path, agreed: Contract) -> Iterator[str]:
-    """Row groups are of equal size but for the last, and compressed as agreed."""
+    """Checks that row groups are compressed as agreed, and of equal size except the last."""
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     sizes = [group.num_rows for group in groups]
     if set(sizes[:-1]) - {agreed.batch_rows} or max(sizes, default=0) > agreed.batch_rows:
         yield f"its row groups are not of {agreed.batch_rows} rows"
     for number, group in enumerate(groups):
-        held = {group.column(column).compression for column in range(group.num_columns)}
-        if held != {(agreed.compression or "uncompressed").upper()}:
-            yield f"row group {number} is compressed by {', '.join(sorted(held))}"
+        codecs = {group.column(column).compression for column in range(group.num_columns)}
+        if codecs != {(agreed.compression or "uncompressed").upper()}:
+            yield f"row group {number} is compressed by {', '.join(sorted(codecs))}"

@@ -23,7 +23,7 @@ from retro_db.verify.checksums import check_strangers, file_checks
 from retro_db.verify.history import History, check_history, is_begun, read_history
 from retro_db.verify.index_lists import IndexExamination, Partitions, check_fine
 from retro_db.verify.ledger import Check, Ledger, one_line
-from retro_db.verify.opened import Held, corpora
+from retro_db.verify.opened import OpenedCorpus, opened_corpora
 from retro_db.verify.recomputing import Recomputation, choose_documents
 from retro_db.verify.removed import check_removed, check_renumbered
 from retro_db.verify.table_files import table_checks
@@ -31,13 +31,13 @@ from retro_db.verify.table_files import table_checks
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked, everything that is wrong, each with its file, and what was left out.
+    """What was checked, each problem with its file, and what could not be checked.
 
     Attributes:
-        files: Listed files, the manifest included.
-        chunks: Of the database.
-        problems: A line for each.
-        notes: A line for each thing that could not be checked.
+        files: Number of listed files, the manifest included.
+        chunks: Number of chunks of the database.
+        problems: One line for each problem.
+        notes: One line for each thing that could not be checked.
     """
 
     files: int
@@ -52,7 +52,7 @@ class Stage(Protocol):
     def __call__(
         self, name: str, unit: str, total: int, progress: Callable[[], Work]
     ) -> AbstractContextManager[Callable[[str], None]]:
-        """Begins; the block gets a function that takes a closing remark."""
+        """Begins a stage; the block gets a function that takes a closing remark."""
 
 
 @contextlib.contextmanager
@@ -69,26 +69,26 @@ def verify_database(
     """Checks a database against its manifest, its contracts and its rules.
 
     Args:
-        url: Its folder.
-        recompute: Share of the documents whose keys, codes and neighbors are computed again, one of
-            every corpus at the least; 0 for none.
-        encoder: Folder or hub name of the encoder; where the build found it, if left out.
+        url: Folder of the database, or its URL.
+        recompute: Share of the documents whose embeddings, codes and neighbors are computed again, at least
+            one document of every corpus; 0 for none.
+        encoder: Folder or hub name of the encoder; the one that the build used by default.
         stage: Shows progress.
 
     Returns:
-        What is wrong.
+        The problems, and what could not be checked.
 
     Raises:
-        NotADatabaseError: There is no manifest.
+        NotADatabaseError: The folder has no manifest.
         UnsupportedVersionError: This release does not read its format.
-        InputError: Keys are to be computed again, and their encoder cannot be found or loaded.
+        InputError: Embeddings are to be computed again, and their encoder cannot be found or loaded.
     """
     try:
         database = open_database(url)
     except ManifestError as error:
         return Verification(1, 0, [one_line(error)])
-    keys_kept = bool(database.manifest.tables.embeddings)
-    model = open_encoder(database, encoder) if recompute and keys_kept else None
+    embeddings_kept = bool(database.manifest.tables.embeddings)
+    model = open_encoder(database, encoder) if recompute and embeddings_kept else None
     with ThreadPoolExecutor(available_cores()) as pool:
         verifier = _Verifier(database, Ledger(pool), pool, stage)
         verifier.check_files()
@@ -96,14 +96,14 @@ def verify_database(
         if model:
             verifier.recompute(model, recompute)
     ledger, files = verifier.ledger, len(database.manifest.files) + 1
-    if recompute and not keys_kept:
+    if recompute and not embeddings_kept:
         ledger.notes.append("nothing was computed again: embeddings were not kept")
     problems, notes = (list(dict.fromkeys(lines)) for lines in (ledger.problems, ledger.notes))
     return Verification(files, len(database), problems, notes)
 
 
 class _Verifier:
-    """One verification on its way."""
+    """One running verification."""
 
     def __init__(self, database: Database, ledger: Ledger, pool: Executor, stage: Stage) -> None:
         self.ledger = ledger
@@ -111,10 +111,10 @@ class _Verifier:
         self._pool = pool
         self._stage = stage
         self._history = History({database.manifest.generation: database.manifest})
-        self._corpora: list[Held] = []
+        self._corpora: list[OpenedCorpus] = []
 
     def check_files(self) -> None:
-        """Checksums, manifests, and what should not be there."""
+        """Checks checksums, manifests, and that there are no other files."""
         database, meter = self._database, Meter()
         self._history = history = read_history(database, self.ledger)
         entries = {entry.path: entry for entry in (*database.manifest.files, *history.superseded)}
@@ -134,62 +134,64 @@ class _Verifier:
             remark(f"{len(entries) + len(history.manifests):,} files, {meter.work.done:,} bytes")
 
     def check_rules(self) -> None:
-        """Contracts, rules, counts and the index."""
-        self._corpora = corpora(self._database)
+        """Checks contracts, rules, counts and the index."""
+        self._corpora = opened_corpora(self._database)
         meter, manifest = Meter(), self._database.manifest
-        for held in self._corpora:
-            self.ledger.run_on_files(table_checks(held.corpus))
-        total = sum(len(held.corpus) * (3 if held.has_keys else 2) for held in self._corpora)
-        total += manifest.counts.indexed_chunks
+        for corpus in self._corpora:
+            self.ledger.run_on_files(table_checks(corpus.reader))
+        total = manifest.counts.indexed_chunks
+        total += sum(
+            len(corpus.reader) * (3 if corpus.has_embeddings else 2) for corpus in self._corpora
+        )
         with self._stage("rules", "rows", total, lambda: meter.work) as remark:
             self._check_parts(meter)
             self._check_index(meter)
             self.ledger.run(self._checks_of_counts())
             remark(f"{meter.work.done:,} rows")
-        for held in self._corpora:
-            if len(held.corpus) and not held.has_keys:
+        for corpus in self._corpora:
+            if len(corpus.reader) and not corpus.has_embeddings:
                 self.ledger.notes.append(
-                    f"{held.name}embeddings were not kept: keys and distances not checked"
+                    f"{corpus.name}embeddings were not kept: neither they nor distances were checked"
                 )
 
     def _check_parts(self, meter: Meter) -> None:
-        """Every part by itself: documents first, which tell the rest what belongs together."""
-        parts = [part for held in self._corpora for part in held.parts()]
-        own = [part.part for part in self._corpora[0].parts()]
+        """Checks every part by itself: documents first, since they say which chunks belong together."""
+        parts = [part for corpus in self._corpora for part in corpus.parts()]
+        home_parts = [part.files for part in self._corpora[0].parts()]
         self.ledger.run_on_files(
-            Check(part.part.documents.path, [part.part.documents.path], run)
+            Check(part.files.documents.path, [part.files.documents.path], run)
             for part in parts
             for run in [functools.partial(rules.check_documents, part)]
         )
         checks, later = [], []
         for part in parts:
-            files = [part.part.documents.path, part.part.chunks.path]
+            files = [part.files.documents.path, part.files.chunks.path]
             run = functools.partial(rules.check_chunks, part, meter)
             checks.append(Check(files[1], files, run))
-            if part.held.has_keys:
-                path = part.part.keys_file.path
+            if part.corpus.has_embeddings:
+                path = part.files.keys_file.path
                 run = functools.partial(rules.check_embeddings, part, meter)
                 checks.append(Check(path, [path], run))
                 files.append(path)
             path = part.neighbors.path
-            run = functools.partial(rules.check_neighbors, part, own, meter)
+            run = functools.partial(rules.check_neighbors, part, home_parts, meter)
             later.append(Check(path, [*files, path], run))
         self.ledger.run(checks)
         self.ledger.run(later)
-        keys = [entry.path for entry in self._database.manifest.tables.embeddings]
-        if any(path in self.ledger.damaged for path in keys):
+        embeddings = self._database.manifest.tables.embeddings
+        if any(entry.path in self.ledger.damaged for entry in embeddings):
             self.ledger.notes.append("distances not checked: embeddings are damaged")
             return
         self.ledger.run(
-            Check(path, [part.part.keys_file.path, path], run)
+            Check(path, [part.files.keys_file.path, path], run)
             for part in parts
-            if part.held.has_keys
+            if part.corpus.has_embeddings
             for path in [part.neighbors.path]
             for run in [functools.partial(rules.check_distances, part)]
         )
 
     def _check_index(self, meter: Meter) -> None:
-        """Every partition, and then all together."""
+        """Checks every partition, and then all together."""
         manifest, [home, *_] = self._database.manifest, self._corpora
         files = [entry.path for entry in manifest.index_files]
         if any(path in self.ledger.damaged for path in files):
@@ -214,50 +216,47 @@ class _Verifier:
                 Check("fine codes", files, functools.partial(check_fine, home)),
             ]
         )
-        # Faiss itself trusts what it searches.
+        # Faiss does not check what it searches.
         if len(self.ledger.problems) > before:
             self.ledger.damaged.update(files)
 
     def _checks_of_counts(self) -> Iterator[Check]:
-        """The manifest's counts, and what lists documents across parts."""
+        """Yields the checks of the manifest's counts, and of the tables that name documents of all parts."""
         database, [home, *_] = self._database, self._corpora
         tables, tokenizer = database.manifest.tables, database.manifest.tokenizer_files
         yield Check(FILE, [], functools.partial(counting.check_manifest, database))
         run = functools.partial(counting.check_tokenizer, database)
         yield Check("tokenizer", [entry.path for entry in tokenizer], run)
-        for held in self._corpora:
-            own = held.corpus.tables
-            paths = [entry.path for entry in own.dropped]
-            yield Check(
-                f"{held.name}dropped", paths, functools.partial(counting.check_dropped, held)
-            )
-            paths = [
-                entry.path
-                for entry in (*own.documents, *own.chunks, *own.embeddings, *own.neighbors)
-            ]
-            name = f"counts of {held.name or 'the database'}"
-            yield Check(name, paths, functools.partial(counting.check_totals, held))
+        for corpus in self._corpora:
+            listed = corpus.reader.tables
+            paths = [entry.path for entry in listed.dropped]
+            run = functools.partial(counting.check_dropped, corpus)
+            yield Check(f"{corpus.name}dropped", paths, run)
+            rows = (*listed.documents, *listed.chunks, *listed.embeddings, *listed.neighbors)
+            paths = [entry.path for entry in rows]
+            name = f"counts of {corpus.name or 'the database'}"
+            yield Check(name, paths, functools.partial(counting.check_totals, corpus))
         paths = [entry.path for entry in (*tables.removed, *tables.documents)]
         yield Check("removed", paths, functools.partial(check_removed, home))
         paths = [entry.path for entry in tables.renumbered]
         yield Check("renumbered", paths, functools.partial(check_renumbered, home, self._history))
 
     def recompute(self, encoder: Encoder, share: float) -> None:
-        """A sample, where every file that it touches is what was written."""
+        """Computes a sample again, if no file is damaged."""
         if self.ledger.damaged:
             self.ledger.notes.append(
                 f"nothing was computed again: {min(self.ledger.damaged)} is damaged"
             )
             return
         meter = Meter()
-        chosen = [one for held in self._corpora for one in choose_documents(held, share)]
-        total = sum(one.chunks for one in chosen)
+        samples = [sample for corpus in self._corpora for sample in choose_documents(corpus, share)]
+        total = sum(sample.chunks for sample in samples)
         with self._stage("recompute", "chunks", total, lambda: meter.work) as remark:
             home = self._corpora[0]
             again = Recomputation(home, self._history, encoder, self._pool, meter)
-            for one in chosen:
-                path = one.part.neighbors.path
-                self.ledger.run_here(Check(path, [], functools.partial(again.check, one)))
+            for sample in samples:
+                path = sample.part.neighbors.path
+                self.ledger.run_here(Check(path, [], functools.partial(again.check, sample)))
             self.ledger.notes += again.notes
-            documents = sum(len(one.positions) for one in chosen)
+            documents = sum(len(sample.positions) for sample in samples)
             remark(f"{documents:,} documents, {meter.work.done:,} chunks")

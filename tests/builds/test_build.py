@@ -20,7 +20,7 @@ import pytest
 import retro_db
 from retro_db.errors import InputError, NotADatabaseError
 from retro_db.search.retriever import Retriever
-from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run
 from retro_db_pipelines.commands.demo import encoder_folder
 from retro_db_pipelines.engine.jobs import Placement
 from retro_db_pipelines.engine.runner import Engine
@@ -325,13 +325,35 @@ def test_stages_by_themselves_give_the_same_database(project: Project, tmp_path:
     assert project.build() == 0
     apart = copy_of(project, tmp_path / "apart" / "db")
     apart.folder.mkdir()
-    assert run([str(apart.config)], stage_command("embed")) == 2, "the stages before come first"
+    assert run(["stage", "embed", str(apart.config)]) == 2, "the stages before come first"
     for stage in ("tokenizer", "chunk", "embed", "index", "neighbors"):
         with pytest.raises(NotADatabaseError):
             apart.open()
-        assert run([str(apart.config)], stage_command(stage)) == 0
+        assert run(["stage", stage, str(apart.config)]) == 0
     assert apart.build() == 0
     assert apart.files() == project.files()
+
+
+def test_the_stages_of_the_index_by_themselves(project: Project, tmp_path: Path) -> None:
+    assert project.build() == 0
+    apart = copy_of(project, tmp_path / "apart" / "db")
+    apart.folder.mkdir()
+    for stage in ("tokenizer", "chunk", "embed"):
+        assert run(["stage", stage, str(apart.config)]) == 0
+    for stage in ("train", "encode", "assemble", "tune"):
+        assert run(["stage", "neighbors", str(apart.config)]) == 2, f"{stage} comes first"
+        assert run(["stage", stage, str(apart.config)]) == 0
+    assert apart.build() == 0
+    assert apart.files() == project.files()
+
+
+def test_the_stage_to_run_first_is_named(project: Project, capsys: Any) -> None:
+    assert run(["stage", "neighbors", str(project.config)]) == 2
+    assert (
+        "run retro-db stage tokenizer with the same configuration first" in capsys.readouterr().err
+    )
+    assert run(["stage", "neighbours", str(project.config)]) == 2
+    assert "'neighbors'" in capsys.readouterr().err
 
 
 def test_fewer_partitions_leave_no_old_ones(small: Project, tmp_path: Path) -> None:

@@ -101,6 +101,26 @@ def test_a_damaged_query_table_is_found(queried: Project, tmp_path: Path, capsys
         path.write_bytes(whole)
 
 
+def test_a_dry_run_says_each_line_once(queried: Project, capsys: Any) -> None:
+    capsys.readouterr()
+    assert queried.build("--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(set(lines)) == len(lines)
+    for name in ("evaluation", "other"):
+        of_queries = [line.split()[0] for line in lines if f" {name}: " in line]
+        assert of_queries == ["queries", "chunk", "embed", "neighbors"]
+    assert lines[-1] == "dry run    nothing to do"
+
+
+def test_a_dry_run_names_the_query_corpus_with_work_left(queried: Project, capsys: Any) -> None:
+    capsys.readouterr()
+    changed = ["--set", "queries.1.text=id"]
+    assert queried.build("--dry-run", *changed) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("dry run    chunk of other to do")
+    assert "other: 0 of 1 tasks done; 1 changed: corpus" in lines[-2]
+
+
 def test_sequences_of_a_query_corpus(queried: Project) -> None:
     database = queried.open()
     dataset = retro_db.RetroDataset(database, seq_len=256, k=2, queries="evaluation")

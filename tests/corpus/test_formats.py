@@ -33,7 +33,7 @@ from retro_db.corpus.reading import read_shard
 from retro_db.errors import ConfigError, CorpusError, ExecutionError
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.tokens.tokenizer_training import train_tokenizer
-from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run
 from support.formats import SEPARATOR, frames, write_megatron
 from support.projects import Project, make_project
 
@@ -147,7 +147,7 @@ def test_every_format_and_compression_gives_the_same_chunks(tmp_path: Path) -> N
 def chunk_files(project: Project) -> list[bytes]:
     """Contents of the chunks files after the stages up to them."""
     for stage in ("tokenizer", "chunk"):
-        assert run([str(project.config)], stage_command(stage)) == 0
+        assert run(["stage", stage, str(project.config)]) == 0
     return [path.read_bytes() for path in sorted((project.output / "chunks").iterdir())]
 
 
@@ -321,7 +321,7 @@ def test_a_missing_index_of_stored_tokens_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = make_project(tmp_path, ["text to train a tokenizer with"])
-    assert run([str(project.config)], stage_command("tokenizer")) == 0
+    assert run(["stage", "tokenizer", str(project.config)]) == 0
     write_megatron(tmp_path / "a.bin", [np.arange(5)])
     (tmp_path / "a.idx").unlink()
     project.settings["corpus"] = [{"name": "stored", "paths": [str(tmp_path / "a.bin")]}]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run
 from support.fuzz import write_case
 from support.places import TESTS
 from support.projects import make_project
@@ -41,12 +41,12 @@ def test_the_command_ends_well_or_names_the_file(
     seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = make_project(tmp_path, ["text to train a tokenizer with"])
-    assert run([str(project.config)], stage_command("tokenizer")) == 0
+    assert run(["stage", "tokenizer", str(project.config)]) == 0
     settings = write_case(tmp_path, random.Random(1_000_000 + seed)) | {"max_bad": 0.001}
     project.settings["tokenizer"] = {"path": str(project.output / "tokenizer")}
     project.settings["output"] = str(tmp_path / "other")
     project.settings["corpus"] = [settings]
-    assert run([str(project.config)], stage_command("tokenizer")) == 0
-    code = run([str(project.config)], stage_command("chunk"))
+    assert run(["stage", "tokenizer", str(project.config)]) == 0
+    code = run(["stage", "chunk", str(project.config)])
     error = capsys.readouterr().err
     assert code == 0 or (code == 2 and "file." in error and error.count("\n") == 1)

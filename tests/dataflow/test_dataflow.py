@@ -26,7 +26,7 @@ from retro_db.manifest.parts import Part
 from retro_db.screening.duplicates import SignedShard
 from retro_db.search.searching import SearchSettings
 from retro_db.search.tuning import Tuned
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import Folder, TableEntry
 from retro_db.threads import Share
 from retro_db_pipelines.builds.build import build
 from retro_db_pipelines.builds.preflight import check_ahead
@@ -186,8 +186,8 @@ def largest(proto: beam_runner_api_pb2.Pipeline) -> int:
 def test_a_pipeline_does_not_grow_with_the_corpus(project: Project) -> None:
     folder = Folder(str(project.output))
 
-    def entry(table: str, number: int) -> FileEntry:
-        return FileEntry(f"{table}/part-{number:07d}-0000.arrow", 10**9, "0" * 64, 10**6)
+    def entry(table: str, number: int) -> TableEntry:
+        return TableEntry(f"{table}/part-{number:07d}-0000.arrow", 10**9, "0" * 64, 10**6)
 
     parts = [
         Part(i, 0, i * 10**6, entry("chunks", i), entry("documents", i), entry("embeddings", i))
@@ -291,7 +291,7 @@ def test_a_launch_builds_the_database(project: Project) -> None:
 
 
 def test_a_launch_refuses_a_wrong_configuration(project: Project) -> None:
-    with pytest.raises(ConfigError, match="neighbours: unknown key; did you mean neighbors"):
+    with pytest.raises(ConfigError, match="neighbours: unknown setting; did you mean neighbors"):
         flex.driver_pipeline(str(project.config), IMAGE, ["neighbours.k=2"], [], LAUNCH)
 
 

@@ -20,12 +20,13 @@ import pytest
 
 import retro_db
 from retro_db.errors import DatabaseError, InputError, OwnershipLostError
-from retro_db.store import ownership
+from retro_db.store.fence import Owner
 from retro_db.store.folder import Folder, describe
+from retro_db.store.local_lock import FENCE, LOCK, LocalFence
 from retro_db.store.ownership import owning
 from retro_db.store.records import StageRecords
 from retro_db.verify import verify_database
-from retro_db_pipelines.builds import build as build_module
+from retro_db_pipelines.builds import folders
 from retro_db_pipelines.commands.demo import encoder_folder
 from support.disks import failing_disk_at
 from support.processes import building, children, is_running
@@ -138,7 +139,7 @@ def test_a_dry_run_of_nothing_and_of_everything(project: Project, capsys: Any) -
     assert "dry run    nothing to do" in capsys.readouterr().out
     os.utime(project.folder / "corpus" / "0.txt", (1, 1))
     assert project.build("--dry-run") == 0
-    assert "1 with files of another place or time" in capsys.readouterr().out
+    assert "1 moved or touched" in capsys.readouterr().out
     shutil.rmtree(project.output)
     assert project.build("--dry-run") == 0
     assert "1 not done yet" in capsys.readouterr().out
@@ -248,16 +249,15 @@ def test_a_new_owner_waits_for_a_write_under_way(tmp_path: Path) -> None:
 def test_a_worker_in_a_container_knows_whether_its_driver_lives(tmp_path: Path) -> None:
     """The driver's number means nothing there, or another process; the host's name may be the same."""
     with holding(tmp_path / "db") as process:
-        held = json.loads((tmp_path / "db" / ownership.LOCK).read_bytes())
-        owner = ownership.Owner(**held | {"machine": "another", "pid": 1})
-        places = [str(tmp_path / "db" / name) for name in (ownership.FENCE, ownership.LOCK)]
-        fence = ownership.LocalFence(*places, owner)
+        driver = json.loads((tmp_path / "db" / LOCK).read_bytes())
+        owner = Owner(**driver | {"machine": "another", "pid": 1})
+        fence = LocalFence(str(tmp_path / "db" / FENCE), str(tmp_path / "db" / LOCK), owner)
         assert fence.stands()
         assert not owner.is_gone
         process.kill()
         process.wait()
         assert not fence.stands()
-        assert ownership.Owner(**held).is_gone
+        assert Owner(**driver).is_gone
 
 
 def test_stopped_behind_a_manifest_another_build_is_not_taken_for_it(
@@ -285,13 +285,13 @@ def test_a_removal_meanwhile_is_not_undone(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     name = project.open().documents["id"][0].as_py()
-    real = build_module.owned_folder
+    real = folders.owned_folder
 
     def later(folder: Folder) -> Any:
         assert remove_documents(project.output, [name]) == 0
         return real(folder)
 
-    monkeypatch.setattr(build_module, "owned_folder", later)
+    monkeypatch.setattr(folders, "owned_folder", later)
     assert project.build("--set", "neighbors.k=7") == 2
     assert "later generations" in capsys.readouterr().err
     assert len(project.open().removed) == 1

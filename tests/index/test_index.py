@@ -27,9 +27,10 @@ from retro_db.index.structure import (
 )
 from retro_db.index.training import (
     PATH,
+    Sampling,
     create_index,
     predict_size,
-    sample_keys,
+    sample_embeddings,
     train_index,
     training_points,
 )
@@ -139,7 +140,9 @@ def test_an_excluded_range_is_never_found(tmp_path: Path) -> None:
     parts = make_parts(tmp_path, keys, 2)
     folder = Folder(str(tmp_path / "db"))
     text = "IVF16,PQ8x4fs"
-    template = train_index(parse_key(text, D), sample_keys(parts, D, 2000, 10_000, seed=0))
+    template = train_index(
+        parse_key(text, D), sample_embeddings(parts, Sampling(D, 2000, 10_000, seed=0))
+    )
     fill(folder, template, parts, 2)
     paths = [folder.local(partition_path(number)) for number in range(2)]
     for memory in (None, 1):
@@ -169,8 +172,8 @@ def test_many_lists_and_candidates_are_searched_in_pieces(
     with ThreadPoolExecutor(2) as pool:
         whole = finder.find(blocks, 10, pool)
         monkeypatch.setattr("retro_db.search.searching._MOST_VISITS", 16 * 7)
-        monkeypatch.setattr("retro_db.search.reranking._MOST_KEYS", 150)
-        monkeypatch.setattr("retro_db.search.reranking._MOST_SHARED_KEYS", 300)
+        monkeypatch.setattr("retro_db.search.reranking._MOST_EMBEDDINGS", 150)
+        monkeypatch.setattr("retro_db.search.reranking._MOST_SHARED_EMBEDDINGS", 300)
         pieces = finder.find(blocks, 10, pool)
     for one, other in zip(whole, pieces, strict=True):
         assert np.array_equal(one[0], other[0])
@@ -181,7 +184,9 @@ def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
     keys = make_keys(1000)
     parts = make_parts(tmp_path, keys, 1)
     folder = Folder(str(tmp_path / "db"))
-    template = train_index(parse_key("IVF8,SQ8", D), sample_keys(parts, D, 1000, 1000, seed=0))
+    template = train_index(
+        parse_key("IVF8,SQ8", D), sample_embeddings(parts, Sampling(D, 1000, 1000, seed=0))
+    )
     fill(folder, template, parts, 1)
     moved = tmp_path / "elsewhere.faissindex"
     folder.local(partition_path(0)).rename(moved)
@@ -213,12 +218,12 @@ def test_exact_distances_order_and_padding(tmp_path: Path) -> None:
 def test_the_training_sample_is_uniform_over_the_corpus(tmp_path: Path) -> None:
     keys = np.arange(20_000, dtype=np.float16)[:, None] * np.ones(D, np.float16)
     parts = make_parts(tmp_path, keys, 4)
-    sample = sample_keys(parts, D, 18_823, 4000, seed=3)
+    sample = sample_embeddings(parts, Sampling(D, 18_823, 4000, seed=3))
     assert 3700 < len(sample) < 4300
     positions = sample[:, 0]
     thirds = np.histogram(positions[np.isfinite(positions)], bins=3, range=(0, 20_000))[0]
     assert thirds.min() > 0.8 * thirds.max(), "not a prefix"
-    assert np.array_equal(sample, sample_keys(parts, D, 18_823, 4000, seed=3))
+    assert np.array_equal(sample, sample_embeddings(parts, Sampling(D, 18_823, 4000, seed=3)))
 
 
 @given(
@@ -258,7 +263,7 @@ def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -
     folder = Folder(str(tmp_path / "db"))
     # Each repeats rotation and code book, some kB: little beside codes once there are many.
     key = parse_key("OPQ8_32,IVF64_HNSW8,SQ8", D)
-    template = train_index(key, sample_keys(parts, D, 20_000, 3_000, seed=0))
+    template = train_index(key, sample_embeddings(parts, Sampling(D, 20_000, 3_000, seed=0)))
     fill(folder, template, parts, 8)
     plain = faiss.clone_index(template)
     plain.add_with_ids(keys[np.arange(len(keys)) % 17 != 0].astype(np.float32), np.arange(18_823))
@@ -366,7 +371,7 @@ def test_a_sample_that_the_memory_bounds_is_large_enough(tmp_path: Path, seed: i
         training_points(key, D, len(keys), memory=least * 3 * 4 * D)
     points = training_points(key, D, len(keys), memory=(least + 300) * 3 * 4 * D)
     assert points < 2300
-    sample = sample_keys(make_parts(tmp_path, keys, 2), D, len(keys), points, seed)
+    sample = sample_embeddings(make_parts(tmp_path, keys, 2), Sampling(D, len(keys), points, seed))
     assert len(sample) >= least * 16 / 17
     assert training_points(key, D, len(keys), memory=10**9) == 64 * 256
     assert training_points(key, D, least, memory=10**9) >= least

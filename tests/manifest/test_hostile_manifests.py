@@ -49,6 +49,10 @@ def other_rows(manifest: Manifest) -> None:
     manifest["tables"]["embeddings"][0]["rows"] -= 1
 
 
+def missing_rows(manifest: Manifest) -> None:
+    del manifest["tables"]["chunks"][0]["rows"]
+
+
 def more_rows_than_bytes(manifest: Manifest) -> None:
     for table in ("chunks", "embeddings", "neighbors"):
         manifest["tables"][table][0]["rows"] = 1 << 40
@@ -118,6 +122,7 @@ VIOLATIONS: dict[str, tuple[Callable[[Manifest], None], str]] = {
     "no index": (put("index_files", []), r"index\.partitions"),
     "one file less": (one_file_less, r"tables\.neighbors"),
     "other rows": (other_rows, r"tables\.embeddings"),
+    "missing rows": (missing_rows, r"tables\.chunks\[0\]\.rows: missing"),
     "more rows than bytes": (more_rows_than_bytes, r"tables\.chunks\[0\]\.rows"),
     "fine of nothing": (fine_of_nothing, r"tables\.fine"),
     "chunks": (put("counts", "chunks", 1), r"counts\.chunks"),

@@ -241,7 +241,7 @@ def test_nothing_gets_lost_between_two_steps(screened: Project) -> None:
     assert why["fraction"] > 0
     chunks = {row[0]: int(row[1]) for row in steps if row[3] == "chunks"}
     assert chunks["cut into chunks"] == manifest.counts.chunks
-    assert chunks["in the index"] == manifest.counts.indexed_chunks < chunks["with a key"]
+    assert chunks["in the index"] == manifest.counts.indexed_chunks < chunks["with an embedding"]
 
 
 def test_names_are_shown_and_not_obeyed(screened: Project) -> None:

@@ -19,7 +19,7 @@ from retro_db.screening.duplicates import keep_first
 from retro_db.screening.grams import Bands, gram_hashes, jaccard
 from retro_db.store.contracts import contract
 from retro_db.verify import verify_database
-from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run
 from support.projects import Project, make_project
 from support.texts import python_sources, wikitext
 
@@ -80,7 +80,7 @@ def _pair(words: Sequence[str], source: random.Random) -> tuple[str, str]:
 
 def chunk(project: Project) -> None:
     for stage in ("tokenizer", "screen", "chunk"):
-        assert run([str(project.config)], stage_command(stage)) == 0
+        assert run(["stage", stage, str(project.config)]) == 0
 
 
 def dropped(project: Project) -> dict[str, dict]:
@@ -163,7 +163,7 @@ def test_duplicates_are_left_out_and_what_they_are_close_to_stays(tmp_path: Path
     again = project.settings | {"output": str(tmp_path / "again")}
     other = Project(project.folder, [], again)
     for stage in ("tokenizer", "screen", "chunk"):
-        assert run([str(other.config), "--workers", "2"], stage_command(stage)) == 0
+        assert run(["stage", stage, str(other.config), "--workers", "2"]) == 0
     assert dropped(other) == found
     for path in sorted((project.output / "chunks").iterdir()):
         assert path.read_bytes() == (other.output / "chunks" / path.name).read_bytes()

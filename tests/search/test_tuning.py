@@ -13,19 +13,17 @@ import pytest
 from retro_db.index.filling import partition_path
 from retro_db.index.keys import parse_key
 from retro_db.index.training import PATH, train_index
-from retro_db.search.finder import Finder
-from retro_db.search.part_documents import Documents
-from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
-from retro_db.search.tuning import (
-    Tuned,
-    depths_for,
+from retro_db.search.exact import (
     exact_neighbors,
     merge_neighbors,
     query_blocks,
     read_queries,
     sample_rows,
-    tune,
 )
+from retro_db.search.finder import Finder
+from retro_db.search.part_documents import Documents
+from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
+from retro_db.search.tuning import MeasuredQueries, Tuned, depths_for, tune
 from retro_db.store.folder import Folder
 from retro_db.store.gathering import Table
 from support import brute_force
@@ -74,7 +72,8 @@ class Trial:
 
     def tune(self, target: float, rerank: int) -> Tuned:
         depths = depths_for(rerank, 10)
-        return tune(self.finder, self.queries, self.near, False, target, depths, threads=2)
+        queries = MeasuredQueries(self.queries, self.near, are_all_chunks=False)
+        return tune(self.finder, queries, target, depths, threads=2)
 
     def recall(self, settings: SearchSettings) -> float:
         """By brute force, over chunks that tuning did not ask about."""

@@ -21,10 +21,10 @@ from retro_db.config import load_config
 from retro_db.encoder.models import describe_model
 from retro_db.store.folder import Folder
 from retro_db.threads import Share
-from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run
 from retro_db_pipelines.commands.demo import encoder_folder
 from retro_db_pipelines.engine.briefs import Brief
-from retro_db_pipelines.engine.commit import RunShards
+from retro_db_pipelines.engine.commit import RunTasks
 from retro_db_pipelines.engine.jobs import Placement
 from retro_db_pipelines.stages.embed import EmbedJob, gpu_of_worker
 from support.encoders import random_model
@@ -136,7 +136,7 @@ def test_what_a_worker_needs_reaches_the_runner(project: Project) -> None:
     }
     pipeline = Pipeline()
     brief = Brief.write(folder, "job", [job])
-    _ = pipeline | Create([]) | RunShards(job.stage, brief, Placement(hints=needs))
+    _ = pipeline | Create([]) | RunTasks(job.stage, brief, Placement(hints=needs))
     components = pipeline.to_runner_api().components
     hints = {
         urn.rsplit(":", 2)[-2]: value.decode()
@@ -163,7 +163,7 @@ def wait_for_the_middle_of_the_shard(output: Path, process: Command) -> None:
 @pytest.mark.parametrize("processes", [False, True])
 def test_a_worker_killed_in_mid_shard_changes_nothing(project: Project, processes: bool) -> None:
     for stage in ("tokenizer", "chunk"):
-        assert run([str(project.config)], stage_command(stage)) == 0
+        assert run(["stage", stage, str(project.config)]) == 0
     workers = ["--workers", "2"] if processes else []
     with Command("build", str(project.config), *workers) as process:
         wait_for_the_middle_of_the_shard(project.output, process)

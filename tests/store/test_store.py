@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 import retro_db
 from retro_db.errors import DamagedFileError, DatabaseError, ManifestError, UnsupportedVersionError
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder, describe
+from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.gathering import Table
 from retro_db.store.records import Record, StageRecords
-from retro_db.store.serialize import DecodeError, digest, from_json
+from retro_db.store.serialize import DecodeError, digest, from_json, to_json
 from retro_db.store.tables import IpcFile
 from retro_db.store.writing import TableWriter
 from retro_db_pipelines.commands.cli import run
@@ -88,8 +88,10 @@ def test_tables_give_back_their_rows(
         # A file's last row has zeros behind it.
         behind = [np.append(part[1:], np.zeros_like(part[:1]), axis=0) for part in expected]
         pairs = np.stack([whole, np.concatenate(behind)], axis=1)
+        # Opened anew, so that no batch was read before.
+        opened = Table(files)
         assert np.array_equal(
-            table.take_pairs("pair", table.rows(ids)), pairs[ids].reshape(-1, 2, 2)
+            opened.take_pairs("pair", opened.rows(ids)), pairs[ids].reshape(-1, 2, 2)
         )
         start = data.draw(st.integers(0, sizes[-1]))
         stop = data.draw(st.integers(start, sizes[-1]))
@@ -98,6 +100,17 @@ def test_tables_give_back_their_rows(
         column[[len(whole)]]
     with pytest.raises(IndexError):
         column[[-1]]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4])
+def test_a_row_is_followed_by_one_in_a_batch_that_was_not_read(
+    tmp_path: Path, batch_rows: int
+) -> None:
+    pair = write(tmp_path / "a", 11, [11], batch_rows)
+    for row in range(10):
+        table = Table([IpcFile(tmp_path / "a", SCHEMA, 11, batch_rows)])
+        [both] = table.take_pairs("pair", table.rows([row]))
+        assert np.array_equal(both, pair[row : row + 2])
 
 
 def test_a_table_without_files_has_no_rows() -> None:
@@ -323,3 +336,16 @@ def test_json_is_decoded_strictly() -> None:
             from_json(FileEntry, good | change)
     with pytest.raises(DecodeError, match="path: missing"):
         from_json(FileEntry, {"bytes": 1, "sha256": "s"})
+
+
+def test_entries_of_tables_have_rows_and_equal_those_in_records() -> None:
+    table = {"path": "a", "bytes": 1, "sha256": "s", "rows": 2}
+    entry = from_json(TableEntry, table)
+    assert to_json(entry) == table
+    assert entry == from_json(FileEntry, table)
+    assert hash(entry) == hash(from_json(FileEntry, table))
+    assert isinstance(entry.below("queries/asked"), TableEntry)
+    with pytest.raises(DecodeError, match=r"x\.rows: expected int, found null"):
+        from_json(TableEntry, table | {"rows": None}, "x")
+    with pytest.raises(DecodeError, match=r"x\.rows: missing"):
+        from_json(TableEntry, {"path": "a", "bytes": 1, "sha256": "s"}, "x")

@@ -163,7 +163,7 @@ def names_the_file(error: InputError) -> None:
 def balance(shards: list[ChunkedShard]) -> None:
     """Records in are documents out, dropped or rejected."""
     for shard in shards:
-        rows = sum(part.documents.rows or 0 for part in shard.parts)
+        rows = sum(part.documents.rows for part in shard.parts)
         assert shard.read == rows + sum(shard.dropped.values()) + sum(shard.rejected.values())
 
 
@@ -182,7 +182,7 @@ def nothing_good_is_lost(path: Path, shards: list[ChunkedShard], longest: int) -
         except (ValueError, TypeError, KeyError):
             continue
         good += isinstance(text, str) and len(text.encode()) <= longest
-    assert sum(part.documents.rows or 0 for shard in shards for part in shard.parts) == good
+    assert sum(part.documents.rows for shard in shards for part in shard.parts) == good
 
 
 def check_batch(first: int, last: int) -> None:

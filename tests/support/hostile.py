@@ -47,11 +47,11 @@ def rewrite(db: Path, table: str, change: Callable[[dict[str, Any]], None]) -> N
     if agreed.format == "parquet":
         columns: dict[str, Any] = pq.read_table(db / entry.path).to_pydict()
     else:
-        file = IpcFile(db / entry.path, schema, entry.rows or 0, agreed.batch_rows)
+        file = IpcFile(db / entry.path, schema, entry.rows, agreed.batch_rows)
         columns = {name: file.read(name).copy() for name in schema.names}
     change(columns)
     (db / entry.path).unlink()
     parquet = agreed.format == "parquet"
-    with TableWriter(db / entry.path, schema, agreed.batch_rows, parquet) as writer:
+    with TableWriter(db / entry.path, schema, agreed.batch_rows, parquet=parquet) as writer:
         writer.append(columns)
     relist(db, entry.path)

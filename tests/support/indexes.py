@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from retro_db.index.filling import assemble_partition, encode_part, list_ranges, partition_path
-from retro_db.index.part_keys import PartKeys
+from retro_db.index.part_embeddings import PartEmbeddings
 from retro_db.index.structure import faiss, inverted_file
 from retro_db.index.training import PATH
 from retro_db.store.contracts import contract
@@ -32,7 +32,7 @@ def make_keys(count: int) -> np.ndarray:
     return keys.astype(np.float16)
 
 
-def make_parts(folder: Path, keys: np.ndarray, shards: int) -> list[PartKeys]:
+def make_parts(folder: Path, keys: np.ndarray, shards: int) -> list[PartEmbeddings]:
     """The keys in as many files of unequal size, every 17th chunk not indexed."""
     table = contract("embeddings")
     schema = table.schema(dimension=D)
@@ -43,11 +43,13 @@ def make_parts(folder: Path, keys: np.ndarray, shards: int) -> list[PartKeys]:
         with TableWriter(path, schema, table.batch_rows) as writer:
             writer.append({"vector": keys[start:stop]})
         file = IpcFile(path, schema, stop - start, table.batch_rows)
-        parts.append(PartKeys(start, file, np.arange(start, stop) % 17 != 0))
+        parts.append(PartEmbeddings(start, file, np.arange(start, stop) % 17 != 0))
     return parts
 
 
-def fill(folder: Folder, template: faiss.Index, parts: list[PartKeys], partitions: int) -> None:
+def fill(
+    folder: Folder, template: faiss.Index, parts: list[PartEmbeddings], partitions: int
+) -> None:
     """Runs the two stages."""
     Path(folder.url, "index").mkdir(parents=True)
     faiss.write_index(template, str(Path(folder.url) / PATH))
@@ -57,9 +59,10 @@ def fill(folder: Folder, template: faiss.Index, parts: list[PartKeys], partition
         path = contract("codes").name(number, 0)
         entry, counts = encode_part(part, path, template, 1, folder, quiet)
         entries.append(counts)
-        file = IpcFile(folder.local(path), schema, entry.rows or 0, contract("codes").batch_rows)
+        file = IpcFile(folder.local(path), schema, entry.rows, contract("codes").batch_rows)
         codes.append(file)
     ranges = list_ranges(np.sum(entries, axis=0), inverted_file(template).nlist, partitions)
     assert len(ranges) == partitions
     for number, (first, end) in enumerate(ranges):
-        assemble_partition(template, first, end, codes, partition_path(number), folder, quiet)
+        lists = range(first, end)
+        assemble_partition(template, lists, codes, partition_path(number), folder, quiet)

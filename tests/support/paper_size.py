@@ -24,15 +24,15 @@ from retro_db.manifest.files import FILE, read_manifest, write_manifest
 from retro_db.plan import given_facts
 from retro_db.plan.build_plan import plan_manifest
 from retro_db.store.contracts import contract
-from retro_db.store.folder import FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.gathering import Table
 from retro_db.store.records import Record, StageRecords
 from retro_db.store.serialize import to_json
 from retro_db.store.tables import IpcFile
 from retro_db.store.writing import TableWriter
+from retro_db_pipelines.engine.actions import Build
 from retro_db_pipelines.engine.console import Console
-from retro_db_pipelines.engine.jobs import Task, fingerprint
-from retro_db_pipelines.engine.resume import Build, run_stage
+from retro_db_pipelines.engine.jobs import Stage, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.chunk import parts_of
 from retro_db_pipelines.stages.encode import EncodedPart
@@ -67,8 +67,8 @@ def write_and_read_manifest(folder: Path) -> dict[str, Any]:
     return {"bytes": database.size(FILE), "chunks": manifest.counts.chunks}
 
 
-def entry(table: str, number: int, rows: int) -> FileEntry:
-    return FileEntry(contract(table).name(number, 0), 0, _SHA256, rows)
+def entry(table: str, number: int, rows: int) -> TableEntry:
+    return TableEntry(contract(table).name(number, 0), 0, _SHA256, rows)
 
 
 def chunked(number: int, rows: int) -> ChunkedShard:
@@ -164,14 +164,14 @@ def resume(folder: Path) -> dict[str, Any]:
     for stage, kind in KINDS.items():
         tasks = tasks_of(stage)
         before = events.copy()
-        found = run_stage(build, Unneeded(stage), tasks, kind, "chunks", 0)
+        complete = build.run(Stage(Unneeded(stage), tasks, kind, "chunks", 0))
         done = events - before
         counted[stage] = {
             "opened": done["open"],
             "listed": done["os.listdir"] + done["os.scandir"],
         }
-        assert len(found) == SHARDS
-        assert found[-1] == results(stage, SHARDS - 1)[0]
+        assert len(complete) == SHARDS
+        assert complete[-1] == results(stage, SHARDS - 1)[0]
     return counted
 
 

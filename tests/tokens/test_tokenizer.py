@@ -220,9 +220,9 @@ def records(output: Path) -> list[str]:
 
 _CHUNK = """
 import resource, sys
-from retro_db_pipelines.commands.cli import run, stage_command
+from retro_db_pipelines.commands.cli import run
 for stage in ("tokenizer", "chunk"):
-    assert run([sys.argv[1]], stage_command(stage)) == 0
+    assert run(["stage", stage, sys.argv[1]]) == 0
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -290,7 +290,7 @@ def test_sentencepiece_models_that_would_change_are_refused(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="use Unigram or BPE"):
         Tokenizer.load(str(path))
     path.write_bytes(b"no model at all")
-    with pytest.raises(ModelError, match="no SentencePiece model"):
+    with pytest.raises(ModelError, match="is not a SentencePiece model"):
         Tokenizer.load(str(path))
 
 

@@ -112,10 +112,10 @@ def test_refreshed_all_chunks_find_neighbors_among_all(growing: Growing, tmp_pat
     grown, whole = (retro_db.open(str(growing.folder / name)) for name in ("grown", "whole"))
     assert verify_database(str(project.output), recompute=1.0).problems == []
     assert recall_of(refreshed) >= recall_of(whole) - 0.01
-    old = np.arange(refreshed.manifest.tables.chunks[0].rows or 0)
+    old = np.arange(refreshed.manifest.tables.chunks[0].rows)
     assert refreshed.neighbors[old].max() > old.max()
     assert grown.neighbors[old].max() <= old.max()
-    new = np.arange(len(grown) - (grown.manifest.tables.chunks[-1].rows or 0), len(grown))
+    new = np.arange(len(grown) - (grown.manifest.tables.chunks[-1].rows), len(grown))
     assert np.array_equal(grown.neighbors[new], refreshed.neighbors[new])
 
 

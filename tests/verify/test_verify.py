@@ -210,7 +210,7 @@ def rewrite(db: Path, table: str, alter: Callable[[Columns], None], part: int = 
         columns = {name: file.read(name).copy() for name in schema.names}
     alter(columns)
     path.unlink()
-    with TableWriter(path, schema, agreed.batch_rows, agreed.format == "parquet") as writer:
+    with TableWriter(path, schema, agreed.batch_rows, parquet=agreed.format == "parquet") as writer:
         writer.append(columns)
     reseal(db, entry.path, writer.rows)
 
@@ -498,11 +498,11 @@ RULES: dict[str, tuple[Callable[[Path], None], str]] = {
     "own document": (own_document, "has a neighbor of its own document"),
     "validation": (validation_chunk, "a validation chunk is a neighbor"),
     "descending": (in_neighbors(descend), "distances do not ascend"),
-    "repeated": (in_neighbors(repeat), "an id stands twice"),
+    "repeated": (in_neighbors(repeat), "an id is twice in a row"),
     "gap": (in_neighbors(leave_a_gap), "gaps are not at the end"),
     "short": (in_neighbors(shorten), "rows are not full"),
     "distance": (in_neighbors(enlarge), "distances of row 1 are not those of the embeddings"),
-    "no distance": (in_neighbors(tell_no_distance), "distances are not those of neighbors"),
+    "no distance": (in_neighbors(tell_no_distance), "distance is not finite"),
     "range": (in_neighbors(go_beyond), "an id is out of range"),
     "cut short": (in_table("chunks", cut_short), "a chunk before a document's last is short"),
     "too long": (in_table("chunks", too_long), "a length is not within 1 and 64"),
@@ -514,8 +514,8 @@ RULES: dict[str, tuple[Callable[[Path], None], str]] = {
     "split": (in_table("documents", other_split), "is neither train nor validation"),
     "source": (in_table("documents", other_source), "source tset: 0 documents"),
     "not finite": (in_table("embeddings", not_finite), "not finite"),
-    "no key": (in_table("embeddings", no_key), "2 chunks without a key"),
-    "not indexed": (in_partition(lose), "1 training chunks that have a key are not in it"),
+    "no key": (in_table("embeddings", no_key), "2 chunks without an embedding"),
+    "not indexed": (in_partition(lose), "1 training chunks that have an embedding are not in it"),
     "indexed twice": (in_partition(double), "do not ascend"),
     "in two lists": (in_partition(take_from_another_list), "is in another list too"),
     "invented": (in_partition(invent), "has an id out of range"),
@@ -525,7 +525,7 @@ RULES: dict[str, tuple[Callable[[Path], None], str]] = {
     "tokens count": (counting(tokens=-1), "the count of tokens"),
     "validation count": (counting(validation_chunks=1), "validation chunks"),
     "indexed count": (counting(indexed_chunks=1), "index: 396 chunks"),
-    "keyless count": (counting(keyless_chunks=1), "chunks without a key"),
+    "keyless count": (counting(keyless_chunks=1), "chunks without an embedding"),
     "source count": (counting_source(tokens=1), "source test: "),
     "source sum": (counting_source(read=1), "read is not kept + dropped + rejected"),
     "compressed": (other_table("chunks", compressed), "is compressed"),
@@ -712,7 +712,7 @@ def test_an_altered_embedding_is_found(tiny_copy: Path) -> None:
 
     [path, *_] = (entry.path for entry in retro_db.open(str(tiny_copy)).manifest.tables.embeddings)
     rewrite(tiny_copy, "embeddings", alter)
-    assert f"{path}: row 2 is not the key of its chunk's text" in problems(tiny_copy, 1.0)
+    assert f"{path}: row 2 is not the embedding of its chunk's text" in problems(tiny_copy, 1.0)
 
 
 def test_a_worse_neighbor_is_found(tiny_copy: Path) -> None:
@@ -750,23 +750,23 @@ def appended(db: Path, parts: int) -> None:
     database = retro_db.open(str(db))
     manifest = database.manifest
     held = {name: entries[:parts] for name, entries in vars(manifest.tables).items()}
-    chunks = sum(entry.rows or 0 for entry in held["chunks"])
+    chunks = sum(entry.rows for entry in held["chunks"])
     keys = database.embeddings[:chunks].astype(np.float64)
     documents = database.chunks.documents(np.arange(chunks))
     k = manifest.neighbors.k
     for number, entry in enumerate(held["chunks"]):
-        first = sum(one.rows or 0 for one in held["chunks"][:number])
+        first = sum(one.rows for one in held["chunks"][:number])
         rewrite(
             db,
             "neighbors",
-            lambda columns, own=slice(first, first + (entry.rows or 0)): columns.update(
+            lambda columns, own=slice(first, first + entry.rows): columns.update(
                 brute_force(keys, documents, own, k)
             ),
             number,
         )
     manifest = retro_db.open(str(db)).manifest
     held = {name: entries[:parts] for name, entries in vars(manifest.tables).items()}
-    there = sum(entry.rows or 0 for entry in held["documents"])
+    there = sum(entry.rows for entry in held["documents"])
     counts = dataclasses.replace(manifest.counts, chunks=chunks, documents=there)
     old = dataclasses.replace(manifest, tables=Tables(**held), counts=counts, queries=[])
     write_manifest(Folder(str(db)), old)
@@ -798,11 +798,11 @@ def test_what_cannot_be_computed_again_is_said(tiny: Project, tmp_path: Path) ->
     checked = verify_database(str(project.output), 0.5)
     assert checked.problems == []
     assert checked.notes == [
-        "embeddings were not kept: keys and distances not checked",
+        "embeddings were not kept: neither they nor distances were checked",
         "nothing was computed again: embeddings were not kept",
     ]
     in_partition(lose)(project.output)
-    assert any("have a key are not in it" in found for found in problems(project.output))
+    assert any("have an embedding are not in it" in found for found in problems(project.output))
 
 
 def test_the_encoder_may_have_moved(tiny: Project, tiny_copy: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from retro_db.config import Config
-from retro_db_pipelines.commands.cli import cli, stage_command
+from retro_db_pipelines.commands.cli import cli
 from retro_db_pipelines.engine.runner import Engine
 from support.places import COMMAND, ROOT
 from support.projects import Project
@@ -53,9 +53,6 @@ def test_every_command_is_understood(page: Path) -> None:
     assert list(commands(page))
     for program, *arguments in commands(page):
         command: click.Command = cli
-        if program.startswith("python"):
-            _, module, *arguments = arguments
-            command = stage_command(module.rsplit(".", 1)[1])
         context = command.make_context(program, list(arguments))
         if isinstance(command, click.Group):
             name, command, arguments = command.resolve_command(context, arguments)

@@ -457,7 +457,7 @@ def test_a_cache_for_a_single_file_serves_all(local: Project, remote: str, tmp_p
     with pytest.raises(InputError, match=rf"cache_bytes: .* has {size:,} bytes .* give it more"):
         check_rows(small, local)
     assert sum(copies(tmp_path / "small").values()) < size
-    with pytest.raises(InputError, match="cache_bytes: 'much' is no size"):
+    with pytest.raises(InputError, match="cache_bytes: 'much' is not a size"):
         retro_db.open(remote, cache_bytes="much")
 
 
@@ -470,7 +470,7 @@ def test_the_least_recently_used_copy_leaves(
 ) -> None:
     monkeypatch.setattr(copied, "_LOOK_SECONDS", 0.0)
     entries = local.open().tables.chunks
-    firsts = np.cumsum([0, *(entry.rows or 0 for entry in entries)])[:3]
+    firsts = np.cumsum([0, *(entry.rows for entry in entries)])[:3]
     sizes = [entry.bytes for entry in entries[:3]]
     other = tmp_path / "other-file"
     other.write_bytes(b"of somebody else")

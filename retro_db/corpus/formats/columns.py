@@ -12,20 +12,20 @@ from retro_db.corpus.formats.raw import BadRecord
 
 
 def wanted_columns(schema: pa.Schema, source: FilesConfig) -> list[str]:
-    """Names of the columns to read, as far as they are there."""
+    """Names of the columns of text and id, if the schema has them."""
     wanted = [source.text] if source.id is None else [source.text, source.id]
     return [name for name in wanted if name in schema.names]
 
 
 def rows_of(batch: pa.RecordBatch, source: FilesConfig) -> Iterator[dict[str, Any]]:
-    """The rows of a batch, with what is no UTF-8 marked where it stands."""
+    """The rows of a batch, with a `BadRecord` in place of a string that is not UTF-8."""
     columns = [_values(column) for column in batch.columns]
     for number in range(batch.num_rows):
         yield dict(zip(batch.schema.names, (column[number] for column in columns), strict=True))
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """A column as Python values. Arrow does not check that its strings are UTF-8."""
+    """A column as Python values. Strings are decoded here, as Arrow does not check their UTF-8."""
     if pa.types.is_dictionary(column.type):
         column.validate(full=True)
         column = column.dictionary_decode()

@@ -13,7 +13,7 @@ from retro_db.corpus.pieces import Piece
 from retro_db.corpus.streams import BLOCK, decompressed
 
 # A character of text takes up to six bytes in JSON, but the longest escapes are of characters that
-# take two bytes or more: three bytes for one is enough for any text. The rest is other fields.
+# take two bytes or more: three bytes for one are enough for any text. The slack is for other fields.
 _JSON_FACTOR = 3
 _JSON_SLACK = 1 << 20
 
@@ -60,7 +60,7 @@ def _skip(stream: io.BufferedReader, count: int) -> None:
 
 
 def _skip_line(stream: io.BufferedReader) -> int:
-    """Reads to the end of a line and returns how many bytes that were."""
+    """Reads to the end of a line and returns the number of bytes read."""
     count = 0
     while block := stream.readline(BLOCK):
         count += len(block)

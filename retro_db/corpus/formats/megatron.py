@@ -1,4 +1,4 @@
-"""Corpora that are tokens already: the .bin and .idx files of Megatron-LM's IndexedDataset."""
+"""Corpora stored as tokens: the .bin and .idx files of Megatron-LM's IndexedDataset."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ TOKEN_TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """Where the documents of a .bin file lie.
+    """Positions of the documents in a .bin file.
 
     Attributes:
-        token_type: Of a stored token: little-endian integers.
+        token_type: Type of the stored tokens: little-endian integers.
         bounds: Bytes at which documents begin, and the end: int64 [D + 1].
     """
 
@@ -35,7 +35,7 @@ class TokenIndex:
 
     @property
     def documents(self) -> int:
-        """How many there are."""
+        """Number of documents in the file."""
         return len(self.bounds) - 1
 
 
@@ -43,17 +43,16 @@ def open_index(url: str) -> TokenIndex:
     """Reads the .idx file beside a .bin file.
 
     Args:
-        url: Of the .bin file.
+        url: URL of the .bin file.
 
     Returns:
-        Its documents.
+        Positions of the documents.
 
     Raises:
-        CorpusError: There is no .idx file.
-        ValueError: It is damaged.
+        CorpusError: The .idx file does not exist.
+        ValueError: The .idx file is damaged.
     """
-    place = f"{url.removesuffix('.bin')}.idx"
-    with open_raw(place) as file:
+    with open_raw(f"{url.removesuffix('.bin')}.idx") as file:
         return parse_index(file.read())
 
 
@@ -61,13 +60,13 @@ def parse_index(data: bytes) -> TokenIndex:
     """Reads the content of an .idx file.
 
     Args:
-        data: All of it.
+        data: Bytes of the whole file.
 
     Returns:
-        The documents.
+        Positions of the documents.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: The content is damaged.
     """
     if len(data) < HEADER.size:
         raise ValueError(".idx: cut off in its header")

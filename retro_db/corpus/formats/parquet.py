@@ -14,7 +14,7 @@ from retro_db.corpus.formats.raw import BadRecord, RawRecord
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.streams import BLOCK, arrow_file
 
-# Rows of a batch.
+# Number of rows in a batch.
 _ROWS = 1024
 
 
@@ -22,7 +22,7 @@ def read_records(
     raw: io.BufferedReader, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, RawRecord]]:
     """Yields the rows of a range of row groups, each with its number."""
-    # Buffered, so that a large row group is not held in memory.
+    # Buffered, so that a large row group need not fit into memory.
     table = pq.ParquetFile(
         arrow_file(raw, piece.file.bytes), buffer_size=BLOCK, page_checksum_verification=True
     )
@@ -38,7 +38,7 @@ def read_records(
                     yield row, record
                     row += 1
         except (pa.ArrowException, OSError) as error:
-            # The other row groups may be sound.
+            # The other row groups may be readable.
             yield (
                 row,
                 BadRecord("damaged file", " ".join(str(error).split())[:300], max(end - row, 1)),

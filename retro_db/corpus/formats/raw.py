@@ -1,4 +1,4 @@
-"""What a format's reader returns for a record: its fields, its tokens, or what is wrong with it."""
+"""Records as the readers of formats return them: fields, tokens, or a bad record."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class BadRecord:
     """A record that cannot be used, or several in a row.
 
     Attributes:
-        reason: One of few, to be counted.
-        detail: What exactly is wrong.
+        reason: Category of the problem, by which bad records are counted.
+        detail: Exact description of the problem.
         count: Number of records.
     """
 

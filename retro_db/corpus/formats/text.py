@@ -1,4 +1,4 @@
-"""Text files: one document each, or several between separators."""
+"""Text files, which hold one document, or several between separators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retro_db.corpus.formats.raw import BOM, BadRecord, RawRecord
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.streams import BLOCK, decompressed
 
-# A separator, with what it looks at around itself, is found if it is no longer than this.
+# Longest separator, including its lookahead and lookbehind, that is sure to be found.
 _SEPARATOR_REACH = 1 << 16
 
 
@@ -25,7 +25,7 @@ def read_records(
         elif source.separator is None:
             data = stream.read(source.max_document + 1)
             while len(data) > source.max_document and stream.read(BLOCK):
-                pass  # to the end, where a damaged file shows
+                pass  # to the end, as only that shows whether the file is damaged
             yield 0, {source.text: _decode(data, source.max_document)}
         else:
             pattern = re.compile(source.separator.encode(), re.MULTILINE)
@@ -45,21 +45,20 @@ def _decode(data: bytes, limit: int) -> str | BadRecord:
 def split_stream(
     stream: io.BufferedReader, pattern: re.Pattern[bytes], limit: int
 ) -> Iterator[tuple[int, bytes]]:
-    """Divides a stream at every match of a pattern, at constant memory.
+    """Divides a stream at every match of a pattern, in constant memory.
 
     Args:
-        stream: Read to its end.
-        pattern: What matches is left out; one that looks ahead and matches nothing cuts without a
-            loss. It sees 64 KiB around itself.
-        limit: Bytes of a piece that are returned; what is beyond is passed over.
+        stream: Stream to read to its end.
+        pattern: Pattern of the separator, which is dropped; a lookahead alone matches nothing, so that
+            nothing is dropped. It sees 64 KiB around itself.
+        limit: Largest number of bytes of a piece to return; the rest of it is skipped.
 
     Returns:
-        The offset of every piece and its first `limit` bytes. Pieces of nothing but white space are
-        left out.
+        The offset of every piece and its first `limit` bytes, without pieces of white space alone.
     """
     buffer, base = b"", 0  # `base` is the offset of the buffer's first byte
     piece, begin = bytearray(), 0
-    start = 0  # of the unsearched rest in the buffer
+    start = 0  # where the unsearched rest of the buffer begins
     ended = False
     while not ended:
         block = stream.read(BLOCK)
@@ -80,7 +79,7 @@ def split_stream(
         if trusted > start:
             piece += buffer[start : min(trusted, start + limit - len(piece))]
             start = trusted
-        kept = max(0, start - _SEPARATOR_REACH)
-        buffer, base, start = buffer[kept:], base + kept, start - kept
+        excess = max(0, start - _SEPARATOR_REACH)
+        buffer, base, start = buffer[excess:], base + excess, start - excess
     if piece.strip():
         yield begin, bytes(piece)

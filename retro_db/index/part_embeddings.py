@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.index.structure import keyed
+from retro_db.index.structure import is_embedded
 from retro_db.manifest.model import TRAIN
 from retro_db.manifest.parts import Part
 from retro_db.reader.opening import open_files, open_table, read_documents
@@ -17,61 +17,61 @@ from retro_db.store.tables import TableFile
 
 
 @dataclass(frozen=True)
-class PartKeys:
-    """One part's keys, and which of them may be anyone's neighbor.
+class PartEmbeddings:
+    """One part's embeddings, and which of them may be anyone's neighbor.
 
     Attributes:
-        first_id: Global id of its first chunk.
-        embeddings: The part's file.
-        trained: bool [rows]; False for chunks outside the training split.
+        first_id: Global id of the part's first chunk.
+        embeddings: The part's embeddings file.
+        in_training_split: bool [rows]; False for chunks outside the training split.
     """
 
     first_id: int
     embeddings: TableFile
-    trained: np.ndarray
+    in_training_split: np.ndarray
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is indexed among rows start to stop - 1: their numbers int64 [n], keys float16 [n, d]."""
-        keys = self.embeddings.read("vector", start, stop)
-        here = np.flatnonzero(self.trained[start:stop] & keyed(keys))
-        return start + here, keys[here]
+        """Reads what is indexed among rows start to stop - 1: row numbers int64 [n], float16 [n, d]."""
+        embeddings = self.embeddings.read("vector", start, stop)
+        indexed = np.flatnonzero(self.in_training_split[start:stop] & is_embedded(embeddings))
+        return start + indexed, embeddings[indexed]
 
 
-def load_keys(folder: Folder, part: Part, dimension: int) -> PartKeys:
-    """The part's keys, and which of them are of training documents.
+def load_embeddings(folder: Folder, part: Part, dimension: int) -> PartEmbeddings:
+    """Opens a part's embeddings, and reads which of them belong to training documents.
 
     Args:
         folder: The database.
-        part: Which part; it must be embedded.
+        part: An embedded part.
         dimension: d.
 
     Returns:
         The embeddings, and a bool for each.
 
     Raises:
-        DamagedFileError: A file is missing, or of another size than was written.
+        DamagedFileError: A file is missing, or its size is not what was written.
     """
     [embeddings] = open_files(folder, [part.keys_file], "embeddings", {"dimension": dimension})
     table = read_documents(folder, part.documents, part.rows)
-    trained = np.repeat(
+    in_training_split = np.repeat(
         table["split"].to_numpy() == TRAIN, table["chunk_count"].to_numpy().astype(np.int64)
     )
-    return PartKeys(part.first_id, embeddings, trained)
+    return PartEmbeddings(part.first_id, embeddings, in_training_split)
 
 
-def key_column(folder: Folder, parts: Sequence[Part], dimension: int) -> ColumnReader:
-    """The keys of all parts by global id.
+def embedding_column(folder: Folder, parts: Sequence[Part], dimension: int) -> ColumnReader:
+    """Opens the embeddings of all parts, by global id.
 
     Args:
         folder: The database.
-        parts: All of them, in order.
+        parts: All of its parts, in order.
         dimension: d.
 
     Returns:
         A reader of float16 [n, d].
 
     Raises:
-        DamagedFileError: A file is missing, or of another size than was written.
+        DamagedFileError: A file is missing, or its size is not what was written.
     """
     entries = [part.keys_file for part in parts]
     return open_table(folder, entries, "embeddings", {"dimension": dimension}).column("vector")

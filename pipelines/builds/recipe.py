@@ -1,0 +1,137 @@
+"""The recipe of a database: its stages, in the one order that a build, a dry run and a stage alone share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from retro_db.encoder.models import EncoderModel
+from retro_db.index.keys import parse_key
+from retro_db.manifest.model import QueryCorpus
+from retro_db.store.folder import TableEntry
+from retro_db.store.serialize import digest, to_json
+
+from ..engine.actions import Build
+from ..stages import chunk, embed, neighbors, screen, tokenizer, train, tune
+from ..stages.assemble import assemble_stage, divide_lists
+from ..stages.chunk import ChunkedCorpus, chunk_stage
+from ..stages.embed import EmbeddedCorpus, embed_stage, probe_stage
+from ..stages.encode import encode_stage
+from ..stages.neighbors import NeighborsTable, Searched, neighbors_stage
+from ..stages.screen import screen_stage
+from ..stages.tokenizer import TokenizerFiles, tokenizer_stage
+from ..stages.train import train_stage
+from ..stages.tune import BuiltIndex, FilledIndex
+from .index import announce_key, decide_key, training_chunks, tune_index
+from .manifest import query_corpus
+from .queries import find_query_neighbors
+
+VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, train, tune, neighbors)]
+
+
+class Recipe:
+    """The stages of a build, and what those that are complete have returned.
+
+    Attributes:
+        tokenizer: The language model's tokenizer.
+        screened: Verdicts on every shard; None for shards that were not screened.
+        chunked: The corpus in chunks.
+        model: The encoder, with its `batch_tokens` once it was probed.
+        corpus: The corpus with its embeddings.
+        index: The index, tuned.
+        neighbors: Neighbors of the corpus's chunks.
+        queries: Every query corpus, as the manifest describes it.
+
+    Args:
+        build: The build of the database.
+        queries: A build for each query corpus.
+        model: The encoder.
+    """
+
+    tokenizer: TokenizerFiles
+    screened: list[TableEntry | None]
+    chunked: ChunkedCorpus
+    corpus: EmbeddedCorpus
+    index: BuiltIndex
+    neighbors: NeighborsTable
+    queries: list[QueryCorpus]
+
+    def __init__(self, build: Build, queries: list[Build], model: EncoderModel) -> None:
+        self.build = build
+        self.model = model
+        self._query_builds = queries
+
+    def stages(self) -> Iterator[str]:
+        """Completes one stage after another, and yields the name of each."""
+        build = self.build
+        self.tokenizer = tokenizer_stage(build)
+        yield "tokenizer"
+        self.screened = screen_stage(build, self.tokenizer)
+        yield "screen"
+        self.chunked = chunk_stage(build, self.tokenizer, self.screened)
+        # No document of a query corpus is screened.
+        chunked_queries = [
+            chunk_stage(query, self.tokenizer, [None] * len(query.shards))
+            for query in self._query_builds
+        ]
+        yield "chunk"
+        # An index that the corpus cannot train is refused before anything is embedded.
+        announce_key(build, self.chunked.shards, self.model.dimension)
+        self.model = probe_stage(build, self.model)
+        self.corpus = embed_stage(build, self.chunked, self.tokenizer, self.model)
+        embedded_queries = [
+            embed_stage(query, corpus, self.tokenizer, self.model)
+            for query, corpus in zip(self._query_builds, chunked_queries, strict=True)
+        ]
+        yield "embed"
+        yield from self._index_stages()
+        searched = self._searched()
+        self.neighbors = neighbors_stage(build, self.corpus.parts, searched)
+        self.queries = [
+            self._query_corpus(query, corpus, searched)
+            for query, corpus in zip(self._query_builds, embedded_queries, strict=True)
+        ]
+        yield "neighbors"
+
+    def _index_stages(self) -> Iterator[str]:
+        build, parts, dimension = self.build, self.corpus.parts, self.model.dimension
+        entries = training_chunks(self.corpus.shards)
+        text = decide_key(build, self.corpus.shards, dimension, self.corpus.keyless)
+        key = parse_key(text, dimension)
+        trained = train_stage(build, parts, key, entries, dimension)
+        yield "train"
+        codes = encode_stage(build, parts, trained, dimension)
+        yield "encode"
+        ranges = divide_lists(build.config.index, codes, key, dimension)
+        assembled = assemble_stage(build, codes, trained, ranges)
+        yield "assemble"
+        partitions = [partition.file for partition in assembled]
+        fine = [encoded.fine for encoded in codes if encoded.fine]
+        filled = FilledIndex(text, key.lists, trained, partitions, fine)
+        self.index = tune_index(build, parts, filled, dimension)
+        yield "tune"
+
+    def _searched(self) -> Searched:
+        config = self.build.config
+        parameters = self.tokenizer.parameters(config.chunk.tokens)
+        parameters["dimension"] = self.model.dimension
+        named = [source.name for source in config.corpus if source.id]
+        return Searched(self.build.home, self.corpus.parts, self.index, parameters, named)
+
+    def _query_corpus(
+        self, build: Build, corpus: EmbeddedCorpus, searched: Searched
+    ) -> QueryCorpus:
+        [source] = build.config.corpus
+        parts = [part.below(build.place) for part in corpus.parts]
+        neighbors = find_query_neighbors(build, parts, searched, has_ids=source.id is not None)
+        self.build.stages |= {f"{build.place}/{name}": work for name, work in build.stages.items()}
+        return query_corpus(build, corpus, neighbors)
+
+    @property
+    def mark(self) -> str:
+        """Hash of all that decides the database, known once the corpus is screened."""
+        builds = (self.build, *self._query_builds)
+        shards = [[(shard.identity, shard.stamp) for shard in build.shards] for build in builds]
+        verdicts = [file.sha256 if file else None for file in self.screened]
+        tokenizer = self.tokenizer
+        identities = [tokenizer.sha256, tokenizer.pad_id, tokenizer.end_id, to_json(self.model)]
+        return digest([VERSIONS, self.build.config.portable(), shards, verdicts, *identities])
