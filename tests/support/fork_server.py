@@ -17,6 +17,7 @@ import multiprocessing.util
 import os
 import pkgutil
 import re
+import resource
 import selectors
 import signal
 import socket
@@ -38,12 +39,14 @@ class Request:
         folder: It works in.
         environment: All of it.
         new_session: Whether it leads a session, and with it a process group.
+        open_files: Its soft and its hard limit, if they are not those of this process.
     """
 
     arguments: list[str]
     folder: str
     environment: dict[str, str]
     new_session: bool
+    open_files: tuple[int, int] | None
 
 
 def serve(control: socket.socket) -> Request | None:
@@ -67,6 +70,8 @@ def serve(control: socket.socket) -> Request | None:
                     continue
                 message, descriptors, *_ = socket.recv_fds(control, LONGEST, 4)
                 if not message:
+                    for process, _ in children.values():
+                        os.kill(process, signal.SIGKILL)
                     return None
                 *standard, number = descriptors
                 status = socket.socket(fileno=number)
@@ -98,6 +103,8 @@ def become(request: Request) -> None:
     """Makes this process what a start of the command would have made it."""
     if request.new_session:
         os.setsid()
+    if request.open_files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, request.open_files)
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.environment)

@@ -50,6 +50,7 @@ class Command:
         stdout: A descriptor; a pipe if left out.
         stderr: A descriptor; a pipe if left out.
         new_session: Whether it is started as a terminal or a service starts one.
+        open_files: Its soft and its hard limit; those of this process if left out.
         **environment: Variables that differ from those of this process.
     """
 
@@ -59,6 +60,7 @@ class Command:
         stdout: int | None = None,
         stderr: int | None = None,
         new_session: bool = False,
+        open_files: tuple[int, int] | None = None,
         **environment: str,
     ) -> None:
         self.stdout, out = _output(stdout)
@@ -69,6 +71,7 @@ class Command:
             "folder": os.getcwd(),
             "environment": {**os.environ, **environment},
             "new_session": new_session,
+            "open_files": open_files,
         }
         with open(os.devnull, "rb") as nothing, theirs:
             given = [nothing.fileno(), out, err, theirs.fileno()]
