@@ -72,7 +72,7 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
     from retro_db.config import load_config
     from retro_db.corpus.planning import plan_shards
     from retro_db.store.folder import Folder
-    from retro_db_pipelines.engine.actions import Build
+    from retro_db_pipelines.engine.actions import Build, Running
     from retro_db_pipelines.engine.console import Console
     from retro_db_pipelines.engine.runner import Engine
     from retro_db_pipelines.stages.chunk import chunk_stage
@@ -82,7 +82,7 @@ def run_stage(config: Path, workers: int) -> dict[str, float]:
         settings = load_config(config, [f"output={output}"])
         shards = plan_shards(settings)
         folder = Folder(output)
-        build = Build(settings, folder, folder, Engine(workers), Console(), shards)
+        build = Build(settings, folder, folder, Engine(workers), Console(), shards, Running())
         vocabulary = tokenizer_stage(build)
         start = time.perf_counter()
         corpus = chunk_stage(build, vocabulary, [None] * len(shards))

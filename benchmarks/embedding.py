@@ -156,7 +156,7 @@ class Chunked:
         from retro_db.corpus.planning import plan_shards
         from retro_db.store.folder import Folder
         from retro_db_pipelines.commands.demo import encoder_folder
-        from retro_db_pipelines.engine.actions import Build
+        from retro_db_pipelines.engine.actions import Build, Running
         from retro_db_pipelines.engine.console import Console
         from retro_db_pipelines.engine.runner import Engine
         from retro_db_pipelines.stages.chunk import chunk_stage
@@ -176,7 +176,7 @@ class Chunked:
         self.model = encoder_folder()
         shards = plan_shards(self.config)
         output = Folder(self.config.output)
-        self.build = Build(self.config, output, output, Engine(), Console(), shards)
+        self.build = Build(self.config, output, output, Engine(), Console(), shards, Running())
         with contextlib.redirect_stdout(io.StringIO()):
             self.vocabulary = tokenizer_stage(self.build)
             self.chunked = chunk_stage(self.build, self.vocabulary, [None] * len(shards))

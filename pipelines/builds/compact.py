@@ -20,7 +20,7 @@ from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.updates.compaction import CompactedPart, Renumbering, renumber, write_renumbering
 
-from ..engine.actions import Build
+from ..engine.actions import Build, Running
 from ..engine.console import Console
 from ..engine.runner import Engine
 from ..stages.compact import VERSION, OldDatabase, compact_stage
@@ -83,7 +83,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         size = sum(entry.bytes for entry in old.files)
         disk = check_disk(folder, size, held_bytes(folder))
         console.say(f"check      {disk}, {allow_files(len(old.tables.chunks))}")
-        build = Build(_config(old, output), folder, folder, engine, console, [])
+        build = Build(_config(old, output), folder, folder, engine, console, [], Running())
         source = OldDatabase(database.folder.url, old.generation, old.sha256)
         manifest, index = _run(build, source, renumbering)
         source.reopen()

@@ -63,7 +63,7 @@ class Build:
     engine: Engine
     console: Console
     shards: list[Shard]
-    action: Action = field(default_factory=lambda: Running())
+    action: Action
     documents: int | None = None
     query: str = ""
     config_field: str = "corpus"

@@ -147,7 +147,7 @@ class Stage(Generic[Result]):
     result: type[Result]
     unit: str
     total: int
-    placement: Placement = field(default_factory=lambda: Placement())
+    placement: Placement = field(default_factory=Placement)
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
 """The documents of a database as corpora of Megatron-LM: one .bin and .idx for each source.
 
-Megatron's trainer cuts samples from tokens, wherever documents begin. So that a chunk of a sample is one of
-the database, every document is filled up to whole chunks with the token that ends it, which stands there at
-least once: behind a document of whole chunks stands a chunk of it alone.
+Megatron's trainer cuts samples from tokens, wherever documents begin. So that every chunk of a sample is a
+chunk of the database, every document is filled up to whole chunks with the token that ends it, at least once:
+a document of whole chunks is followed by a chunk of this token alone.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class Documents:
     """The documents of one split of a corpus, in the order of its .idx.
 
     Attributes:
-        firsts: Id of each one's first chunk, int64 [d].
-        tokens: Of each, int64 [d].
-        rows: Chunks that it takes with its end, int64 [d]; 0 of an empty one, which makes up the numbers.
+        firsts: Id of the first chunk of each document, int64 [d].
+        tokens: Number of tokens of each document, int64 [d].
+        rows: Number of chunks that each document takes with its end, int64 [d]; 0 for an empty document,
+            which only makes up the numbers.
     """
 
     firsts: np.ndarray
@@ -42,7 +43,7 @@ class Documents:
 
     @classmethod
     def room(cls, count: int) -> Documents:
-        """So many empty ones, in files, so that memory does not grow with the database."""
+        """Returns `count` empty documents, in files, so that memory does not grow with the database."""
         return cls(*(mapped_zeros(np.int64, count) for _ in range(3)))
 
     def __len__(self) -> int:
@@ -55,11 +56,11 @@ class Run:
 
     Attributes:
         corpus: Number of the corpus.
-        numbers: Of the documents in the corpus, int64 [d].
-        firsts: First chunk of each, int64 [d].
-        counts: Chunks of each, int64 [d].
-        tokens: Of each, int64 [d].
-        rows: Chunks that each takes with its end, int64 [d].
+        numbers: Numbers of the documents in the corpus, int64 [d].
+        firsts: Id of the first chunk of each document, int64 [d].
+        counts: Number of chunks of each document, int64 [d].
+        tokens: Number of tokens of each document, int64 [d].
+        rows: Number of chunks that each document takes with its end, int64 [d].
     """
 
     corpus: int
@@ -81,28 +82,28 @@ class ExportedSource:
 
     @property
     def prefix(self) -> str:
-        """Of its files in the folder `data`."""
+        """Prefix of the names of its files in the folder `data`."""
         return f"corpus-{self.number:03d}"
 
     def chunks(self, split: str, chunk_tokens: int) -> int:
-        """Chunks of the database in a split."""
+        """Returns the number of its chunks of the database in a split."""
         return int((-(-self.documents[split].tokens // chunk_tokens)).sum())
 
 
 class Corpora:
-    """All sources that have documents, removed ones left out.
+    """All sources that have documents, without removed documents.
 
     Attributes:
-        sources: In the manifest's order.
-        splits: Those that have documents.
-        shares: Documents of each split, by which Megatron parts every corpus: its `--split`.
+        sources: Sources in the manifest's order.
+        splits: Splits that have documents.
+        shares: Documents of each split, in whose proportion Megatron divides every corpus: its `--split`.
 
     Args:
-        database: What is exported.
-        splits: Which are wanted.
+        database: Database to export.
+        splits: Splits to export.
 
     Raises:
-        InputError: There is no training text, or a source lacks a split that others have.
+        InputError: The database has no training text, or a source lacks a split that others have.
         DamagedFileError: A file is missing, or disagrees with the manifest.
     """
 
@@ -110,18 +111,23 @@ class Corpora:
         self._database = database
         self._chunk_tokens = database.manifest.chunk.tokens
         counts = self._count(splits)
-        totals = {split: sum(held[split] for held in counts.values()) for split in splits}
+        totals = {split: sum(by_split[split] for by_split in counts.values()) for split in splits}
         self.splits = [split for split in splits if totals[split]]
         self._check(counts)
         self.shares = f"{totals[TRAIN]},{totals.get(VALIDATION, 0)},0"
-        rooms = balanced([[held[split] for split in self.splits] for held in counts.values()])
+        rooms = balanced(
+            [[by_split[split] for split in self.splits] for by_split in counts.values()]
+        )
         weights = {source.name: source.weight for source in database.manifest.sources}
         self.sources = [
             ExportedSource(
                 number,
                 name,
                 weights[name],
-                {s: Documents.room(size) for s, size in zip(self.splits, room, strict=True)},
+                {
+                    split: Documents.room(size)
+                    for split, size in zip(self.splits, room, strict=True)
+                },
             )
             for number, (name, room) in enumerate(zip(counts, rooms, strict=True))
         ]
@@ -129,21 +135,21 @@ class Corpora:
             self._fill(split)
 
     def _count(self, splits: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Documents by source, then by split."""
-        named = self._database.manifest.sources
-        counts = {source.name: dict.fromkeys(splits, 0) for source in named}
+        """Counts documents by source, then by split."""
+        sources = self._database.manifest.sources
+        counts = {source.name: dict.fromkeys(splits, 0) for source in sources}
         for split in splits:
             for source, firsts, _ in chosen_documents(self._database, split):
                 counts[source][split] += len(firsts)
-        return {source: held for source, held in counts.items() if any(held.values())}
+        return {source: by_split for source, by_split in counts.items() if any(by_split.values())}
 
     def _check(self, counts: dict[str, dict[str, int]]) -> None:
         url = self._database.folder.url
         if TRAIN not in self.splits:
             raise InputError(f"{url}: has no training text to export")
         for split in self.splits:
-            for source, held in counts.items():
-                if not held[split]:
+            for source, by_split in counts.items():
+                if not by_split[split]:
                     raise InputError(
                         f"{url}: the source {source} has no {split} document, and Megatron draws from "
                         "every source in both splits; export training text alone, by --eval-iters 0"
@@ -153,36 +159,36 @@ class Corpora:
         """Notes where the documents of a split are."""
         for run in self.runs(split):
             documents = self.sources[run.corpus].documents[split]
-            there = run.numbers - self._before(run.corpus, split)
-            documents.firsts[there] = run.firsts
-            documents.tokens[there] = run.tokens
-            documents.rows[there] = run.rows
+            positions = run.numbers - self._before(run.corpus, split)
+            documents.firsts[positions] = run.firsts
+            documents.tokens[positions] = run.tokens
+            documents.rows[positions] = run.rows
 
     def _before(self, corpus: int, split: str) -> int:
-        """Documents of a corpus before those of a split."""
+        """Returns the number of a corpus's documents before the first document of a split."""
         return 0 if split == TRAIN else len(self.sources[corpus].documents[TRAIN])
 
     def runs(self, split: str) -> Iterator[Run]:
-        """All documents of a split, in the database's order."""
+        """Yields all documents of a split, in the database's order."""
         m, chunks = self._chunk_tokens, self._database.chunks
         numbers = {source.name: source.number for source in self.sources}
-        begun = {source.name: self._before(source.number, split) for source in self.sources}
+        nexts = {source.name: self._before(source.number, split) for source in self.sources}
         for source, firsts, counts in chosen_documents(self._database, split):
             tokens = (counts - 1) * m + chunks.lengths(firsts + counts - 1).astype(np.int64)
-            own = begun[source] + np.arange(len(firsts))
-            yield Run(numbers[source], own, firsts, counts, tokens, tokens // m + 1)
-            begun[source] += len(firsts)
+            positions = nexts[source] + np.arange(len(firsts))
+            yield Run(numbers[source], positions, firsts, counts, tokens, tokens // m + 1)
+            nexts[source] += len(firsts)
 
     def write(
         self, source: ExportedSource, end: int, folder: Folder, report: Callable[[int], None]
     ) -> None:
-        """Writes the .bin and .idx of a source: training documents, then those of validation.
+        """Writes the .bin and .idx of a source: training documents, then validation documents.
 
         Args:
-            source: Which one.
-            end: The token that ends documents.
-            folder: The project.
-            report: Told, now and again, how many more chunks are written.
+            source: Source to write.
+            end: Id of the token that ends documents.
+            folder: Folder of the project.
+            report: Called with the number of chunks written since the last call.
         """
         kind = np.dtype(self._database.manifest.chunk.token_type)
         data = f"data/{source.prefix}"
@@ -194,17 +200,17 @@ class Corpora:
                     tokens = _ended(self._database.chunks, places.ids, self._chunk_tokens, end)
                     file.write(tokens.astype(kind).tobytes())
                     report(len(tokens))
-        sizes = [held.rows * self._chunk_tokens for held in source.documents.values()]
+        sizes = [documents.rows * self._chunk_tokens for documents in source.documents.values()]
         with folder.writing(f"{data}.idx") as path, path.open("wb") as file:
             _write_index(file, kind, sizes)
 
 
 @dataclass(frozen=True)
 class Places:
-    """What lies at some places of a corpus.
+    """The content of some places of a corpus.
 
     Attributes:
-        ids: Of chunks, int64; -1 where the end of a document fills a whole chunk.
+        ids: Ids of chunks, int64; -1 where the end of a document fills a whole chunk.
         firsts: First chunk of the document that each place belongs to, int64.
     """
 
@@ -216,9 +222,9 @@ class Line:
     """Documents one after another, counted in chunks.
 
     Args:
-        documents: Which ones.
+        documents: Documents of the line.
         chunk_tokens: Tokens of a chunk.
-        order: Rows of `documents`, int32 [n]; as they are where left out.
+        order: Rows of `documents`, int32 [n]; the order of `documents` by default.
     """
 
     def __init__(
@@ -238,25 +244,25 @@ class Line:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def at(self, positions: np.ndarray) -> Places:
-        """What lies at so many chunks from the beginning, int64 of any shape, each below the length."""
+        """Returns the places at positions in chunks, int64 of any shape, each below the length."""
         slots = np.searchsorted(self._ends, positions, side="right")
         rows = slots if self._order is None else self._order[slots]
         firsts = self._documents.firsts[rows]
         offsets = positions - self._ends[slots] + self._documents.rows[rows]
-        there = offsets * self._chunk_tokens < self._documents.tokens[rows]
-        return Places(np.where(there, firsts + offsets, -1), firsts)
+        has_tokens = offsets * self._chunk_tokens < self._documents.tokens[rows]
+        return Places(np.where(has_tokens, firsts + offsets, -1), firsts)
 
 
 def balanced(counts: list[list[int]]) -> list[list[int]]:
-    """Numbers of documents, empty ones included, that one share parts into the splits everywhere.
+    """Adds empty documents to corpora until one share divides each of them into its splits.
 
-    Megatron parts every corpus by the same share, and rounds.
+    Megatron divides every corpus by the same share, and rounds.
 
     Args:
         counts: Training and validation documents of each corpus, or training documents alone.
 
     Returns:
-        The same, at least as many each.
+        The counts with empty documents, none below the count that was given.
     """
     totals = [sum(column) for column in zip(*counts, strict=True)]
     if len(totals) < len(SPLITS):
@@ -265,24 +271,24 @@ def balanced(counts: list[list[int]]) -> list[list[int]]:
     rooms = []
     for train, valid in counts:
         whole = max(round(train / share), round(valid / (1 - share)))
-        parted = round(share * whole)
-        rooms.append([parted, whole - parted])
+        training = round(share * whole)
+        rooms.append([training, whole - training])
     return rooms
 
 
 def normalized(weights: Sequence[float]) -> list[float]:
-    """Weights over their sum, to the last bit as `normalize` in megatron/core/datasets/utils.py."""
-    found = np.array(weights, np.float64)
-    shares: list[float] = (found / found.sum()).tolist()
+    """Divides weights by their sum, to the last bit as `normalize` in megatron/core/datasets/utils.py."""
+    values = np.array(weights, np.float64)
+    shares: list[float] = (values / values.sum()).tolist()
     return shares
 
 
 def _ended(chunks: Chunks, ids: np.ndarray, chunk_tokens: int, end: int) -> np.ndarray:
-    """Tokens of chunks, int64 [n, m]: `end` in place of padding, and where the id is -1."""
-    there = ids >= 0
+    """Returns tokens of chunks, int64 [n, m]: `end` in place of padding, and where the id is -1."""
+    stored = ids >= 0
     tokens = np.full((len(ids), chunk_tokens), end)
-    inside = np.arange(chunk_tokens) < chunks.lengths(ids[there])[:, None]
-    tokens[there] = np.where(inside, chunks[ids[there]], end)
+    inside = np.arange(chunk_tokens) < chunks.lengths(ids[stored])[:, None]
+    tokens[stored] = np.where(inside, chunks[ids[stored]], end)
     return tokens
 
 
@@ -290,19 +296,20 @@ def _write_index(file: BinaryIO, kind: np.dtype, sizes: list[np.ndarray]) -> Non
     """Writes an .idx in which each document is one sequence.
 
     Args:
-        file: What to write to.
-        kind: Type of a token. Megatron has no uint32, and no tokenizer so many tokens.
-        sizes: Tokens of documents, one array after the other.
+        file: File to write to.
+        kind: Type of a token; uint32 is written as int32, since Megatron has no uint32, and no tokenizer has
+            more tokens than int32 can number.
+        sizes: Number of tokens of each document, one array after the other.
     """
     name = "<u2" if kind == np.uint16 else "<i4"
     code = next(code for code, known in TOKEN_TYPES.items() if known == name)
     count = sum(map(len, sizes))
     file.write(HEADER.pack(MAGIC, 1, code, count, count + 1))
-    for one in sizes:
-        file.write(one.astype("<i4").tobytes())
+    for lengths in sizes:
+        file.write(lengths.astype("<i4").tobytes())
     begin = 0
-    for one in sizes:
-        ends = begin + np.cumsum(one) * kind.itemsize
-        file.write((ends - one * kind.itemsize).astype("<i8").tobytes())
+    for lengths in sizes:
+        ends = begin + np.cumsum(lengths) * kind.itemsize
+        file.write((ends - lengths * kind.itemsize).astype("<i8").tobytes())
         begin = int(ends[-1])
     file.write(np.arange(count + 1, dtype="<i8").tobytes())

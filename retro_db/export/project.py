@@ -1,10 +1,10 @@
 """A project of Megatron-LM's Retro, as its trainer reads it.
 
 The trainer takes samples from .bin and .idx files, and the neighbors of each chunk of each sample from HDF5
-files. What a neighbor and its continuation are, a table of chunks tells: rows i and i + 1, whatever documents
-they are of, the table's end and beginning joined. So that this never leads into another document, a row that
-reads as nothing but ends stands behind every document, and two at the beginning: row 0 is no neighbor, and -1
-would read the same. See megatron/core/datasets/retro of megatron-core 0.15.
+files. It reads a neighbor and its continuation from a table of chunks: rows i and i + 1, whatever documents
+they belong to, the table's end and beginning joined. So that this never leads into another document, a row
+that reads as nothing but ends follows every document, and two such rows begin the table: row 0 means that a
+neighbor is missing, and -1 would read the same. See megatron/core/datasets/retro of megatron-core 0.15.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from retro_db.errors import InputError
 from retro_db.export.corpora import SPLITS, Corpora, Run
-from retro_db.export.samples import CorpusSamples, asked_of_each, blended
+from retro_db.export.samples import CorpusSamples, blended, samples_of_each
 from retro_db.manifest.model import TRAIN, VALIDATION
 from retro_db.reader.database import Database
 from retro_db.reader.mapped import mapped_zeros
@@ -34,26 +34,26 @@ from retro_db.store.folder import TEMPORARY_PREFIX, Folder
 from retro_db.tokens.tokenizer import FOLDER as TOKENIZER
 from retro_db.tokens.tokenizer import Tokenizer
 
-# What Megatron calls the splits.
+# Megatron's names of the splits.
 _NAMES = {TRAIN: "train", VALIDATION: "valid"}
 _NO_NEIGHBOR, _LEADING = 0, 2
-# Rows of a file of neighbors, about: Megatron's own.
+# About how many rows a file of neighbors has: as in Megatron.
 _BLOCK = 100_000
 
 
 @dataclass(frozen=True)
 class MegatronSettings:
-    """What the trainer will be told, and what its samples follow from.
+    """Settings of the trainer, which decide its samples.
 
     Attributes:
         seq_len: Tokens of a sample, a multiple of the chunk length.
         k: Neighbors of a chunk, at most as many as are stored.
-        samples: Of the whole training; about one epoch where it is None.
+        samples: Samples of the whole training; None for about one epoch.
         batch_size: Samples of a step, over all ranks.
         eval_interval: Steps between evaluations.
-        eval_iters: Batches of an evaluation; with 0, validation documents are left out.
-        seed: Decides the order of samples; the trainer's for everything.
-        end_token: The token that ends documents; the tokenizer's eos_token where it is None.
+        eval_iters: Batches of an evaluation; with 0, no validation documents are exported.
+        seed: Seed of the order of samples, which the trainer uses for all its random numbers.
+        end_token: Token that ends documents; None for the tokenizer's eos_token.
     """
 
     seq_len: int = 2048
@@ -67,20 +67,20 @@ class MegatronSettings:
 
 
 class MegatronProject:
-    """What is to be written.
+    """A project that is ready to be written.
 
     Attributes:
-        out: Where to.
-        corpora: Sources and their documents, which were looked through.
-        samples: How many, by split.
+        out: Folder of the project.
+        corpora: Sources and their documents.
+        samples: Number of samples by split.
 
     Args:
-        database: What is exported.
-        out: A local folder that is not there.
-        settings: What the trainer will be told.
+        database: Database to export.
+        out: Local folder that does not exist yet.
+        settings: Settings of the trainer.
 
     Raises:
-        InputError: h5py is missing, the folder is there, a setting does not fit the database, or there is
+        InputError: h5py is missing, the folder exists, a setting does not fit the database, or there is
             nothing to train on.
         DamagedFileError: A file is missing, or disagrees with the manifest.
     """
@@ -105,8 +105,9 @@ class MegatronProject:
         settings = self._settings
         trained = settings.samples
         if trained is None:
-            chunks = [int(one.documents[TRAIN].rows.sum()) for one in self.corpora.sources]
-            trained = sum((self._m * n - 1) // settings.seq_len for n in chunks)
+            sources = self.corpora.sources
+            chunks = [int(source.documents[TRAIN].rows.sum()) for source in sources]
+            trained = sum((self._m * count - 1) // settings.seq_len for count in chunks)
         if trained < settings.batch_size:
             raise InputError(
                 f"samples: {trained} do not make a batch of {settings.batch_size}; give more --samples "
@@ -120,16 +121,19 @@ class MegatronProject:
 
     @property
     def work(self) -> int:
-        """Chunks that `write` reports: of the corpora, then of the samples."""
-        documents = [held for one in self.corpora.sources for held in one.documents.values()]
-        rows = sum(int(held.rows.sum()) for held in documents)
+        """Number of chunks that `write` reports: of the corpora, then of the samples."""
+        rows = sum(
+            int(documents.rows.sum())
+            for source in self.corpora.sources
+            for documents in source.documents.values()
+        )
         return rows + sum(self.samples.values()) * self._length
 
     def write(self, report: Callable[[int], None]) -> None:
-        """Writes the project; the folder takes its name when all is in it.
+        """Writes the project; the folder takes its name when it is complete.
 
         Args:
-            report: Told, now and again, how many more chunks are written.
+            report: Called with the number of chunks written since the last call.
 
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
@@ -147,9 +151,9 @@ class MegatronProject:
 
     def _write_chunks(self, split: str, folder: Folder) -> _ChunkTable:
         """Writes the table of a split's chunks, in the database's order."""
-        held = [source.documents[split] for source in self.corpora.sources]
-        count = sum(int((documents.rows > 0).sum()) for documents in held)
-        chunks = sum(source.chunks(split, self._m) for source in self.corpora.sources)
+        sources = self.corpora.sources
+        count = sum(int((source.documents[split].rows > 0).sum()) for source in sources)
+        chunks = sum(source.chunks(split, self._m) for source in sources)
         total = _LEADING + chunks + count
         firsts, rows = mapped_zeros(np.int64, count), mapped_zeros(np.int64, count)
         with (
@@ -166,18 +170,18 @@ class MegatronProject:
                 if not done:
                     table[:_LEADING] = np.repeat(lines[run.counts[:1]], _LEADING, axis=0)
                 table[row : ends[-1]] = lines
-                there = slice(done, done + len(ends))
-                offsets[there] = np.stack(
+                written = slice(done, done + len(ends))
+                offsets[written] = np.stack(
                     [np.full(len(ends), run.corpus), run.numbers, ends], axis=1
                 )
-                firsts[there], rows[there] = run.firsts, ends - run.counts - 1
-                row, done = int(ends[-1]), there.stop
+                firsts[written], rows[written] = run.firsts, ends - run.counts - 1
+                row, done = int(ends[-1]), written.stop
         return _ChunkTable(firsts, rows)
 
     def _chunk_rows(self, run: Run) -> np.ndarray:
-        """Corpus, document, first token, the one after the last, and 0 in place of WordPieces: [n, 5].
+        """Returns corpus, document, first token, the one after the last, and 0 for WordPieces: [n, 5].
 
-        Behind each document's chunks comes its last token, which ends it.
+        The row after each document's chunks has its last token, which ends it.
         """
         counts = run.counts + 1
         table = np.zeros((counts.sum(), 5), np.int64)
@@ -196,19 +200,19 @@ class MegatronProject:
         """Writes a row for each chunk of each sample, in files of whole samples."""
         weights = [source.weight for source in self.corpora.sources]
         count, start = self.samples[split], 0
-        asked = asked_of_each(weights, count)
+        counts = samples_of_each(weights, count)
         orders = [
             CorpusSamples(
                 source.documents[split], number, self._length, self._m, self._settings.seed
             )
-            for source, number in zip(self.corpora.sources, asked, strict=True)
+            for source, number in zip(self.corpora.sources, counts, strict=True)
         ]
         digits = math.ceil(math.log10(count * self._length)) + 1
         for drawn in blended(weights, count, self._block // self._length):
             rows = np.empty((len(drawn), self._length, self._settings.k), np.int64)
             for corpus in np.unique(drawn[:, 0]):
-                own = drawn[:, 0] == corpus
-                rows[own] = self._neighbors(orders[corpus], drawn[own, 1], table)
+                is_drawn = drawn[:, 0] == corpus
+                rows[is_drawn] = self._neighbors(orders[corpus], drawn[is_drawn, 1], table)
             stop = start + len(drawn) * self._length
             name = f"{start:0{digits}d}-{stop:0{digits}d}.hdf5"
             with (
@@ -221,25 +225,25 @@ class MegatronProject:
 
     @property
     def _block(self) -> int:
-        """Rows of a file of neighbors: of whole samples."""
+        """Number of rows of a file of neighbors, which has whole samples."""
         return max(_BLOCK // self._length, 1) * self._length
 
     def _neighbors(
         self, order: CorpusSamples, samples: np.ndarray, table: _ChunkTable
     ) -> np.ndarray:
-        """Rows of the table of chunks, int64 [b, chunks, k], none of a document of the sample."""
+        """Returns rows of the table of chunks, int64 [b, chunks, k], none of a document of the sample."""
         places = order.of(samples)
         ids = places.ids[:, :-1]
         stored = self._database.neighbors[np.maximum(ids, 0)]
-        there = (stored >= 0) & (ids >= 0)[..., None]
-        rows, firsts = table.of(np.where(there, stored, 0))
+        allowed = (stored >= 0) & (ids >= 0)[..., None]
+        rows, firsts = table.of(np.where(allowed, stored, 0))
         # Megatron's builder counts the document of the last label, too.
-        for own in np.moveaxis(places.firsts, -1, 0):
-            there &= firsts != own[:, None, None]
-        return pack(rows, there, _NO_NEIGHBOR, self._settings.k)
+        for sampled in np.moveaxis(places.firsts, -1, 0):
+            allowed &= firsts != sampled[:, None, None]
+        return pack(rows, allowed, _NO_NEIGHBOR, self._settings.k)
 
     def _infos(self) -> list[dict[str, Any]]:
-        """What Megatron's builder tells of each corpus, of which its trainer reads the prefix."""
+        """Returns Megatron's description of each corpus, of which its trainer reads the prefix."""
         infos = []
         for source in self.corpora.sources:
             chunks = {split: source.chunks(split, self._m) for split in source.documents}
@@ -259,7 +263,7 @@ class MegatronProject:
         return infos
 
     def _config(self) -> dict[str, Any]:
-        """What the trainer takes in place of its options; paths are relative to the project."""
+        """Returns what the trainer reads in place of its options; paths are relative to the project."""
         settings = self._settings
         blend = [(str(source.weight), source.prefix) for source in self.corpora.sources]
         return {
@@ -290,7 +294,7 @@ class MegatronProject:
 
 @dataclass(frozen=True)
 class _ChunkTable:
-    """Where the chunks of documents lie in a table of chunks.
+    """The position of each document's chunks in a table of chunks.
 
     Attributes:
         firsts: First chunk of each document, int64 [d], ascending.
@@ -301,18 +305,18 @@ class _ChunkTable:
     rows: np.ndarray
 
     def of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of chunks, and the first chunks of their documents: int64 of the ids' shape."""
-        place = np.maximum(np.searchsorted(self.firsts, ids, side="right") - 1, 0)
-        firsts = self.firsts[place]
-        return self.rows[place] + ids - firsts, firsts
+        """Returns rows of chunks, and the first chunks of their documents: int64 of the ids' shape."""
+        documents = np.maximum(np.searchsorted(self.firsts, ids, side="right") - 1, 0)
+        firsts = self.firsts[documents]
+        return self.rows[documents] + ids - firsts, firsts
 
 
 def _ending(database: Database, token: str | None) -> tuple[Tokenizer, int]:
-    """The database's tokenizer, and the id of the token that ends documents, which it names.
+    """Returns the database's tokenizer, and the id of the token that ends documents, which it names.
 
     Args:
-        database: Whose.
-        token: Which one; the tokenizer's own eos_token where it is None.
+        database: Database of the tokenizer.
+        token: Token that ends documents; None for the tokenizer's eos_token.
     """
     tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
     if token is not None:
@@ -328,18 +332,18 @@ def _ending(database: Database, token: str | None) -> tuple[Tokenizer, int]:
 
 
 def _new(out: str) -> Path:
-    """The path of a local folder that is not there yet."""
+    """Returns the path of a local folder that does not exist yet."""
     if not Folder(out).is_local:
-        raise InputError(f"{out}: is no local folder; export to one and copy it")
+        raise InputError(f"{out}: is not a local folder; export to one and copy it")
     path = Path(os.path.abspath(out))
     if path.exists():
-        raise InputError(f"{out}: is there already; name a new folder")
+        raise InputError(f"{out}: exists already; name a new folder")
     return path
 
 
 @contextlib.contextmanager
 def _filling(target: Path) -> Iterator[Folder]:
-    """A folder to fill, which takes its name when the block ends well."""
+    """Yields a folder to fill, which gets its name if the block ends without an error."""
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{target.name}")
     try:
         yield Folder(str(temporary))

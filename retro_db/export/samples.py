@@ -17,7 +17,7 @@ import numpy as np
 from retro_db.export.corpora import Documents, Line, Places, normalized
 from retro_db.reader.mapped import mapped_zeros
 
-# What a corpus is asked for beyond its share of the samples: mid_level_dataset_surplus.
+# Share of samples that a corpus is asked for beyond its own: mid_level_dataset_surplus.
 _SURPLUS = 0.005
 # Below this share of an epoch, the last epoch is shuffled by itself.
 _LARGE_PART = 0.8
@@ -27,11 +27,11 @@ class CorpusSamples:
     """The samples of one split of a corpus, as `GPTDataset` orders them.
 
     Args:
-        documents: Of the split.
-        count: Samples that it is asked for, at least 1.
-        chunks: Of a sample.
+        documents: Documents of the split.
+        count: Number of samples that it is asked for, at least 1.
+        chunks: Chunks of a sample.
         chunk_tokens: Tokens of a chunk.
-        seed: Decides the order.
+        seed: Seed of the order.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class CorpusSamples:
         _shuffle(self._shuffled, before if apart else total, chance)
 
     def of(self, samples: np.ndarray) -> Places:
-        """The chunks of samples, and the chunk behind each, whose first token is the last label.
+        """Returns the chunks of samples, and the chunk behind each, whose first token is the last label.
 
         Args:
-            samples: int64 [b].
+            samples: Numbers of the samples, int64 [b].
 
         Returns:
             Places [b, chunks + 1].
@@ -68,23 +68,23 @@ class CorpusSamples:
 
 
 def _shuffle(items: np.ndarray, first: int, chance: np.random.RandomState) -> None:
-    """Shuffles the first so many, and the others by themselves."""
+    """Shuffles the first `first` items, and the others by themselves."""
     chance.shuffle(items[:first])
     chance.shuffle(items[first:])
 
 
-def asked_of_each(weights: Sequence[float], count: int) -> list[int]:
-    """Samples that each corpus is asked for, of so many in all."""
+def samples_of_each(weights: Sequence[float], count: int) -> list[int]:
+    """Returns the number of samples that each corpus is asked for, of `count` samples in all."""
     return [math.ceil(math.ceil(count * weight) * (1 + _SURPLUS)) for weight in normalized(weights)]
 
 
 def blended(weights: Sequence[float], count: int, block: int) -> Iterator[np.ndarray]:
-    """Where samples come from, as `BlendedDataset` draws them: each from the corpus that lags most.
+    """Draws samples from corpora as `BlendedDataset` does: each from the corpus that lags most.
 
     Args:
-        weights: Of the corpora.
-        count: Samples in all.
-        block: Samples at a time.
+        weights: Weights of the corpora.
+        count: Number of samples in all.
+        block: Number of samples that are drawn at a time.
 
     Yields:
         Number of the corpus and of the sample in it, int64 [b, 2].
@@ -96,7 +96,7 @@ def blended(weights: Sequence[float], count: int, block: int) -> Iterator[np.nda
         drawn = np.empty((min(block, count - start), 2), np.int64)
         for row in range(len(drawn)):
             due = max(start + row, 1)
-            lags = [share * due - had for share, had in zip(shares, taken, strict=True)]
+            lags = [share * due - number for share, number in zip(shares, taken, strict=True)]
             corpus = lags.index(max(lags))
             drawn[row] = corpus, taken[corpus]
             taken[corpus] += 1

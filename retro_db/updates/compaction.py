@@ -1,4 +1,4 @@
-"""Compacting: the same database without what was removed, its chunks numbered anew."""
+"""Compacting: the same database without what was removed, its chunks renumbered."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from retro_db.store.writing import TableWriter
 
 @dataclass(frozen=True)
 class Renumbering:
-    """Where chunks have gone, as runs of consecutive ones that were kept.
+    """The map from old ids of chunks to new ones, as runs of consecutive chunks that were kept.
 
     Attributes:
-        old_first: int64 [r], ascending, each run's first id before.
-        new_first: int64 [r], the same chunk's id now.
-        count: int64 [r], chunks of each run.
+        old_first: int64 [r], ascending, first id of each run before the compaction.
+        new_first: int64 [r], id of the same chunk after it.
+        count: int64 [r], number of chunks of each run.
     """
 
     old_first: np.ndarray
@@ -42,7 +42,7 @@ class Renumbering:
     count: np.ndarray
 
     def of(self, ids: np.ndarray) -> np.ndarray:
-        """New ids of old ones, int64 of the same shape; -1 for -1 and for what was removed."""
+        """Returns new ids of old ones, int64 of the same shape; -1 for -1 and for removed chunks."""
         if not len(self.old_first):
             return np.full(np.shape(ids), -1, np.int64)
         run = np.maximum(np.searchsorted(self.old_first, ids, side="right") - 1, 0)
@@ -55,8 +55,8 @@ def write_renumbering(folder: Folder, renumbering: Renumbering) -> TableEntry:
     """Writes the map from old ids to new, a table of the new database.
 
     Args:
-        folder: The new database.
-        renumbering: Of all chunks of the old one.
+        folder: Folder of the new database.
+        renumbering: Renumbering of all chunks of the old database.
     """
     columns = {name: getattr(renumbering, name) for name in contract("renumbered").schema().names}
     return _write("renumbered", 0, contract("renumbered").schema(), [columns], folder)
@@ -71,7 +71,7 @@ def read_renumbering(folder: Folder, entry: TableEntry) -> Renumbering:
 
 
 def renumber(database: Database) -> Renumbering:
-    """The runs of chunks of a database that are not removed."""
+    """Returns the runs of chunks of a database that are not removed."""
     documents = database.documents
     kept = documents["chunk_count"].to_numpy() > 0
     kept[database.removals.documents] = False
@@ -89,10 +89,10 @@ class OldPart:
     """One part of the database that is compacted.
 
     Attributes:
-        documents: Its documents, rows as in its file.
-        kept: bool [documents], False where one was removed.
-        chunks: Its chunks file, open.
-        embeddings: Its embeddings file, open.
+        documents: Documents of the part, rows as in its file.
+        kept: bool [documents], False for removed documents.
+        chunks: Open chunks file of the part.
+        embeddings: Open embeddings file of the part.
     """
 
     documents: pa.Table
@@ -102,14 +102,14 @@ class OldPart:
 
     @property
     def kept_rows(self) -> np.ndarray:
-        """Rows of its chunks that stay: int64 [n]."""
+        """Rows of the chunks that stay: int64 [n]."""
         counts = self.documents["chunk_count"].to_numpy()
         return np.flatnonzero(np.repeat(self.kept, counts))
 
 
 @dataclass(frozen=True)
 class CompactedPart:
-    """What is left of a part: its files, which have no row where nothing is, and their counts."""
+    """What remains of a part: its files, which are empty if nothing remains, and their counts."""
 
     source: str
     chunks: TableEntry
@@ -126,10 +126,10 @@ def compact_part(
     """Writes the documents, chunks and embeddings of a part that were not removed.
 
     Args:
-        old: The part.
-        number: Of it, for the names of files.
-        folder: The new database.
-        report: Told, now and again, how many more chunks are written.
+        old: The part before the compaction.
+        number: Number of the part in the names of its files.
+        folder: Folder of the new database.
+        report: Called with the number of chunks written since the last call.
     """
     documents = old.documents.filter(pa.array(old.kept))
     counts = documents["chunk_count"].to_numpy()
@@ -143,8 +143,8 @@ def compact_part(
         nonlocal tokens
         table = Table([old.chunks])
         for piece in _pieces(rows, old.chunks.batch_rows):
-            found = table.rows(piece)
-            read = {name: table.take(name, found) for name in ("tokens", "length", "document")}
+            located = table.rows(piece)
+            read = {name: table.take(name, located) for name in ("tokens", "length", "document")}
             tokens += int(read["length"].sum(dtype=np.int64))
             report(len(piece))
             yield read | {"document": renamed[read["document"]]}
@@ -153,9 +153,9 @@ def compact_part(
         nonlocal keyless
         column = Table([old.embeddings]).column("vector")
         for piece in _pieces(rows, old.embeddings.batch_rows):
-            keys = column[piece]
-            keyless += int((~is_embedded(keys)).sum())
-            yield {"vector": keys}
+            embeddings = column[piece]
+            keyless += int((~is_embedded(embeddings)).sum())
+            yield {"vector": embeddings}
 
     held_out = np.array(columns["split"]) != TRAIN if len(counts) else np.empty(0, bool)
     return CompactedPart(
@@ -190,16 +190,16 @@ def _write(
 def compact_partition(
     partition: Path, renumbering: Renumbering, path: str, folder: Folder
 ) -> TableEntry:
-    """Writes a range of inverted lists without removed chunks, the others by their new ids.
+    """Writes a range of inverted lists without removed chunks, the others under their new ids.
 
     Args:
-        partition: The range as it was.
-        renumbering: Of all chunks.
-        path: Of the new partition, relative to the folder.
-        folder: The new database.
+        partition: File of the range before the compaction.
+        renumbering: Renumbering of all chunks.
+        path: Path of the new partition, relative to the folder.
+        folder: Folder of the new database.
 
     Returns:
-        The partition's file; its rows are the entries.
+        The partition's file, whose rows are the entries.
     """
     index = read_index(partition)
     ivf = inverted_file(index)

@@ -25,13 +25,13 @@ from retro_db.store.writing import TableWriter
 
 @dataclass(frozen=True)
 class Removal:
-    """What a removal did.
+    """The result of a removal.
 
     Attributes:
-        documents: Removed now.
-        chunks: Of these documents.
-        already: Named documents that had been removed before.
-        generation: The current one, after it.
+        documents: Number of documents that it removed.
+        chunks: Number of chunks of these documents.
+        already: Number of listed documents that had been removed before.
+        generation: Current generation after the removal.
     """
 
     documents: int
@@ -42,7 +42,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class NamedDocument:
-    """A document as a list of them names it: on which line, of which source if it says so, its id."""
+    """A document in a list of documents: its line, its source if the line names one, and its id."""
 
     line: int
     source: str | None
@@ -50,52 +50,52 @@ class NamedDocument:
 
 
 def remove_documents(url: str, listed: str | Path) -> Removal:
-    """Removes the documents that a file lists; nothing changes where all of them were removed before.
+    """Removes the documents that a file lists; nothing changes if all of them were removed before.
 
-    Several documents of one source that share an id go together.
+    Several documents of one source that share an id are removed together.
 
     Args:
-        url: The database: a path or any fsspec URL.
-        listed: A UTF-8 file with one document per line: its id, or its source, a tab and its id. Blank
+        url: Path or fsspec URL of the database.
+        listed: UTF-8 file with one document per line: its id, or its source, a tab and its id. Blank
             lines are skipped.
 
     Returns:
-        What was removed.
+        The result of the removal.
 
     Raises:
-        DatabaseError: There is no database, or it is damaged.
-        InputError: The file cannot be read, a line names no document or several sources', or a build is
-            at work on the database.
+        DatabaseError: The folder has no database, or a damaged one.
+        InputError: The file cannot be read, a line names a document that does not exist or that is in several
+            sources, or a build is running on the database.
     """
     folder = Folder(str(url))
     database = Database(folder, read_manifest(folder))
     named = read_list(Path(listed), [source.name for source in database.manifest.sources])
-    found = find_documents(database, named, str(listed))
-    rows = np.setdiff1d(found, database.removals.documents)
+    listed_rows = find_documents(database, named, str(listed))
+    rows = np.setdiff1d(listed_rows, database.removals.documents)
     chunks = int(database.documents["chunk_count"].take(rows).to_numpy().sum())
     manifest = database.manifest
     if len(rows):
         with owning(folder) as owned:
             if read_manifest(owned).sha256 != manifest.sha256:
                 raise ExecutionError(f"{url}: changed in the meantime; run the same command again")
-            next_place = generation_path(manifest.generation + 1)
-            if owned.exists(f"{next_place}/{RECORDS}"):
+            next_folder = generation_path(manifest.generation + 1)
+            if owned.exists(f"{next_folder}/{RECORDS}"):
                 raise InputError(
-                    f"{url}: an append was stopped, and would have to begin anew; finish it by the same "
-                    f"build --append, or delete {next_place} first"
+                    f"{url}: an append was stopped, and would have to start over; finish it by the same "
+                    f"build --append, or delete {next_folder} first"
                 )
-            owned.remove(next_place)  # what a removal that was stopped has left
+            owned.remove(next_folder)  # files of a removal that was stopped
             without = _without(Database(owned, manifest), rows, chunks)
             manifest = write_generation(owned, manifest, without)
-    return Removal(len(rows), chunks, len(found) - len(rows), manifest.generation)
+    return Removal(len(rows), chunks, len(listed_rows) - len(rows), manifest.generation)
 
 
 def read_list(file: Path, sources: Sequence[str]) -> list[NamedDocument]:
     """Reads a list of documents.
 
     Args:
-        file: As `remove_documents` takes it.
-        sources: Names that may stand before a tab; any other tab is part of an id.
+        file: List in the format of `remove_documents`.
+        sources: Names that may precede a tab; any other tab is part of an id.
 
     Raises:
         InputError: The file cannot be read, or is not UTF-8.
@@ -118,49 +118,51 @@ def read_list(file: Path, sources: Sequence[str]) -> list[NamedDocument]:
 
 
 def find_documents(database: Database, named: Sequence[NamedDocument], file: str) -> np.ndarray:
-    """Where documents are.
+    """Finds the rows of listed documents.
 
     Args:
-        database: Whose documents they are; those of its query corpora do not count.
-        named: The documents.
-        file: Where they are listed, for messages.
+        database: Database of the documents, without its query corpora.
+        named: Documents to find.
+        file: Path of their list, for messages.
 
     Returns:
         Global document rows, int64 [n], ascending, none twice.
 
     Raises:
-        InputError: One is not in the database, or in several sources without its source being given.
+        InputError: The database lacks a document, or has it in several sources and its line names none.
     """
     documents = database.documents.select(["source", "id"])
-    wanted = pa.array(sorted({one.id for one in named}), pa.string())
+    wanted = pa.array(sorted({document.id for document in named}), pa.string())
     rows = np.flatnonzero(pc.is_in(documents["id"], value_set=wanted).to_numpy())
-    places: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for row, document in zip(rows.tolist(), documents.take(rows).to_pylist(), strict=True):
-        places[document["id"]][document["source"]].append(row)
-    found = [row for one in named for row in _rows_of(one, places.get(one.id, {}), file)]
-    return np.unique(np.array(found, np.int64))
+    by_id: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, columns in zip(rows.tolist(), documents.take(rows).to_pylist(), strict=True):
+        by_id[columns["id"]][columns["source"]].append(row)
+    listed = [row for document in named for row in _rows_of(document, by_id, file)]
+    return np.unique(np.array(listed, np.int64))
 
 
-def _rows_of(one: NamedDocument, by_source: dict[str, list[int]], file: str) -> list[int]:
-    """The rows of one named document; `by_source` are all that have its id."""
-    where = f"{file}: line {one.line}"
-    if one.source is not None:
-        by_source = {name: rows for name, rows in by_source.items() if name == one.source}
+def _rows_of(
+    document: NamedDocument, by_id: dict[str, dict[str, list[int]]], file: str
+) -> list[int]:
+    """Returns the rows of a listed document; `by_id` has the rows of all documents by id, then source."""
+    where, by_source = f"{file}: line {document.line}", by_id.get(document.id, {})
+    if document.source is not None:
+        by_source = {name: rows for name, rows in by_source.items() if name == document.source}
     if not by_source:
-        of = "the database" if one.source is None else f"source {one.source}"
+        of = "the database" if document.source is None else f"source {document.source}"
         raise InputError(
-            f"{where}: no document of {of} has the id {one.id!r}; correct or delete the line"
+            f"{where}: no document of {of} has the id {document.id!r}; correct or delete the line"
         )
     if len(by_source) > 1:
         raise InputError(
-            f"{where}: id {one.id!r} is in several sources ({', '.join(sorted(by_source))}); put the "
-            "source and a tab before it"
+            f"{where}: id {document.id!r} is in several sources ({', '.join(sorted(by_source))}); put "
+            "the source and a tab before it"
         )
     return next(iter(by_source.values()))
 
 
 def _without(database: Database, rows: np.ndarray, chunks: int) -> Manifest:
-    """Writes the table of the removed documents; what the manifest says from then on."""
+    """Writes the table of the removed documents, and returns the manifest that lists it."""
     manifest = database.manifest
     tables, counts = manifest.tables, manifest.counts
     entry = _write_removed(database, rows)

@@ -174,7 +174,7 @@ class Recomputation:
         rows: np.ndarray,
         embeddings: np.ndarray,
     ) -> Iterator[str]:
-        """Checks that the stored embeddings are those of the chunks' texts."""
+        """Checks stored embeddings against the texts of their chunks."""
         file = part.open("chunks", part.files.chunks)
         texts = [text for bounds in ranges for text in chunk_texts(file, self._tokenizer, *bounds)]
         fresh, stored = self._encoder.encode(texts), widen(embeddings)

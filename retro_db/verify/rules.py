@@ -171,7 +171,7 @@ def is_forbidden(documents: Documents, ids: np.ndarray, start: int) -> np.ndarra
 
 
 def check_distances(part: OpenedPart) -> Iterator[str]:
-    """Checks on a hashed sample of rows that distances are those of the stored embeddings."""
+    """Checks the distances of a hashed sample of rows against the stored embeddings."""
     share = _DISTANCE_ROWS / max(len(part.corpus.reader), 1)
     ids = np.arange(part.files.first_id, part.files.first_id + part.files.rows)
     rows = np.flatnonzero(fractions_of(ids, 0) < share)
@@ -179,7 +179,7 @@ def check_distances(part: OpenedPart) -> Iterator[str]:
 
 
 def compare_distances(part: OpenedPart, rows: np.ndarray) -> Iterator[str]:
-    """Checks that stored distances are those of the stored embeddings.
+    """Checks stored distances against the stored embeddings.
 
     Args:
         part: Part of a corpus whose embeddings, and the database's, were kept.

@@ -103,7 +103,7 @@ def verify_database(
 
 
 class _Verifier:
-    """One running verification."""
+    """A verification that is running, its ledger and what it has opened."""
 
     def __init__(self, database: Database, ledger: Ledger, pool: Executor, stage: Stage) -> None:
         self.ledger = ledger
@@ -114,7 +114,7 @@ class _Verifier:
         self._corpora: list[OpenedCorpus] = []
 
     def check_files(self) -> None:
-        """Checks checksums, manifests, and that there are no other files."""
+        """Verifies checksums and manifests, and looks for files that no manifest lists."""
         database, meter = self._database, Meter()
         self._history = history = read_history(database, self.ledger)
         entries = {entry.path: entry for entry in (*database.manifest.files, *history.superseded)}

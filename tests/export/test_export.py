@@ -257,7 +257,7 @@ def test_mistakes_are_named(
     out = tmp_path / "project"
     out.mkdir()
     assert export(two, out) == 2
-    assert "is there already; name a new folder" in capsys.readouterr().err
+    assert "exists already; name a new folder" in capsys.readouterr().err
     out.rmdir()
     assert export(two, out, "--seq-len", "100") == 2
     assert "seq_len: 100 is not a multiple of the chunk length 16" in capsys.readouterr().err
@@ -268,7 +268,7 @@ def test_mistakes_are_named(
     assert export(two, out, "--end-token", "</s>") == 2
     assert "has no token </s>; name the token that ends documents" in capsys.readouterr().err
     assert run(["export", str(two.output), "--to", "megatron", "memory://project"]) == 2
-    assert "is no local folder; export to one and copy it" in capsys.readouterr().err
+    assert "is not a local folder; export to one and copy it" in capsys.readouterr().err
     assert run(["export", str(two.output), "--to", "another", str(out)]) == 2
     assert "'another' is not 'megatron'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "h5py", None)

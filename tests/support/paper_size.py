@@ -30,7 +30,7 @@ from retro_db.store.records import Record, StageRecords
 from retro_db.store.serialize import to_json
 from retro_db.store.tables import IpcFile
 from retro_db.store.writing import TableWriter
-from retro_db_pipelines.engine.actions import Build
+from retro_db_pipelines.engine.actions import Build, Running
 from retro_db_pipelines.engine.console import Console
 from retro_db_pipelines.engine.jobs import Stage, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
@@ -160,7 +160,7 @@ def resume(folder: Path) -> dict[str, Any]:
     events: Counter[str] = Counter()
     sys.addaudithook(lambda event, _: events.update([event]))
     counted = {}
-    build = Build(config, database, database, Engine(), Console(), [])
+    build = Build(config, database, database, Engine(), Console(), [], Running())
     for stage, kind in KINDS.items():
         tasks = tasks_of(stage)
         before = events.copy()
