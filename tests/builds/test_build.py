@@ -381,7 +381,7 @@ def test_an_index_beyond_the_memory_is_searched_partition_by_partition(
 ) -> None:
     key = "IVF2,Flat"
     whole = copy_of(small, tmp_path / "whole" / "db", index={"key": key})
-    streamed = copy_of(small, tmp_path / "part" / "db", index={"key": key, "memory": "62KB"})
+    streamed = copy_of(small, tmp_path / "part" / "db", index={"key": key, "memory": "70KB"})
     for project in (whole, streamed):
         shutil.copytree(small.output, project.output)
         project.folder.mkdir(exist_ok=True)
