@@ -149,7 +149,7 @@ def test_what_a_worker_needs_reaches_the_runner(project: Project) -> None:
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A few hundred chunks in one shard: some seconds of embedding, by MiniLM."""
-    return make_project(tmp_path, python_sources(60), encoder={"model": str(encoder_folder())})
+    return make_project(tmp_path, python_sources(30), encoder={"model": str(encoder_folder())})
 
 
 def wait_for_the_middle_of_the_shard(output: Path, process: Command) -> None:
