@@ -70,11 +70,12 @@ def run_bare(config: Path) -> dict[str, float]:
 def run_stage(config: Path, workers: int) -> dict[str, float]:
     """Runs the stage as a build does, into a new folder."""
     from retro_db.config import load_config
-    from retro_db.corpus.planning import plan_shards
+    from retro_db.corpus.sharding import plan_shards
     from retro_db.store.folder import Folder
-    from retro_db_pipelines.engine.actions import Build, Running
     from retro_db_pipelines.engine.console import Console
+    from retro_db_pipelines.engine.context import Build
     from retro_db_pipelines.engine.runner import Engine
+    from retro_db_pipelines.engine.running import Running
     from retro_db_pipelines.stages.chunk import chunk_stage
     from retro_db_pipelines.stages.tokenizer import tokenizer_stage
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_db.manifest.files import write_manifest
 from retro_db.manifest.model import (
     ChunkInfo,
     Counts,
@@ -18,6 +17,7 @@ from retro_db.manifest.model import (
     Tables,
     TokenizerInfo,
 )
+from retro_db.manifest.sealing import write_manifest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.writing import TableWriter

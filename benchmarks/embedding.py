@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from retro_db.encoder.batching import Tokenized
 from retro_db.encoder.embedding import one_ahead
-from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.encoder import Encoder
 from retro_db.encoder.models import EncoderModel, model_sha256
 from retro_db.meter import Meter
 from retro_db.threads import available_cores
@@ -153,12 +153,13 @@ class Chunked:
         import orjson
 
         from retro_db.config import parse_config
-        from retro_db.corpus.planning import plan_shards
+        from retro_db.corpus.sharding import plan_shards
         from retro_db.store.folder import Folder
         from retro_db_pipelines.commands.demo import encoder_folder
-        from retro_db_pipelines.engine.actions import Build, Running
         from retro_db_pipelines.engine.console import Console
+        from retro_db_pipelines.engine.context import Build
         from retro_db_pipelines.engine.runner import Engine
+        from retro_db_pipelines.engine.running import Running
         from retro_db_pipelines.stages.chunk import chunk_stage
         from retro_db_pipelines.stages.tokenizer import tokenizer_stage
 

@@ -9,18 +9,18 @@ from typing import Any
 from retro_db.config import Config
 from retro_db.corpus.chunking import ChunkedShard
 from retro_db.corpus.estimating import estimate_corpus
-from retro_db.corpus.planning import Shard, plan_shards
+from retro_db.corpus.sharding import Shard, plan_shards
 from retro_db.encoder.models import EncoderModel, describe_model
 from retro_db.errors import ConfigError, DamagedFileError, InputError
-from retro_db.manifest.files import (
+from retro_db.manifest.model import Manifest, QueryCorpus
+from retro_db.manifest.parts import listed_parts
+from retro_db.manifest.sealing import (
     GENERATIONS,
     generation_path,
     manifest_path,
     read_manifest,
     write_generation,
 )
-from retro_db.manifest.model import Manifest, QueryCorpus
-from retro_db.manifest.parts import listed_parts
 from retro_db.reader.database import Database
 from retro_db.search.searching import count_lists, list_lengths
 from retro_db.store.folder import Folder
@@ -28,9 +28,10 @@ from retro_db.store.records import StageRecords
 from retro_db.store.serialize import digest
 from retro_db.tokens.tokenizer import Tokenizer
 
-from ..engine.actions import Adding, Build
 from ..engine.console import Console
+from ..engine.context import Build
 from ..engine.runner import Engine
+from ..engine.running import Adding
 from ..stages.assemble import AssembledPartition, ListRange, assemble_stage
 from ..stages.chunk import chunk_stage
 from ..stages.drift import Drift, drift_stage
@@ -44,8 +45,8 @@ from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
 from .folders import FINISHED, owned_folder, sweep
 from .index import tune_index
-from .manifest import appended_manifest, searched_again
-from .preflight import check_append
+from .manifest_content import appended_manifest, searched_again
+from .preflight import check_room_for_append
 from .queries import find_query_neighbors
 from .recipe import VERSIONS
 
@@ -105,7 +106,7 @@ def append(config: Config, engine: Engine, console: Console, *, refresh: bool) -
         build = Build(config, home.below(place), home, engine, console, shards, Adding())
         count = len(old.tables.chunks)
         console.say(f"append     {len(shards):,} shards to the {count:,} parts of {home.url}")
-        check_append(build, estimate_corpus(shards, config), old)
+        check_room_for_append(build, estimate_corpus(shards, config), old)
         manifest, index = _run(build, Database(home, old), model, refresh=refresh)
         # Means nothing until the manifest lists this generation.
         build.folder.write(FINISHED, mark.encode())

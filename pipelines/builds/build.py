@@ -6,20 +6,22 @@ import json
 from contextlib import suppress
 
 from retro_db.config import Config
-from retro_db.manifest.files import write_manifest
 from retro_db.manifest.model import Manifest
+from retro_db.manifest.sealing import write_manifest
 from retro_db.report.stage_report import STAGES as STAGE_REPORT
 from retro_db.report.stage_report import StageReport
 from retro_db.store.serialize import to_json
 
-from ..engine.actions import Build, NothingYetError, Running, RunningAlone, Telling
 from ..engine.console import Console
+from ..engine.context import Build
+from ..engine.dry_run import NothingYetError, Telling
 from ..engine.runner import Engine
+from ..engine.running import Running, RunningAlone
 from ..stages import STAGES
 from ..stages.embed import probe_stage
 from ..stages.tune import BuiltIndex
 from .folders import checked_output, finished, mark_finished, sweep, taken_output
-from .manifest import built_manifest
+from .manifest_content import built_manifest
 from .preflight import allow_files, check_ahead
 from .prepare import prepare, record_locations
 from .recipe import Recipe
@@ -119,7 +121,7 @@ def build_stage(name: str, config: Config, engine: Engine, console: Console) -> 
                 return
 
 
-def tell_build(config: Config, engine: Engine, console: Console) -> None:
+def dry_run(config: Config, engine: Engine, console: Console) -> None:
     """Says what a build would do and why, and writes nothing.
 
     Args:

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from retro_db.config import Config
 from retro_db.errors import CorpusError, InputError
-from retro_db.manifest.files import FILE, read_manifest, write_manifest
 from retro_db.manifest.model import Manifest, QueryCorpus, query_path
 from retro_db.manifest.parts import Part, listed_parts
+from retro_db.manifest.sealing import FILE, read_manifest, write_manifest
 from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
 from retro_db.search.retriever import LOCATIONS
@@ -20,9 +20,10 @@ from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.updates.compaction import CompactedPart, Renumbering, renumber, write_renumbering
 
-from ..engine.actions import Build, Running
 from ..engine.console import Console
+from ..engine.context import Build
 from ..engine.runner import Engine
+from ..engine.running import Running
 from ..stages.compact import VERSION, OldDatabase, compact_stage
 from ..stages.neighbors import Searched, neighbors_stage
 from ..stages.renumber import renumber_stage
@@ -31,7 +32,7 @@ from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
 from .folders import OWNERSHIP, check_output, finished, mark_finished, owned_folder, sweep
 from .index import tune_index
-from .manifest import compacted_manifest, searched_again
+from .manifest_content import compacted_manifest, searched_again
 from .preflight import allow_files, check_disk, held_bytes
 from .queries import find_query_neighbors
 

@@ -10,13 +10,8 @@ from pathlib import Path
 
 from retro_db.config import Config
 from retro_db.errors import ConfigError, ExecutionError, InputError, of_environment
-from retro_db.manifest.files import FILE, GENERATIONS, manifest_path, read_manifest
-from retro_db.manifest.model import (
-    QUERIES,
-    TABLES,
-    Manifest,
-    query_path,
-)
+from retro_db.manifest.model import QUERIES, TABLES, Manifest, query_path
+from retro_db.manifest.sealing import FILE, GENERATIONS, manifest_path, read_manifest
 from retro_db.store.folder import Folder
 from retro_db.store.leases import LEASES
 from retro_db.store.local_lock import FENCE, LOCK

@@ -9,7 +9,7 @@ from retro_db.index.training import predict_size, training_points
 from retro_db.manifest.parts import Part
 from retro_db.search.searching import resident_bytes
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..stages.tune import BuiltIndex, FilledIndex, tune_stage
 
 

@@ -16,7 +16,7 @@ from retro_db.manifest.model import Manifest
 from retro_db.store.folder import Folder
 from retro_db.tokens.tokenizer import Tokenizer
 
-from ..engine.actions import Build
+from ..engine.context import Build
 
 # An estimate may be wrong by so much before it refuses anything.
 _DOUBT = 2
@@ -62,7 +62,7 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
     console.say(f"check      {', '.join(wanted)}")
 
 
-def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
+def check_room_for_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
     """Says what an append will need, and refuses one that cannot end well.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from retro_db.config import Config
 from retro_db.corpus.estimating import CorpusEstimate, estimate_corpus
-from retro_db.corpus.planning import Shard, plan_shards, sample_shards
+from retro_db.corpus.sharding import Shard, plan_shards, sample_shards
 from retro_db.encoder.models import EncoderModel, describe_model
 from retro_db.index.keys import parse_key
 from retro_db.index.training import create_index
@@ -15,8 +15,8 @@ from retro_db.search.retriever import LOCATIONS, Locations
 from retro_db.store.folder import Folder
 from retro_db.store.serialize import canonical, to_json
 
-from ..engine.actions import Action, Build
 from ..engine.console import Console
+from ..engine.context import Action, Build
 from ..engine.runner import Engine
 from .queries import plan_queries
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from retro_db.corpus.planning import plan_shards
+from retro_db.corpus.sharding import plan_shards
 from retro_db.manifest.parts import Part
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..stages.neighbors import NeighborsTable, Searched, neighbors_stage
 
 

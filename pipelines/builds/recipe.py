@@ -10,7 +10,7 @@ from retro_db.manifest.model import QueryCorpus
 from retro_db.store.folder import TableEntry
 from retro_db.store.serialize import digest, to_json
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..stages import chunk, embed, neighbors, screen, tokenizer, train, tune
 from ..stages.assemble import assemble_stage, divide_lists
 from ..stages.chunk import ChunkedCorpus, chunk_stage
@@ -22,7 +22,7 @@ from ..stages.tokenizer import TokenizerFiles, tokenizer_stage
 from ..stages.train import train_stage
 from ..stages.tune import BuiltIndex, FilledIndex
 from .index import announce_key, decide_key, training_chunks, tune_index
-from .manifest import query_corpus
+from .manifest_content import query_corpus
 from .queries import find_query_neighbors
 
 VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, train, tune, neighbors)]

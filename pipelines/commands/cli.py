@@ -13,7 +13,7 @@ import click
 
 from retro_db.errors import ExecutionError, RetroDBError, of_environment
 
-from ..engine import pool
+from ..engine import worker_processes
 from ..engine.console import Console
 from ..stages import STAGES
 from .signals import SIGNALED, Stopped, stopping
@@ -86,7 +86,7 @@ def build(
 
     from ..builds.append import append
     from ..builds.build import build as run_build
-    from ..builds.build import tell_build
+    from ..builds.build import dry_run as run_dry
     from ..engine.runner import Engine
     from .show import show_built
     from .smoke import run_smoke
@@ -101,7 +101,7 @@ def build(
     if adds:
         show_built(settings.output, append(settings, engine, console, refresh=refresh), console)
     elif dry_run:
-        tell_build(settings, engine, console)
+        run_dry(settings, engine, console)
     elif smoke is not None:
         run_smoke(settings, engine, console, smoke)
     else:
@@ -406,7 +406,7 @@ def main(arguments: Sequence[str], command: click.Command = cli) -> NoReturn:
     if ended[0] > SIGNALED:
         # All is said; threads that lose their workers would add traces.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    pool.stop()
+    worker_processes.stop()
     sys.exit(ended[0])
 
 

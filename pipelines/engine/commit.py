@@ -14,12 +14,12 @@ from retro_db.store.ownership import end_with_driver
 from retro_db.store.records import Record, StageRecords
 from retro_db.store.serialize import to_json
 
-from . import pool
+from . import worker_processes
 from .beam import Shared, beam
 from .briefs import Brief
-from .failures import recorded_failures
 from .jobs import Job, Placement, Task
-from .progress import TaskProgress
+from .task_failures import recorded_failures
+from .task_progress import TaskProgress
 
 
 @dataclass
@@ -85,13 +85,15 @@ class HandToProcesses(beam.DoFn):
     def process(self, task: Task) -> Iterator[str]:
         """Hands the task to whichever process is free next."""
         arguments = (self._stage, self._brief, task)
-        self._handed.append(pool.submit(self._processes, _commit_in_process, *arguments))
+        self._handed.append(
+            worker_processes.submit(self._processes, _commit_in_process, *arguments)
+        )
         yield task.name
 
     def finish_bundle(self) -> None:
         """Waits until the tasks of the bundle are done."""
         handed, self._handed = self._handed, []
-        pool.wait_for(handed)
+        worker_processes.wait_for(handed)
 
 
 def _commit_in_process(stage: str, brief: Brief, task: Task) -> None:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Content
-from retro_db.corpus.planning import Shard
 from retro_db.corpus.reading import read_shard
+from retro_db.corpus.sharding import Shard
 from retro_db.meter import Meter
 
 from .jobs import Job

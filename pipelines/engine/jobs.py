@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar
 
-from retro_db.corpus.planning import Shard
+from retro_db.corpus.sharding import Shard
 from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.serialize import digest

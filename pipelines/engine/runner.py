@@ -17,12 +17,12 @@ from retro_db.errors import ExecutionError, InputError, RetroDBError, error_name
 from retro_db.store.folder import Folder
 from retro_db.threads import Share
 
-from . import pool
+from . import worker_processes
 from .beam import DebugOptions, GoogleCloudOptions, PipelineOptions, StandardOptions, beam
 from .briefs import BRIEFS, Brief, ReadBrief
 from .commit import RunTasks
-from .failures import FAILURES, read_failures
 from .jobs import Job, Placement, Task
+from .task_failures import FAILURES, read_failures
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Engine:
             with redirect_stderr(trace), _descriptor_to(Path(log_path)), pipeline:
                 pass  # leaving runs it
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
-            pool.stop()
+            worker_processes.stop()
             log.exception("stage %s failed: %s", job.stage, trace.getvalue())
             for failure in read_failures(folder):
                 raise _traced(failure, log_path) from error

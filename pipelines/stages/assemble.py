@@ -10,12 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from retro_db.config import IndexConfig
-from retro_db.index.filling import (
-    assemble_partition,
-    cut_lists,
-    partition_path,
-    unpack_entries,
-)
+from retro_db.index.filling import assemble_partition, cut_lists, partition_path, unpack_entries
 from retro_db.index.keys import IndexKey
 from retro_db.index.structure import faiss, inverted_file, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
@@ -26,7 +21,7 @@ from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.store.tables import TableFile
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from .encode import EncodedPart
 from .train import VERSION, TrainedIndex

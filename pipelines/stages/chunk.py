@@ -10,7 +10,7 @@ import orjson
 
 from retro_db.config import Config
 from retro_db.corpus.chunking import ChunkedShard, chunk_shard
-from retro_db.corpus.planning import Shard
+from retro_db.corpus.sharding import Shard
 from retro_db.corpus.verdicts import read_verdicts
 from retro_db.errors import CorpusError
 from retro_db.manifest.parts import Part
@@ -20,7 +20,7 @@ from retro_db.store.serialize import to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
 from .screen import read_settings
 from .tokenizer import TokenizerFiles

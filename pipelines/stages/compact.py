@@ -14,13 +14,9 @@ from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
 from retro_db.reader.opening import open_files, read_documents
 from retro_db.store.folder import FileEntry
-from retro_db.updates.compaction import (
-    CompactedPart,
-    OldPart,
-    compact_part,
-)
+from retro_db.updates.compaction import CompactedPart, OldPart, compact_part
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
 
 VERSION = 1

@@ -16,7 +16,7 @@ from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry, Folder
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
 from ..engine.resume import sole
 from .train import TrainedIndex

@@ -10,7 +10,7 @@ from typing import ClassVar
 from retro_db.corpus.chunking import ChunkedShard
 from retro_db.encoder.budget import find_budget, try_budget
 from retro_db.encoder.embedding import embed_part
-from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.encoder import Encoder
 from retro_db.encoder.models import CUDA, EncoderModel, gpu_count, resolve_model
 from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
@@ -21,7 +21,7 @@ from retro_db.store.serialize import to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from ..engine.resume import sole
 from .chunk import ChunkedCorpus

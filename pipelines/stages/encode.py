@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from retro_db.index.filling import (
-    encode_part,
-    pack_entries,
-)
+from retro_db.index.filling import encode_part, pack_entries
 from retro_db.index.part_embeddings import load_embeddings
 from retro_db.index.refining import FINE_PATH, refine_part
 from retro_db.index.structure import faiss, read_index
@@ -19,7 +16,7 @@ from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.threads import Share
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
 from .train import VERSION, TrainedIndex
 

@@ -20,7 +20,7 @@ from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.threads import Share
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from .tune import BuiltIndex, search_groups
 

@@ -9,13 +9,9 @@ from retro_db.index.filling import partition_path
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.store.folder import FileEntry, Folder, TableEntry
-from retro_db.updates.compaction import (
-    Renumbering,
-    compact_partition,
-    read_renumbering,
-)
+from retro_db.updates.compaction import Renumbering, compact_partition, read_renumbering
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
 from .compact import VERSION
 

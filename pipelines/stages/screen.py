@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from retro_db.config import Config
-from retro_db.corpus.planning import Shard, plan_evaluation
+from retro_db.corpus.sharding import Shard, plan_evaluation
 from retro_db.meter import Meter
 from retro_db.screening.duplicates import (
     Pairs,
@@ -29,9 +29,9 @@ from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.serialize import digest
 from retro_db.tokens.tokenizer import Tokenizer
 
-from ..engine.actions import Build
 from ..engine.beam import beam
 from ..engine.briefs import Brief, ReadBrief
+from ..engine.context import Build
 from ..engine.jobs import Deal, Job, Placement, Stage, Task, fingerprint
 from ..engine.resume import sole
 from .tokenizer import TokenizerFiles

@@ -8,16 +8,16 @@ from typing import ClassVar
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Document
-from retro_db.corpus.planning import Shard, expansion_of
 from retro_db.corpus.reading import read_shard
 from retro_db.corpus.selection import is_kept
+from retro_db.corpus.sharding import Shard, expansion_of
 from retro_db.hashing import fraction_of
 from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry, describe
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.tokens.tokenizer_training import train_tokenizer
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
 from ..engine.resume import sole
 

@@ -12,7 +12,7 @@ from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from ..engine.resume import sole
 

@@ -13,7 +13,8 @@ from retro_db.index.keys import parse_key
 from retro_db.index.part_embeddings import embedding_column, load_embeddings
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
-from retro_db.search.exact import (
+from retro_db.search.finder import Finder
+from retro_db.search.ground_truth import (
     QUERIES,
     exact_neighbors,
     merge_neighbors,
@@ -21,7 +22,6 @@ from retro_db.search.exact import (
     read_queries,
     sample_rows,
 )
-from retro_db.search.finder import Finder
 from retro_db.search.part_documents import load_documents
 from retro_db.search.searching import (
     Searcher,
@@ -35,7 +35,7 @@ from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.serialize import to_json
 from retro_db.threads import Share
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from ..engine.resume import sole
 from .train import TrainedIndex

@@ -10,9 +10,9 @@ import numpy as np
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Content, Document, Reject
-from retro_db.corpus.planning import Shard
 from retro_db.corpus.reading import read_shard
 from retro_db.corpus.selection import Tally, select
+from retro_db.corpus.sharding import Shard
 from retro_db.corpus.verdicts import Verdict
 from retro_db.hashing import fraction_of
 from retro_db.manifest.model import TRAIN, VALIDATION

@@ -9,8 +9,8 @@ from itertools import islice
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Document, Reject
-from retro_db.corpus.planning import Shard, expansion_of
 from retro_db.corpus.reading import read_shard
+from retro_db.corpus.sharding import Shard, expansion_of
 from retro_db.hashing import fraction_of
 
 _PIECES = 8

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import lzma
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from retro_db.config import FilesConfig
 from retro_db.corpus.documents import Document, Reject
-from retro_db.corpus.formats import arrow, jsonl, megatron, parquet, text
+from retro_db.corpus.formats import READERS
 from retro_db.corpus.formats.raw import BadRecord, RawRecord
 from retro_db.corpus.pieces import Piece
-from retro_db.corpus.planning import Shard
+from retro_db.corpus.sharding import Shard
 from retro_db.corpus.streams import open_raw
 
 _DAMAGE = (EOFError, OSError, ValueError, lzma.LZMAError, pa.ArrowException, OverflowError)
-
-
-class Reader(Protocol):
-    """A function `read_records`, as every module of `formats` has it."""
-
-    def __call__(
-        self, raw: io.BufferedReader, piece: Piece, source: FilesConfig, /
-    ) -> Iterator[tuple[int, RawRecord]]:
-        """Yields the records of a piece, each with its offset, as in `Document`.
-
-        Args:
-            raw: File, at its first byte.
-            piece: Piece of the file to read.
-            source: Settings: fields of text and id, separator, largest document.
-        """
-
-
-_READERS: dict[str, Reader] = {
-    "jsonl": jsonl.read_records,
-    "text": text.read_records,
-    "parquet": parquet.read_records,
-    "arrow": arrow.read_records,
-    "megatron": megatron.read_records,
-}
 
 
 def read_shard(
@@ -77,7 +51,7 @@ def _records(
     offset = piece.range.begin if piece.range else 0
     try:
         with open_raw(file.url, report) as raw:
-            for offset, record in _READERS[kind](raw, piece, source):
+            for offset, record in READERS[kind](raw, piece, source):
                 yield offset, record
     except _DAMAGE as error:
         yield offset, BadRecord("damaged file", " ".join(str(error).split())[:300])

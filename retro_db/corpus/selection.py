@@ -10,7 +10,7 @@ import numpy as np
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Document, Reject
-from retro_db.corpus.planning import Shard
+from retro_db.corpus.sharding import Shard
 from retro_db.hashing import fraction_of
 from retro_db.tokens.tokenizer import Tokenizer
 

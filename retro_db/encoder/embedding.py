@@ -9,7 +9,8 @@ from typing import TypeVar
 import numpy as np
 
 from retro_db.encoder.batching import Tokenized
-from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.chunk_texts import chunk_texts
+from retro_db.encoder.encoder import Encoder
 from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
@@ -84,22 +85,6 @@ def tokenized_windows(
             texts = chunk_texts(chunks, tokenizer, start, min(start + WINDOW_ROWS, chunks.rows))
             window = encoder.tokenize(texts)
         yield window
-
-
-def chunk_texts(chunks: TableFile, tokenizer: Tokenizer, start: int, stop: int) -> list[str]:
-    """Decodes rows start to stop; characters cut at a chunk's edge become U+FFFD.
-
-    Args:
-        chunks: One part's chunks.
-        tokenizer: The tokenizer that made the tokens.
-        start: First row.
-        stop: One after the last row.
-
-    Returns:
-        One text for each row, without padding.
-    """
-    tokens, lengths = chunks.read("tokens", start, stop), chunks.read("length", start, stop)
-    return tokenizer.decode(row[:length] for row, length in zip(tokens, lengths, strict=True))
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

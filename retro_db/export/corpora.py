@@ -16,9 +16,10 @@ import numpy as np
 from retro_db.corpus.formats.megatron import HEADER, MAGIC, TOKEN_TYPES
 from retro_db.errors import InputError
 from retro_db.manifest.model import TRAIN, VALIDATION
-from retro_db.reader.database import Chunks, Database
+from retro_db.reader.database import Database
 from retro_db.reader.mapped import mapped_zeros
 from retro_db.reader.sequences import chosen_documents
+from retro_db.reader.stored_chunks import Chunks
 from retro_db.store.folder import Folder
 
 SPLITS = (TRAIN, VALIDATION)

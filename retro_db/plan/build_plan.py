@@ -16,9 +16,9 @@ from retro_db.index.filling import cut_lists, range_bounds
 from retro_db.index.keys import POINT_COPIES, choose_key, parse_key
 from retro_db.index.sizing import ID_BYTES, index_sizes
 from retro_db.index.training import training_points
-from retro_db.manifest.files import FILE as MANIFEST
-from retro_db.manifest.files import manifest_text
 from retro_db.manifest.model import TABLES, IndexInfo, Manifest
+from retro_db.manifest.sealing import FILE as MANIFEST
+from retro_db.manifest.sealing import manifest_text
 from retro_db.plan.corpus_facts import Facts, Layout, share_out
 from retro_db.plan.hours import HoursPlan, plan_hours
 from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows

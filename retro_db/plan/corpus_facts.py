@@ -15,7 +15,7 @@ from retro_db.corpus.estimating import (
     expected_chunks,
 )
 from retro_db.corpus.listing import InputFile
-from retro_db.corpus.planning import Shard, pack_files, plan_shards
+from retro_db.corpus.sharding import Shard, pack_files, plan_shards
 from retro_db.encoder.models import CUDA, describe_model
 from retro_db.errors import CorpusError
 from retro_db.store.contracts import contract

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from retro_db.errors import DamagedFileError, InputError
-from retro_db.manifest.files import manifest_path, read_manifest
+from retro_db.errors import InputError
 from retro_db.manifest.model import Manifest, Tables
+from retro_db.manifest.sealing import manifest_path, read_manifest
 from retro_db.printing import redacted
 from retro_db.reader.opening import open_table, read_documents, read_rows
 from retro_db.reader.removals import Removals
-from retro_db.reader.rows import pack
+from retro_db.reader.stored_chunks import Chunks
+from retro_db.reader.stored_neighbors import Neighbors
 from retro_db.store.cache import Cache, parse_bytes
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, TableEntry
-from retro_db.store.gathering import ColumnReader, Rows, Table
+from retro_db.store.gathering import ColumnReader, Table
 
 
 def open(  # noqa: A001 - read as retro_db.open
@@ -98,12 +99,15 @@ class Corpus:
     @functools.cached_property
     def chunks(self) -> Chunks:
         """Tokens of the chunks: `chunks[ids]`, `chunks.values(ids)`."""
-        return Chunks(self)
+        pad_id = self.manifest.chunk.pad_id
+        return Chunks(self.table("chunks"), self.first_chunks, self.first_documents, pad_id)
 
     @functools.cached_property
     def neighbors(self) -> Neighbors:
         """Neighbors of the chunks without removed ones: `neighbors[ids]`, `neighbors.distances(ids)`."""
-        return Neighbors(self, self if self.found_in is None else self.found_in)
+        found_in = self if self.found_in is None else self.found_in
+        removals = found_in.removals if found_in.tables.removed else None
+        return Neighbors(self.table("neighbors"), len(found_in), removals, self.folder.url)
 
     @functools.cached_property
     def embeddings(self) -> ColumnReader:
@@ -303,118 +307,6 @@ class Database(Corpus):
     def fine_codes(self) -> ColumnReader:
         """Fine codes of the embeddings, uint8 [n, bytes], stored if embeddings were not kept."""
         return self.column("fine", "code")
-
-
-class Chunks:
-    """Tokens by global chunk id."""
-
-    def __init__(self, corpus: Corpus) -> None:
-        self._table = corpus.table("chunks")
-        self._tokens = self._table.column("tokens")
-        self._lengths = self._table.column("length")
-        self._documents = self._table.column("document")
-        self._chunk_starts = corpus.first_chunks
-        self._document_starts = corpus.first_documents
-        self._pad_id = corpus.manifest.chunk.pad_id
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def __getitem__(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
-        """Tokens, uint16 or uint32 [n, m], padded; ids of any shape, one id, or a slice.
-
-        Raises:
-            IndexError: An id is out of range.
-        """
-        return self._tokens[ids]
-
-    def lengths(self, ids: np.ndarray | list[int] | slice) -> np.ndarray:
-        """Tokens before the padding, uint16 [n]."""
-        return self._lengths[ids]
-
-    def documents(self, ids: np.ndarray | list[int]) -> np.ndarray:
-        """Global document rows, int64 [n]."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        part = np.searchsorted(self._chunk_starts, wanted, side="right") - 1
-        return self._documents[wanted] + self._document_starts[part]
-
-    def values(self, ids: np.ndarray | list[int]) -> np.ndarray:
-        """[N, F]: each chunk with its continuation in the same document (paper, section 2.3).
-
-        Args:
-            ids: int64 [n] or any other shape, such as rows of neighbors without -1.
-
-        Returns:
-            uint16 or uint32 [n, 2 m]; F is all padding after a document's last chunk.
-
-        Raises:
-            IndexError: An id is out of range.
-        """
-        return self.values_and_lengths(ids)[0]
-
-    def values_and_lengths(self, ids: np.ndarray | list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The results of `values` and `value_lengths`, in one pass."""
-        rows = self._table.rows(ids)
-        lengths = self._value_lengths(rows)
-        values = self._table.take_pairs("tokens", rows)
-        values[..., 1, :][lengths[..., 1] == 0] = self._pad_id
-        return values.reshape(*values.shape[:-2], 2 * values.shape[-1]), lengths
-
-    def value_lengths(self, ids: np.ndarray | list[int]) -> np.ndarray:
-        """Tokens before the padding of N and of F: int64 [n, 2], 0 after a document's last chunk."""
-        return self._value_lengths(self._table.rows(ids))
-
-    def _value_lengths(self, rows: Rows) -> np.ndarray:
-        documents = self._table.take_pairs("document", rows)
-        lengths = self._table.take_pairs("length", rows).astype(np.int64)
-        lengths[..., 1] *= documents[..., 0] == documents[..., 1]
-        return lengths
-
-
-class Neighbors:
-    """Neighbors by global chunk id. Removed chunks are skipped.
-
-    Args:
-        corpus: Corpus whose chunks have the neighbors.
-        found_in: Corpus that the neighbor ids refer to.
-    """
-
-    def __init__(self, corpus: Corpus, found_in: Corpus) -> None:
-        self._ids = corpus.column("neighbors", "ids")
-        self._distances = corpus.column("neighbors", "distances")
-        self._removals = found_in.removals if found_in.tables.removed else None
-        self._count = len(found_in)
-        self._url = corpus.folder.url
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
-        """Chunk ids of other documents, nearest first, int64 [n, k]; -1 marks a missing neighbor.
-
-        Raises:
-            DamagedFileError: A stored id is out of range.
-        """
-        stored = self._ids[ids]
-        if stored.size and (stored.min() < -1 or stored.max() >= self._count):
-            raise DamagedFileError(f"{self._url}: neighbors: an id is out of range; run verify")
-        removed = self._removed_among(stored)
-        return stored if removed is None else pack(stored, ~removed, -1)
-
-    def distances(self, ids: np.ndarray | list[int] | int | slice) -> np.ndarray:
-        """Their squared L2 distances, float32 [n, k]; infinity for a missing neighbor."""
-        stored = self._distances[ids]
-        if self._removals is None:
-            return stored
-        removed = self._removed_among(self._ids[ids])
-        return stored if removed is None else pack(stored, ~removed, np.inf)
-
-    def _removed_among(self, stored: np.ndarray) -> np.ndarray | None:
-        """Which of some stored neighbors were removed, bool [n, k]; None if none was."""
-        if self._removals is None:
-            return None
-        removed = self._removals.has_chunks(stored)
-        return removed if removed.any() else None
 
 
 def _starts(entries: list[TableEntry]) -> np.ndarray:

@@ -10,9 +10,9 @@ import numpy as np
 
 from retro_db.config import Config, LeakageConfig
 from retro_db.corpus.documents import Content, Document, Reject
-from retro_db.corpus.planning import Shard
 from retro_db.corpus.reading import read_shard
 from retro_db.corpus.selection import LEAKAGE, Tally, select
+from retro_db.corpus.sharding import Shard
 from retro_db.corpus.verdicts import Verdict, write_verdicts
 from retro_db.errors import CorpusError
 from retro_db.screening.grams import Bands, jaccard

@@ -82,7 +82,7 @@ class StageRecords:
         except DecodeError:
             return []
 
-    def replace(self, records: list[Record]) -> None:
+    def keep_only(self, records: list[Record]) -> None:
         """Replaces all records by these, in one file."""
         text = b"".join(canonical(to_json(record)) + b"\n" for record in records)
         self._folder.write(self._compacted, text)

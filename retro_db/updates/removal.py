@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retro_db.errors import ExecutionError, InputError
-from retro_db.manifest.files import generation_path, read_manifest, write_generation
 from retro_db.manifest.model import Manifest
+from retro_db.manifest.sealing import generation_path, read_manifest, write_generation
 from retro_db.reader.database import Database
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, TableEntry, describe

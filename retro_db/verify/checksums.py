@@ -11,8 +11,8 @@ from typing import BinaryIO
 import fsspec
 
 from retro_db.errors import DamagedFileError
-from retro_db.manifest.files import FILE, GENERATIONS, generation_path, manifest_path
 from retro_db.manifest.model import QUERIES, TABLES
+from retro_db.manifest.sealing import FILE, GENERATIONS, generation_path, manifest_path
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.store.folder import FileEntry, Folder

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from retro_db.corpus.selection import CONTENT_REASONS
-from retro_db.manifest.files import FILE
+from retro_db.manifest.sealing import FILE
 from retro_db.reader.database import Database
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.verify.opened import OpenedCorpus

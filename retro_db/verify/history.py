@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retro_db.errors import DatabaseError, NotADatabaseError
-from retro_db.manifest.files import FILE, generation_path, manifest_path, read_manifest
 from retro_db.manifest.model import VERSION, Manifest
+from retro_db.manifest.sealing import FILE, generation_path, manifest_path, read_manifest
 from retro_db.reader.database import Database
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.records import RECORDS

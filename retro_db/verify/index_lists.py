@@ -14,7 +14,7 @@ import numpy as np
 from retro_db.errors import DamagedFileError
 from retro_db.index.refining import FINE_PATH
 from retro_db.index.structure import faiss, inverted_file, list_codes, list_ids, read_index
-from retro_db.manifest.files import FILE
+from retro_db.manifest.sealing import FILE
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.store.folder import FileEntry

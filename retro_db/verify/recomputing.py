@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.encoder.embedding import chunk_texts
-from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.chunk_texts import chunk_texts
+from retro_db.encoder.encoder import Encoder
 from retro_db.hashing import fractions_of
 from retro_db.index.filling import encode_embeddings
 from retro_db.index.structure import faiss as faiss_library

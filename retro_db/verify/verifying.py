@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.encoder import Encoder
 from retro_db.errors import DamagedFileError, ManifestError
-from retro_db.manifest.files import FILE, GENERATIONS
+from retro_db.manifest.sealing import FILE, GENERATIONS
 from retro_db.meter import Meter, Work
 from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
@@ -25,7 +25,7 @@ from retro_db.verify.index_lists import IndexExamination, Partitions, check_fine
 from retro_db.verify.ledger import Check, Ledger, one_line
 from retro_db.verify.opened import OpenedCorpus, opened_corpora
 from retro_db.verify.recomputing import Recomputation, choose_documents
-from retro_db.verify.removed import check_removed, check_renumbered
+from retro_db.verify.removal_checks import check_removed, check_renumbered
 from retro_db.verify.table_files import table_checks
 
 

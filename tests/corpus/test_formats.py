@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from retro_db.config import Config, SourceConfig, TrainTokenizerConfig, parse_config
 from retro_db.corpus.documents import Document, Reject
 from retro_db.corpus.formats.text import split_stream
-from retro_db.corpus.planning import plan_shards
 from retro_db.corpus.reading import read_shard
+from retro_db.corpus.sharding import plan_shards
 from retro_db.errors import ConfigError, CorpusError, ExecutionError
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.tokens.tokenizer_training import train_tokenizer

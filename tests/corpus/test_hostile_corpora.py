@@ -11,9 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from retro_db.corpus.listing import Listing
-from retro_db.errors import (
-    CorpusError,
-)
+from retro_db.errors import CorpusError
 
 
 def listed(*paths: Path | str) -> list[str]:

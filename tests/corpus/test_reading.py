@@ -20,8 +20,8 @@ import zstandard
 import retro_db
 from retro_db.config import Config, load_config, parse_config
 from retro_db.corpus.documents import Document, Reject
-from retro_db.corpus.planning import Shard, plan_shards, sample_shards
 from retro_db.corpus.reading import read_shard
+from retro_db.corpus.sharding import Shard, plan_shards, sample_shards
 from retro_db.hashing import fraction_of, fractions_of
 from retro_db_pipelines.stages.tokenizer import sample_texts
 from support.projects import make_project

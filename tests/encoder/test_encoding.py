@@ -31,7 +31,7 @@ from transformers import (
 
 from retro_db.encoder.batching import batches_of
 from retro_db.encoder.budget import try_budget
-from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.encoder import Encoder
 from retro_db.encoder.models import describe_model, model_sha256
 from retro_db.errors import ModelError
 from retro_db.meter import Meter

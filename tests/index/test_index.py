@@ -11,11 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_db.errors import IndexKeyError
-from retro_db.index.filling import (
-    list_ranges,
-    partition_path,
-    plan_partitions,
-)
+from retro_db.index.filling import list_ranges, partition_path, plan_partitions
 from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_key
 from retro_db.index.structure import (
     faiss,

@@ -13,10 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retro_db
-from retro_db.errors import (
-    ManifestError,
-    NotADatabaseError,
-)
+from retro_db.errors import ManifestError, NotADatabaseError
 from retro_db.store.entries import check_entry
 from retro_db.store.folder import FileEntry
 from retro_db.store.serialize import DecodeError, parse_json

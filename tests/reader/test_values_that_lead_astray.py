@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 import retro_db
-from retro_db.errors import (
-    DamagedFileError,
-)
+from retro_db.errors import DamagedFileError
 from retro_db.store.contracts import contract
 from retro_db.store.folder import describe
 from retro_db.store.writing import TableWriter

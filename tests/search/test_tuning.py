@@ -13,14 +13,14 @@ import pytest
 from retro_db.index.filling import partition_path
 from retro_db.index.keys import parse_key
 from retro_db.index.training import PATH, train_index
-from retro_db.search.exact import (
+from retro_db.search.finder import Finder
+from retro_db.search.ground_truth import (
     exact_neighbors,
     merge_neighbors,
     query_blocks,
     read_queries,
     sample_rows,
 )
-from retro_db.search.finder import Finder
 from retro_db.search.part_documents import Documents
 from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
 from retro_db.search.tuning import MeasuredQueries, Tuned, depths_for, tune

@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro_db.errors import (
-    DamagedFileError,
-)
+from retro_db.errors import DamagedFileError
 from retro_db.store.tables import IpcFile
 from retro_db.store.writing import TableWriter
 

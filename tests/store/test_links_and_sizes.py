@@ -11,11 +11,7 @@ from pathlib import Path
 import pytest
 
 import retro_db
-from retro_db.errors import (
-    DamagedFileError,
-    InputError,
-    ManifestError,
-)
+from retro_db.errors import DamagedFileError, InputError, ManifestError
 from retro_db.search.retriever import LOCATIONS, Retriever
 from retro_db.store.cache import Cache
 from retro_db.store.folder import FileEntry, Folder

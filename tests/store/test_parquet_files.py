@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from retro_db.errors import (
-    DamagedFileError,
-)
+from retro_db.errors import DamagedFileError
 from retro_db.store.parquet_tables import read_parquet
 
 TEXTS = pa.schema(

@@ -206,7 +206,7 @@ def test_records_survive_compaction(tmp_path: Path) -> None:
     first = Record("a", {"code": "f1"}, [FileEntry("chunks/a", 1, "s", 2)], {"x": 1}, 0.5)
     second = Record("b", {"code": "f2"}, [], {}, 1.0)
     records.commit(first)
-    records.replace([first])
+    records.keep_only([first])
     records.commit(second)
     assert records.load() == {"a": first, "b": second}
     folder.write("state/records/chunk/c.json", b'{"name": "c"')

@@ -13,7 +13,7 @@ from filelock import FileLock
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from retro_db.config import EncoderConfig
-from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.encoder import Encoder
 from retro_db.encoder.models import describe_model, resolve_model
 from retro_db_pipelines.commands.demo import encoder_folder
 

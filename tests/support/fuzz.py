@@ -21,7 +21,7 @@ import zstandard
 
 from retro_db.config import TrainTokenizerConfig, parse_config
 from retro_db.corpus.chunking import ChunkedShard, chunk_shard
-from retro_db.corpus.planning import plan_shards
+from retro_db.corpus.sharding import plan_shards
 from retro_db.errors import InputError
 from retro_db.store.folder import Folder
 from retro_db.tokens.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ import numpy as np
 from retro_db.config import Config, parse_config
 from retro_db.corpus.chunking import ChunkedPart, ChunkedShard
 from retro_db.index.filling import pack_entries, range_bounds
-from retro_db.manifest.files import FILE, read_manifest, write_manifest
+from retro_db.manifest.sealing import FILE, read_manifest, write_manifest
 from retro_db.plan import given_facts
 from retro_db.plan.build_plan import plan_manifest
 from retro_db.store.contracts import contract
@@ -30,10 +30,11 @@ from retro_db.store.records import Record, StageRecords
 from retro_db.store.serialize import to_json
 from retro_db.store.tables import IpcFile
 from retro_db.store.writing import TableWriter
-from retro_db_pipelines.engine.actions import Build, Running
 from retro_db_pipelines.engine.console import Console
+from retro_db_pipelines.engine.context import Build
 from retro_db_pipelines.engine.jobs import Stage, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
+from retro_db_pipelines.engine.running import Running
 from retro_db_pipelines.stages.chunk import parts_of
 from retro_db_pipelines.stages.encode import EncodedPart
 from retro_db_pipelines.stages.neighbors import NeighborsPart
@@ -148,7 +149,7 @@ def finish(folder: Path) -> dict[str, Any]:
                 path = Path(database.locate(file.path))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-        StageRecords(database, stage).replace(records)
+        StageRecords(database, stage).keep_only(records)
         counted[stage] = Path(database.locate(f"state/records/{stage}.jsonl")).stat().st_size
     return counted
 

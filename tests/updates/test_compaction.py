@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import retro_db
 from retro_db.errors import DamagedFileError, ExecutionError, NotADatabaseError
-from retro_db.manifest.files import write_manifest
+from retro_db.manifest.sealing import write_manifest
 from retro_db.store.folder import Folder
 from retro_db.updates.compaction import Renumbering
 from retro_db.verify import verify_database

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 import retro_db
 from retro_db.errors import ExecutionError, InputError
-from retro_db.manifest.files import read_manifest, write_generation
+from retro_db.manifest.sealing import read_manifest, write_generation
 from retro_db.reader.database import Corpus, Database
 from retro_db.reader.rows import pack
 from retro_db.search.retriever import Retriever

@@ -21,8 +21,8 @@ import pytest
 import retro_db
 from retro_db.errors import DatabaseError, InputError
 from retro_db.index.structure import list_codes, list_ids
-from retro_db.manifest.files import FILE, write_generation, write_manifest
 from retro_db.manifest.model import Manifest, Tables
+from retro_db.manifest.sealing import FILE, write_generation, write_manifest
 from retro_db.meter import Work
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, describe

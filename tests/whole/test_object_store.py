@@ -30,7 +30,7 @@ import retro_db
 from retro_db import RetroDataset
 from retro_db.corpus.listing import Listing
 from retro_db.errors import DamagedFileError, InputError, OwnershipLostError
-from retro_db.manifest.files import read_manifest
+from retro_db.manifest.sealing import read_manifest
 from retro_db.reader.database import Database
 from retro_db.store import copied, leases
 from retro_db.store.folder import FileEntry, Folder

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from retro_db.manifest.files import FILE
+from retro_db.manifest.sealing import FILE
 from retro_db.verify.history import History
 from retro_db.verify.opened import OpenedCorpus
 

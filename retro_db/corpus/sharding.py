@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retro_db.config import Config, LeakageConfig
+from retro_db.corpus.formats import SUFFIXES
 from retro_db.corpus.listing import InputFile, Listing
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.splitting import split_file
@@ -16,19 +17,6 @@ from retro_db.errors import ConfigError, CorpusError
 from retro_db.hashing import fraction_of
 from retro_db.store.serialize import digest, to_json
 
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".py": "text",
-    ".bin": "megatron",
-    ".idx": "megatron",
-}
 # Approximate bytes of text in a byte of the file: exact enough to make work equal.
 _EXPANSION_COMPRESSED = 4
 _EXPANSION = {"parquet": 3, "megatron": 2}
@@ -132,9 +120,9 @@ def infer_format(files: Sequence[InputFile], where: str) -> str:
     Raises:
         CorpusError: A name fits no format, or two names fit different ones.
     """
-    kinds = {FORMATS.get(_suffix(file.name)) for file in files}
+    kinds = {SUFFIXES.get(_suffix(file.name)) for file in files}
     if len(kinds) != 1 or None in kinds:
-        strange = next((f.name for f in files if _suffix(f.name) not in FORMATS), files[0].name)
+        strange = next((f.name for f in files if _suffix(f.name) not in SUFFIXES), files[0].name)
         raise CorpusError(
             f"{where}.format: cannot be inferred from {strange}; exclude such files by a glob, or set it "
             "to jsonl, parquet, text, arrow or megatron"

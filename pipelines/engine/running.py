@@ -1,107 +1,23 @@
-"""What a build does about the tasks of a stage that are not done: runs them, refuses to, or says so."""
+"""What a build does about tasks that are not done: it runs them, or refuses to."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
-from retro_db.config import Config
-from retro_db.corpus.planning import Shard
 from retro_db.errors import ExecutionError, InputError
-from retro_db.manifest.files import FILE
-from retro_db.manifest.model import query_path
+from retro_db.manifest.sealing import FILE
 from retro_db.meter import Work
 from retro_db.report.stage_report import StageWork
 from retro_db.store.folder import Folder
 from retro_db.store.records import Record, StageRecords
 
-from .console import Console, details
+from .console import details
+from .context import Build
 from .inputs import InputsJob, ReadContent
 from .jobs import Result, Stage, Task, fingerprint
-from .progress import read_progress
-from .resume import Standing, results_of, standing
-from .runner import Engine
-
-
-class NothingYetError(Exception):
-    """A dry run cannot go on: what follows depends on results that do not exist yet."""
-
-
-class Action(Protocol):
-    """What is done about a stage of which some tasks may be left."""
-
-    def complete(self, build: Build, state: Standing[Result]) -> list[Result]:
-        """Returns the results of all tasks of the stage, in order."""
-
-    def report(self, folder: Folder, path: str, data: bytes) -> None:
-        """Keeps what people may want to read of a stage; a file is removed if there is nothing to say."""
-
-
-@dataclass
-class Build:
-    """What the stages of one build share.
-
-    Attributes:
-        config: Configuration.
-        folder: Folder of the tables: the database, or a folder in it for a query corpus.
-        home: The database.
-        engine: What executes tasks.
-        console: What people see.
-        shards: Shards of the corpus.
-        action: What is done about tasks that are left.
-        documents: In a sample build, documents of the whole corpus, about; None in any other. Index keys
-            are reduced to what the sample can train.
-        query: Name of the query corpus; empty for the corpus itself.
-        config_field: Name of what is built in the configuration, for messages.
-        stages: What every stage took, by name.
-    """
-
-    config: Config
-    folder: Folder
-    home: Folder
-    engine: Engine
-    console: Console
-    shards: list[Shard]
-    action: Action
-    documents: int | None = None
-    query: str = ""
-    config_field: str = "corpus"
-    stages: dict[str, StageWork] = field(default_factory=dict)
-
-    @property
-    def place(self) -> str:
-        """Path of `folder` in the database; empty if it is the database."""
-        return self.folder.url.removeprefix(self.home.url.rstrip("/")).strip("/")
-
-    @property
-    def source_fields(self) -> list[str]:
-        """Name of each source in the configuration."""
-        if self.query:
-            return [self.config_field]
-        return [f"corpus.{position}" for position in range(len(self.config.corpus))]
-
-    @property
-    def label(self) -> str:
-        """What the lines of a query corpus begin with; empty for the corpus itself."""
-        return f"{self.query}: " if self.query else ""
-
-    def of_queries(self, name: str) -> Build:
-        """A build of a query corpus, which shares the tokenizer, the encoder and the index.
-
-        Args:
-            name: Name of the query corpus.
-        """
-        folder = self.folder.below(query_path(name))
-        return replace(self, folder=folder, query=name, stages={})
-
-    def run(self, stage: Stage[Result]) -> list[Result]:
-        """Has the tasks of a stage done that are not, as the build's action goes about it.
-
-        Returns:
-            The results of all tasks, in order.
-        """
-        return self.action.complete(self, standing(self.folder, stage))
+from .resume import Standing, results_of
+from .task_progress import read_progress
 
 
 class Running:
@@ -119,7 +35,7 @@ class Running:
             self.begin(build, state)
             kept = _run(build, state)
         records = [kept[task.name] for task in stage.tasks]
-        StageRecords(build.folder, stage.name).replace(records)
+        StageRecords(build.folder, stage.name).keep_only(records)
         seconds = sum(record.seconds for record in records)
         work = sum((record.work for record in records), Work())
         build.stages[stage.name] = StageWork(seconds, stage.unit, work)
@@ -171,39 +87,12 @@ class RunningAlone(Running):
         super().begin(build, state)
 
 
-@dataclass
-class Telling:
-    """Says how far every stage is, and writes nothing.
-
-    Attributes:
-        pending: Stages with tasks left, by name.
-    """
-
-    pending: list[str] = field(default_factory=list)
-
-    def complete(self, build: Build, state: Standing[Result]) -> list[Result]:
-        """Says how many tasks are done, and why the others are not.
-
-        Raises:
-            NothingYetError: Some are not, so that what follows is unknown.
-        """
-        name = state.stage.name
-        build.console.say(f"{name:<10} {build.label}{state.describe()}")
-        if not state.is_complete:
-            self.pending.append(f"{name} of {build.query}" if build.query else name)
-            raise NothingYetError
-        return state.results
-
-    def report(self, folder: Folder, path: str, data: bytes) -> None:
-        """Writes nothing."""
-
-
 def _run(build: Build, state: Standing[Result]) -> dict[str, Record]:
     """Runs the pending tasks; returns the records of all tasks."""
     stage, pending = state.stage, state.pending
     records = StageRecords(build.folder, stage.name)
     # No record may vouch for a file that is about to be replaced.
-    records.replace(list(state.kept.values()))
+    records.keep_only(list(state.kept.values()))
     build.folder.remove(f"state/progress/{stage.name}")
     with build.console.stage(
         stage.name, stage.unit, stage.total, lambda: read_progress(build.folder, stage.name)

@@ -27,7 +27,7 @@ from retro_db.manifest.model import (
 from retro_db.store.folder import TableEntry
 from retro_db.updates.compaction import CompactedPart
 
-from ..engine.actions import Build
+from ..engine.context import Build
 from ..stages.embed import EmbeddedCorpus
 from ..stages.neighbors import NeighborsTable
 from ..stages.tokenizer import TokenizerFiles

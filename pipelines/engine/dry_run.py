@@ -1,0 +1,42 @@
+"""What a dry run does about tasks that are not done: it says so, and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from retro_db.store.folder import Folder
+
+from .context import Build
+from .jobs import Result
+from .resume import Standing
+
+
+class NothingYetError(Exception):
+    """A dry run cannot go on: what follows depends on results that do not exist yet."""
+
+
+@dataclass
+class Telling:
+    """Says how far every stage is, and writes nothing.
+
+    Attributes:
+        pending: Stages with tasks left, by name.
+    """
+
+    pending: list[str] = field(default_factory=list)
+
+    def complete(self, build: Build, state: Standing[Result]) -> list[Result]:
+        """Says how many tasks are done, and why the others are not.
+
+        Raises:
+            NothingYetError: Some are not, so that what follows is unknown.
+        """
+        name = state.stage.name
+        build.console.say(f"{name:<10} {build.label}{state.describe()}")
+        if not state.is_complete:
+            self.pending.append(f"{name} of {build.query}" if build.query else name)
+            raise NothingYetError
+        return state.results
+
+    def report(self, folder: Folder, path: str, data: bytes) -> None:
+        """Writes nothing."""
