@@ -13,19 +13,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import orjson
 import pytest
 
+from retro_db_pipelines.commands.demo import encoder_folder
+from support.encoders import make_tiny
 from support.exports import make_two_sources
-from support.projects import Project, built_once, make_project, remove_documents
+from support.projects import Project, built_once, make_project, remove_documents, shared_folder
 from support.texts import python_sources, wikitext
 
 # A job in a shell's background ignores Ctrl-C, and so would the builds that are interrupted here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    make_tiny(shared_folder(tmp_path_factory) / "tiny-encoder")
+
+
 @pytest.fixture(scope="session")
 def wiki(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """WikiText-2's validation and test articles, and two documents that try the tokenizer.
 
-    Settings are the defaults, but for a validation split.
+    Settings are the defaults, but for a validation split; the encoder is MiniLM.
     """
     return built_once(tmp_path_factory, "wiki", _wiki)
 
@@ -36,7 +43,10 @@ def _wiki(folder: Path) -> Project:
     emoji = "".join(chr(code) for code in range(0x1F300, 0x1F600))
     texts.append(f"Emoji are four bytes, each of which may be a token: {emoji}")
     tokenizer = {"train": {"vocab_size": 8000}}
-    return make_project(folder, texts, tokenizer=tokenizer, split={"validation": 0.05})
+    encoder = {"model": str(encoder_folder())}
+    return make_project(
+        folder, texts, tokenizer=tokenizer, split={"validation": 0.05}, encoder=encoder
+    )
 
 
 @pytest.fixture(scope="session")
@@ -69,11 +79,11 @@ def _small(folder: Path) -> Project:
 @pytest.fixture(scope="session")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two sources of other weights and other shares of validation, with removed documents."""
-    project = built_once(tmp_path_factory, "two-sources", make_two_sources)
-    # Once, whichever process is first.
-    if not len(project.open().removed):
-        assert remove_documents(project.output, ["doc-3", "doc-7", "o-2"]) == 0
-    return project
+    return built_once(tmp_path_factory, "two-sources", make_two_sources, _remove_three)
+
+
+def _remove_three(project: Project) -> None:
+    assert remove_documents(project.output, ["doc-3", "doc-7", "o-2"]) == 0
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from retro_db.printing import redacted
 from retro_db_pipelines.commands.cli import run
-from retro_db_pipelines.commands.demo import encoder_folder
 from retro_db_pipelines.engine.console import Console, chatter_to
+from support.encoders import tiny_encoder
 from support.hostile import manifest_of, rewrite, seal
 
 SECRET = "hUnTeR2/+%3D"  # noqa: S105 - ours
@@ -103,7 +103,7 @@ def test_no_text_of_a_database_moves_the_cursor(
     manifest = manifest_of(db)
     manifest["sources"][0]["name"] = manifest["encoder"]["model"] = f"whales{obeyed}"
     seal(db, manifest)
-    encoder = str(encoder_folder())
+    encoder = str(tiny_encoder())
     for extra in ([], ["--json"]):
         assert run(["inspect", str(db), *extra]) == 0
         assert run(["query", str(db), "whales", "--encoder", encoder, *extra]) == 0

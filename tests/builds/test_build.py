@@ -21,6 +21,7 @@ import retro_db
 from retro_db.errors import InputError, NotADatabaseError
 from retro_db.search.retriever import Retriever
 from retro_db_pipelines.commands.cli import run
+from retro_db_pipelines.commands.demo import encoder_folder
 from retro_db_pipelines.engine.jobs import Placement
 from retro_db_pipelines.engine.runner import Engine
 from support import brute_force
@@ -369,7 +370,8 @@ def test_training_too_large_is_refused_before_anything_is_embedded(
     small: Project, tmp_path: Path, capsys: Any
 ) -> None:
     index = {"key": "IVF8,PQ48x4", "memory": "500KB"}
-    project = copy_of(small, tmp_path / "db", index=index)
+    wide = {"model": str(encoder_folder())}
+    project = copy_of(small, tmp_path / "db", index=index, encoder=wide)
     refused(project, capsys, "index.memory: training IVF8,PQ48x4 takes 1.5MB, more than the 500")
     assert not (project.output / "embeddings").exists()
 
@@ -379,7 +381,7 @@ def test_an_index_beyond_the_memory_is_searched_partition_by_partition(
 ) -> None:
     key = "IVF2,Flat"
     whole = copy_of(small, tmp_path / "whole" / "db", index={"key": key})
-    streamed = copy_of(small, tmp_path / "part" / "db", index={"key": key, "memory": "500KB"})
+    streamed = copy_of(small, tmp_path / "part" / "db", index={"key": key, "memory": "70KB"})
     for project in (whole, streamed):
         shutil.copytree(small.output, project.output)
         project.folder.mkdir(exist_ok=True)
@@ -431,8 +433,7 @@ def test_an_index_key_that_faiss_refuses(
 def test_a_model_without_its_tokenizer(project: Project, capsys: Any) -> None:
     model = project.folder / "model"
     shutil.copytree(project.settings["encoder"]["model"], model)
-    for name in ("tokenizer.json", "vocab.txt"):
-        (model / name).unlink()
+    (model / "tokenizer.json").unlink()
     project.settings["encoder"] = {"model": str(model)}
     refused(project, capsys, "encoder.model", "no tokenizer")
 

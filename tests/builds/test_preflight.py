@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.disks import small_disk
+from support.processes import Command
 from support.projects import Project, make_project
 from support.texts import python_sources
 
@@ -67,13 +66,9 @@ def test_file_handles_are_raised_or_asked_for(
     project: Project, soft: int, hard: int, code: int
 ) -> None:
     project.settings["chunk"] = {"shard_size": 4000}
-    script = f"""
-import resource, sys
-from retro_db_pipelines.commands.cli import run
-resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-sys.exit(run(["build", {str(project.config)!r}, "--dry-run"]))
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert ("ulimit -n" in done.stderr) == (code == 3)
-    assert ("open files" in done.stdout) == (code == 0)
+    arguments = ["build", str(project.config), "--dry-run"]
+    with Command(*arguments, open_files=(soft, hard)) as process:
+        out, err = process.communicate()
+    assert process.returncode == code, err
+    assert ("ulimit -n" in err) == (code == 3)
+    assert ("open files" in out) == (code == 0)

@@ -16,6 +16,7 @@ import pytest
 
 from retro_db_pipelines.commands.cli import run
 from support.places import COMMAND
+from support.processes import Command
 from support.projects import Project
 
 WIDTH = 61
@@ -46,13 +47,9 @@ def on_a_terminal(*arguments: str) -> str:
 @pytest.fixture(scope="module")
 def told(small: Project) -> dict[str, Any]:
     """A chunk with a continuation, and its neighbors, as a machine is told of them."""
-    done = subprocess.run(
-        [str(COMMAND), "query", str(small.output), "--chunk", "20", "-k", "3", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
+    with Command("query", str(small.output), "--chunk", "20", "-k", "3", "--json") as process:
+        shown, _ = process.communicate()
+    found: dict[str, Any] = json.loads(shown)
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from retro_db.verify import verify_database
+from retro_db_pipelines.commands.demo import encoder_folder
 from support.processes import building, children, is_running
 from support.projects import Project, make_project
 from support.texts import python_sources
@@ -22,9 +23,12 @@ AT_ONCE = 2.0 + 3.0
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A second or two of embedding, in some shards."""
+    """A second or two of embedding by MiniLM, in some shards."""
     folder = tmp_path_factory.mktemp("sound")
-    project = make_project(folder, python_sources(30), chunk={"shard_size": 20_000})
+    encoder = {"model": str(encoder_folder())}
+    project = make_project(
+        folder, python_sources(30), chunk={"shard_size": 20_000}, encoder=encoder
+    )
     assert project.build() == 0
     return project
 
@@ -83,7 +87,7 @@ def test_what_a_terminal_sends_to_its_processes_does_not_end_them(
     """However early it comes: an end of theirs would be told beside the interruption."""
     project = Project(tmp_path, sound.texts, sound.settings | {"output": str(tmp_path / "db")})
     told: set[int] = set()
-    with building(project, "", "--workers", "2") as process:
+    with building(project, "", "--workers", "2", installed=True) as process:
         while process.poll() is None:
             for child in children(process.pid):
                 with contextlib.suppress(ProcessLookupError):

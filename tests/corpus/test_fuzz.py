@@ -16,8 +16,8 @@ from support.places import TESTS
 from support.projects import make_project
 
 # A longer run sets another number.
-FILES = int(os.environ.get("RETRO_DB_FUZZ_FILES", "1000"))
-BATCH = 250
+FILES = int(os.environ.get("RETRO_DB_FUZZ_FILES", "400"))
+BATCH = max(100, FILES // 80)
 
 
 @pytest.mark.parametrize("first", range(0, FILES, BATCH))

@@ -27,6 +27,7 @@ from retro_db.store.ownership import owning
 from retro_db.store.records import StageRecords
 from retro_db.verify import verify_database
 from retro_db_pipelines.builds import folders
+from retro_db_pipelines.commands.demo import encoder_folder
 from support.disks import failing_disk_at
 from support.processes import building, children, is_running
 from support.projects import Project, make_project, remove_documents
@@ -146,7 +147,7 @@ def test_a_dry_run_of_nothing_and_of_everything(project: Project, capsys: Any) -
 
 
 def test_a_second_build_is_refused_until_the_first_is_dead(tmp_path: Path, capsys: Any) -> None:
-    project = make_project(tmp_path, python_sources(30))
+    project = make_project(tmp_path, python_sources(30), encoder={"model": str(encoder_folder())})
     with building(project, "embed") as first:
         assert project.build() == 2
         message = capsys.readouterr().err
@@ -160,7 +161,10 @@ def test_a_second_build_is_refused_until_the_first_is_dead(tmp_path: Path, capsy
 
 
 def test_no_worker_outlives_its_driver(tmp_path: Path) -> None:
-    project = make_project(tmp_path, python_sources(60), chunk={"shard_size": 40_000})
+    encoder = {"model": str(encoder_folder())}
+    project = make_project(
+        tmp_path, python_sources(60), chunk={"shard_size": 40_000}, encoder=encoder
+    )
     with building(project, "embed", "--workers", "2") as driver:
         workers = children(driver.pid)
         assert len(workers) >= 2

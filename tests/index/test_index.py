@@ -259,7 +259,7 @@ def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -
     folder = Folder(str(tmp_path / "db"))
     # Each repeats rotation and code book, some kB: little beside codes once there are many.
     key = parse_key("OPQ8_32,IVF64_HNSW8,SQ8", D)
-    template = train_index(key, sample_embeddings(parts, Sampling(D, 20_000, 20_000, seed=0)))
+    template = train_index(key, sample_embeddings(parts, Sampling(D, 20_000, 3_000, seed=0)))
     fill(folder, template, parts, 8)
     plain = faiss.clone_index(template)
     plain.add_with_ids(keys[np.arange(len(keys)) % 17 != 0].astype(np.float32), np.arange(18_823))
@@ -267,7 +267,7 @@ def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -
     assert together <= 1.1 * len(faiss.serialize_index(plain))
 
 
-@pytest.mark.parametrize("text", ["IVF64,PQ8x4fs", "OPQ4_16,IVF64_HNSW8,PQ4", "PCA16,IVF64,SQ8"])
+@pytest.mark.parametrize("text", ["IVF64,PQ8x4fs", "OPQ4_16,IVF64_HNSW8,PQ4x4", "PCA16,IVF64,SQ8"])
 def test_centroids_of_two_levels_are_about_as_near(text: str) -> None:
     key, points = parse_key(text, D), make_keys(6000).astype(np.float32)
     one, two, again = (train_index(key, points, above) for above in (100_000, 50, 50))
@@ -309,7 +309,7 @@ def test_a_short_row_is_searched_up_to_the_limit(tmp_path: Path) -> None:
 )
 def test_the_predicted_size_is_that_of_the_file(tmp_path: Path, text: str) -> None:
     key, keys = parse_key(text, D), make_keys(20_000).astype(np.float32)
-    index = train_index(key, keys)
+    index = train_index(key, keys[:3000])
     index.add(keys)
     _, predicted = predict_size(key, D, len(keys))
     assert predicted == pytest.approx(len(faiss.serialize_index(index)), rel=0.1)

@@ -13,7 +13,7 @@ from support.places import SUPPORT
 from support.projects import Project
 
 # A longer run sets another number.
-CASES = int(os.environ.get("RETRO_DB_HOSTILE_CASES", "10000"))
+CASES = int(os.environ.get("RETRO_DB_HOSTILE_CASES", "3000"))
 PROCESSES = 2
 
 

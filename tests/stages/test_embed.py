@@ -28,7 +28,7 @@ from retro_db_pipelines.engine.commit import RunTasks
 from retro_db_pipelines.engine.jobs import Placement
 from retro_db_pipelines.stages.embed import EmbedJob, gpu_of_worker
 from support.encoders import random_model
-from support.processes import children
+from support.processes import Command, children
 from support.projects import Project, make_project
 from support.texts import python_sources
 
@@ -148,11 +148,11 @@ def test_what_a_worker_needs_reaches_the_runner(project: Project) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A few hundred chunks in one shard: some seconds of embedding."""
-    return make_project(tmp_path, python_sources(60))
+    """A few hundred chunks in one shard: some seconds of embedding, by MiniLM."""
+    return make_project(tmp_path, python_sources(30), encoder={"model": str(encoder_folder())})
 
 
-def wait_for_the_middle_of_the_shard(output: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for_the_middle_of_the_shard(output: Path, process: Command) -> None:
     folder = output / "state" / "progress" / "embed"
     while not any(json.loads(file.read_bytes())["done"] for file in folder.glob("part-*[0-9]")):
         assert process.poll() is None, "the build ended before it could be killed"
@@ -164,10 +164,8 @@ def wait_for_the_middle_of_the_shard(output: Path, process: subprocess.Popen[byt
 def test_a_worker_killed_in_mid_shard_changes_nothing(project: Project, processes: bool) -> None:
     for stage in ("tokenizer", "chunk"):
         assert run(["stage", stage, str(project.config)]) == 0
-    command = [Path(sys.executable).with_name("retro-db"), "build", project.config]
-    if processes:
-        command += ["--workers", "2"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    workers = ["--workers", "2"] if processes else []
+    with Command("build", str(project.config), *workers) as process:
         wait_for_the_middle_of_the_shard(project.output, process)
         for worker in children(process.pid) if processes else [process.pid]:
             os.kill(worker, signal.SIGKILL)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from filelock import FileLock
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from retro_db.config import EncoderConfig
 from retro_db.encoder.encoder import Encoder
@@ -36,3 +41,64 @@ def random_model(folder: Path, model: PreTrainedModel) -> Path:
         if (encoder_folder() / name).is_file():
             shutil.copy(encoder_folder() / name, folder)
     return folder
+
+
+# Divided by 48, as the keys of MiniLM are: index keys with PQ48 fit both.
+TINY_DIMENSION = 48
+_TINY = "RETRO_DB_TINY_ENCODER"
+_FREQUENT = 6000
+
+
+def tiny_encoder() -> Path:
+    """One layer of random weights, always the same ones: for tests in which any embedding will do.
+
+    Its WordPieces are single characters and the most frequent ones of the test model's.
+    """
+    return Path(os.environ[_TINY])
+
+
+def make_tiny(folder: Path) -> None:
+    """Makes it, if no other process has, for this one and those that it starts."""
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            _make_tiny(folder)
+    os.environ[_TINY] = str(folder)
+
+
+def _make_tiny(folder: Path) -> None:
+    torch.manual_seed(0)
+    size = _make_tiny_tokenizer(folder)
+    config = BertConfig(
+        vocab_size=size,
+        hidden_size=TINY_DIMENSION,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=2 * TINY_DIMENSION,
+    )
+    BertModel(config).eval().save_pretrained(folder)
+
+
+def _make_tiny_tokenizer(folder: Path) -> int:
+    """The test model's tokenizer with fewer WordPieces; how many."""
+    folder.mkdir(parents=True)
+    shutil.copy(encoder_folder() / "tokenizer_config.json", folder)
+    tokenizer: dict[str, Any] = json.loads((encoder_folder() / "tokenizer.json").read_text("utf-8"))
+    ids: dict[str, int] = tokenizer["model"]["vocab"]
+    special = [added["content"] for added in tokenizer["added_tokens"]]
+    pieces = [
+        piece
+        for piece, number in sorted(ids.items(), key=lambda item: item[1])
+        if piece in special
+        or (
+            not piece.startswith("[unused")
+            and (number < _FREQUENT or len(piece.removeprefix("##")) == 1)
+        )
+    ]
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer["model"]["vocab"] = numbers
+    for added in tokenizer["added_tokens"]:
+        added["id"] = numbers[added["content"]]
+    for token in tokenizer["post_processor"]["special_tokens"].values():
+        token["ids"] = [numbers[piece] for piece in token["tokens"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    return len(pieces)

@@ -17,7 +17,7 @@ from filelock import FileLock
 import retro_db
 from retro_db.reader.database import Database
 from retro_db_pipelines.commands.cli import run
-from retro_db_pipelines.commands.demo import encoder_folder
+from support.encoders import tiny_encoder
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Project:
 
 
 def make_project(folder: Path, texts: list[str], **settings: Any) -> Project:
-    """A project over JSON lines with the fields `text` and `id`."""
+    """A project over JSON lines with the fields `text` and `id`, with the tiny encoder."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [orjson.dumps({"id": f"doc-{i}", "text": text}) for i, text in enumerate(texts)]
     (folder / "corpus.jsonl").write_bytes(b"\n".join(lines) + b"\n")
@@ -62,7 +62,7 @@ def make_project(folder: Path, texts: list[str], **settings: Any) -> Project:
         "output": str(folder / "db"),
         "corpus": [{"name": "test", "paths": [str(folder / "corpus.jsonl")], "id": "id"}],
         "tokenizer": {"train": {"vocab_size": 2000}},
-        "encoder": {"model": str(encoder_folder())},
+        "encoder": {"model": str(tiny_encoder())},
     }
     return Project(folder, texts, defaults | settings)
 
@@ -74,18 +74,26 @@ def remove_documents(database: Path, ids: list[str]) -> int:
     return run(["remove", str(database), "--documents", str(listed)])
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """Of all processes that run the tests."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 def built_once(
-    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Project]
+    factory: pytest.TempPathFactory,
+    name: str,
+    make: Callable[[Path], Project],
+    change: Callable[[Project], object] = lambda project: None,
 ) -> Project:
-    """A project that one of the processes that run the tests makes and builds for all of them."""
-    shared = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
+    """A project that one of the processes that run the tests makes, builds and changes for all of them."""
+    shared = shared_folder(factory)
     kept = shared / f"{name}.pickle"
     with FileLock(f"{kept}.lock"):
         if not kept.exists():
             project = make(shared / name)
             assert project.build() == 0
+            change(project)
             kept.write_bytes(pickle.dumps(project))
     made: Project = pickle.loads(kept.read_bytes())  # noqa: S301 - our own bytes
     return made

@@ -18,7 +18,7 @@ import pytest
 from retro_db_pipelines.commands import cli
 from support.disks import small_disk
 from support.places import COMMAND, SUPPORT
-from support.processes import children, is_running
+from support.processes import Command, children, is_running
 from support.projects import Project, make_project, remove_documents
 from support.texts import python_sources
 
@@ -63,17 +63,32 @@ def project(sound: Project, tmp_path: Path) -> Project:
 
 
 class Run:
-    """A command in a process of its own, with two workers: to build, where none is named."""
+    """A command in a process of its own, with two workers: to build, where none is named.
+
+    Args:
+        project: What to build.
+        *options: Of the command.
+        command: Another one, without its workers.
+        **environment: Variables that differ; with some, the command is started as it is installed.
+    """
 
     def __init__(
         self, project: Project, *options: str, command: tuple[str, ...] = (), **environment: str
     ) -> None:
         named = command or ("build", str(project.config))
-        command = (str(COMMAND), *named, "--workers", "2", *options)
+        arguments = [*named, "--workers", "2", *options]
         self._log = (project.folder / "output.txt").open("w+b")
-        self.process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.PIPE, env=os.environ | environment
-        )
+        self.process: Command | subprocess.Popen[str]
+        if environment:
+            self.process = subprocess.Popen(
+                [str(COMMAND), *arguments],
+                stdout=self._log,
+                stderr=subprocess.PIPE,
+                env=os.environ | environment,
+                text=True,
+            )
+        else:
+            self.process = Command(*arguments, stdout=self._log.fileno())
 
     def __enter__(self) -> Run:
         return self
@@ -88,7 +103,7 @@ class Run:
     def wait(self) -> tuple[int, str]:
         """The exit code, and what it printed as errors."""
         _, message = self.process.communicate(timeout=240)
-        return self.process.returncode, message.decode()
+        return self.process.wait(), message
 
 
 def committed(place: Path) -> dict[str, dict[str, tuple[int, int]]]:

@@ -38,7 +38,7 @@ from retro_db.store.ownership import owning
 from retro_db.store.records import StageRecords
 from retro_db.verify import verify_database
 from retro_db_pipelines.commands.cli import run
-from support.places import COMMAND
+from support.processes import Command
 from support.projects import Project, make_project
 from support.texts import python_sources
 
@@ -244,8 +244,7 @@ def test_a_build_equals_the_local_one(
     put(local.folder / "corpus", corpus)
     remote = Project(tmp_path, local.texts, local.settings | {"output": store.url})
     remote.settings["corpus"] = [{"name": "test", "paths": [f"{corpus}/*.txt"]}]
-    command = [str(COMMAND), "build", str(remote.config)]
-    with subprocess.Popen([*command, "--workers", "2"]) as process:
+    with Command("build", str(remote.config), "--workers", "2") as process:
         try:
             end = time.monotonic() + 120
             while len(store.list("state/records/embed")) < 2:
