@@ -28,6 +28,7 @@ from retro_db.search.searching import SearchSettings
 from retro_db.search.tuning import Tuned
 from retro_db.store.folder import Folder, TableEntry
 from retro_db.threads import Share
+from retro_db_pipelines.builds.build import build_database
 from retro_db_pipelines.builds.preflight import check_ahead
 from retro_db_pipelines.dataflow import flex
 from retro_db_pipelines.engine.briefs import BRIEFS, Brief
