@@ -248,7 +248,7 @@ def test_beams_own_workers_are_refused(project: Project, capsys: Any, option: st
     [
         ("--runer=SparkRunner", "--runer is not an option of Beam; did you mean --runner?"),
         ("--workers=2", "--workers is not an option of Beam; "),
-        ("runner=SparkRunner", "runner=SparkRunner: behind -- stand options of Beam"),
+        ("runner=SparkRunner", "runner=SparkRunner: after -- go options of Beam"),
     ],
 )
 def test_what_beam_would_leave_out_is_refused(
