@@ -13,8 +13,8 @@ from retro_db.store.serialize import to_json
 
 from ..engine.completing import Running, RunningAlone
 from ..engine.console import Console
-from ..engine.context import Build
-from ..engine.dry_run import DryRun, IncompleteError
+from ..engine.context import Build, IncompleteError
+from ..engine.dry_run import DryRun
 from ..engine.runner import Engine
 from ..stages import STAGES
 from ..stages.tune import BuiltIndex
@@ -48,10 +48,10 @@ def build_database(
         prepared = prepare(
             config, folder, engine=engine, console=console, action=Running(), sample=sample
         )
-        started = prepared.build
-        check_ahead(started, prepared.estimate, prepared.model, prepared.parts)
-        record_locations(started)
-        recipe = Recipe(started, prepared.queries, prepared.model)
+        build = prepared.build
+        check_ahead(build, prepared.estimate, prepared.model, prepared.parts)
+        record_locations(build)
+        recipe = Recipe(build, prepared.queries, prepared.model)
         recipe.probe()
         for stage in recipe.stages():
             if stage == "screen" and (manifest := finished(folder, recipe.mark)):
@@ -62,9 +62,9 @@ def build_database(
 
 def _finish(recipe: Recipe) -> Manifest:
     """Writes the manifest, last of all that belongs to the database."""
-    started, folder = recipe.build, recipe.build.home
+    build, folder = recipe.build, recipe.build.home
     manifest = built_manifest(
-        started.config,
+        build.config,
         tokenizer=recipe.tokenizer,
         model=recipe.model,
         corpus=recipe.corpus,
@@ -74,9 +74,9 @@ def _finish(recipe: Recipe) -> Manifest:
     )
     manifest = write_manifest(folder, manifest)
     sweep(folder, manifest)
-    documents = started.whole_documents
+    documents = build.whole_documents
     scale = 1.0 if documents is None else documents / manifest.counts.documents
-    write_stages(started, manifest, recipe.index, max(scale, 1.0))
+    write_stages(build, manifest, recipe.index, max(scale, 1.0))
     mark_finished(folder, recipe.mark, manifest)
     return manifest
 
@@ -104,7 +104,7 @@ def build_stage(name: str, config: Config, engine: Engine, console: Console) -> 
         console: What people see.
 
     Raises:
-        InputError: An earlier stage has tasks left.
+        IncompleteError: An earlier stage has tasks left.
     """
     engine.options()
     with taken_output(config) as folder:
@@ -112,9 +112,10 @@ def build_stage(name: str, config: Config, engine: Engine, console: Console) -> 
         prepared = prepare(config, folder, engine=engine, console=console, action=action)
         allow_files(prepared.parts)
         record_locations(prepared.build)
-        last = STAGES[name][-1]
-        for stage in Recipe(prepared.build, prepared.queries, prepared.model).stages():
-            if stage == last:
+        recipe = Recipe(prepared.build, prepared.queries, prepared.model)
+        for stage in recipe.stages():
+            if stage == STAGES[name][-1]:
+                recipe.check_queries(stage)
                 return
 
 

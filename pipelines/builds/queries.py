@@ -18,6 +18,8 @@ from ..stages.neighbors import Searched, neighbors_stage
 from ..stages.tokenizer import TokenizerFiles
 from .manifest_content import query_corpus, searched_again
 
+QUERY_STAGES = ("chunk", "embed", "neighbors")
+
 
 def plan_queries(build: Build) -> Iterator[Build]:
     """Plans a build for every query corpus of the configuration.
@@ -71,13 +73,21 @@ class QueryRecipe:
         Raises:
             IncompleteError: An earlier stage of the query corpus is not complete.
         """
-        if self._waiting is not None:
-            raise self._waiting
+        self.check()
         build, [source] = self.build, self.build.config.corpus
         corpus = self._corpus.below(build.place)
         namesakes = searched.namesakes(of_named=source.id is not None)
         neighbors = neighbors_stage(build, corpus.parts, searched, namesakes)
         return query_corpus(build.config, corpus, neighbors)
+
+    def check(self) -> None:
+        """Checks that the query corpus waits for nothing.
+
+        Raises:
+            IncompleteError: An earlier stage of it is not complete.
+        """
+        if self._waiting is not None:
+            raise self._waiting
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from ..stages.tokenizer import TokenizerFiles, tokenizer_stage
 from ..stages.train import train_stage
 from ..stages.tune import BuiltIndex, FilledIndex
 from .index import announce_key, decide_key, training_chunks, tune_index
-from .queries import QueryRecipe
+from .queries import QUERY_STAGES, QueryRecipe
 
 VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, train, tune, neighbors)]
 
@@ -65,6 +65,15 @@ class Recipe:
         if not self._probed:
             self.model = probe_stage(self.build, self.model)
             self._probed = True
+
+    def check_queries(self, stage: str) -> None:
+        """Checks that a stage that query corpora have too is complete for all of them.
+
+        Raises:
+            IncompleteError: A query corpus waits at an earlier stage.
+        """
+        for query in self._query_recipes if stage in QUERY_STAGES else ():
+            query.check()
 
     def stages(self) -> Iterator[str]:
         """Completes one stage after another, and yields the name of each."""

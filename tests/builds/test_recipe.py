@@ -73,9 +73,15 @@ def test_a_new_query_corpus_is_not_in_the_way_of_the_index(project: Project, cap
     add_queries(project)
     assert run(["stage", "index", str(project.config)]) == 0
     capsys.readouterr()
-    assert run(["stage", "neighbors", str(project.config)]) == 2
-    error = capsys.readouterr().err
-    assert "late: 1 of 1 tasks of the stage chunk are not done; run retro-db stage chunk" in error
+    for stage in ("embed", "neighbors"):
+        assert run(["stage", stage, str(project.config)]) == 2
+        error = capsys.readouterr().err
+        assert "late: 1 of 1 tasks of the stage chunk are not done" in error
+        assert "run retro-db stage chunk with the same configuration first" in error
+    for stage in ("chunk", "embed", "neighbors"):
+        assert run(["stage", stage, str(project.config)]) == 0
+    assert project.build() == 0
+    assert list(project.open().queries) == ["late"]
 
 
 def test_a_dry_run_goes_on_behind_a_new_query_corpus(project: Project, capsys: Any) -> None:
