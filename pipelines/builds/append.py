@@ -48,7 +48,7 @@ from .index import tune_index
 from .manifest_content import appended_manifest
 from .preflight import check_append
 from .queries import search_again
-from .recipe import VERSIONS
+from .stage_order import VERSIONS
 
 # Beyond these limits the trained index no longer fits its entries: a new build is due.
 MOST_NEW_SHARE = 0.5

@@ -22,7 +22,7 @@ from .folders import checked_output, finished, mark_finished, sweep, taken_outpu
 from .manifest_content import built_manifest
 from .preflight import allow_files, check_ahead
 from .prepare import prepare, record_locations
-from .recipe import Recipe
+from .stage_order import Recipe
 
 
 def build_database(

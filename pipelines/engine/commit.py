@@ -17,8 +17,8 @@ from retro_db.store.serialize import to_json
 from . import worker_processes
 from .beam import Shared, beam
 from .briefs import Brief
+from .failure_records import recorded_failures
 from .jobs import Job, Placement, Task
-from .task_failures import recorded_failures
 from .task_progress import TaskProgress
 
 

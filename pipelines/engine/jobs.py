@@ -137,8 +137,8 @@ class Stage(Generic[Result]):
         job: What each task does.
         tasks: All tasks, in order.
         result: Dataclass that the job returns.
-        unit: What its progress counts, such as chunks.
-        total: Units of all tasks.
+        unit: What its progress counts, such as chunks: what the job's `run` adds to the meter.
+        total: Units of all tasks, about.
         placement: Where the tasks run.
     """
 

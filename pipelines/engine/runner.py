@@ -22,8 +22,8 @@ from . import worker_processes
 from .beam import DebugOptions, GoogleCloudOptions, PipelineOptions, StandardOptions, beam
 from .briefs import BRIEFS, Brief, ReadBrief
 from .commit import RunTasks
+from .failure_records import FAILURES, read_failures
 from .jobs import Job, Placement, Task
-from .task_failures import FAILURES, read_failures
 
 log = logging.getLogger(__name__)
 

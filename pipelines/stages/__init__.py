@@ -1,6 +1,7 @@
 """One file for each stage that a build prints."""
 
-# What `retro-db stage` takes, in the order of a build, and the stages that each runs.
+# Names that `retro-db stage` takes, and the stages that each runs. Their order is decided in
+# builds/stage_order.py.
 STAGES = {
     "tokenizer": ("tokenizer",),
     "screen": ("screen",),

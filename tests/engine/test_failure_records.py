@@ -8,7 +8,7 @@ import pytest
 
 from retro_db.errors import CorpusError
 from retro_db.store.folder import TEMPORARY_PREFIX, Folder
-from retro_db_pipelines.engine.task_failures import (
+from retro_db_pipelines.engine.failure_records import (
     FAILURES,
     read_failures,
     recorded_failures,

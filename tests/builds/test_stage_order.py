@@ -12,7 +12,7 @@ from retro_db.config import load_config
 from retro_db.encoder.models import CUDA, EncoderModel
 from retro_db_pipelines.builds.folders import checked_output
 from retro_db_pipelines.builds.prepare import prepare
-from retro_db_pipelines.builds.recipe import Recipe
+from retro_db_pipelines.builds.stage_order import Recipe
 from retro_db_pipelines.commands.cli import run
 from retro_db_pipelines.engine.completing import Running
 from retro_db_pipelines.engine.console import Console
