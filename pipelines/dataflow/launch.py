@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .flex import main
+from retro_db_pipelines.dataflow.flex import main
 
 if __name__ == "__main__":
     main()

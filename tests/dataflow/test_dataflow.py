@@ -32,7 +32,9 @@ from retro_db_pipelines.builds.build import build_database
 from retro_db_pipelines.builds.preflight import check_ahead
 from retro_db_pipelines.dataflow import flex
 from retro_db_pipelines.engine.briefs import BRIEFS, Brief
+from retro_db_pipelines.engine.completing import Running
 from retro_db_pipelines.engine.console import Console
+from retro_db_pipelines.engine.context import Build
 from retro_db_pipelines.engine.jobs import Job, Placement, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.assemble import AssembleJob, ListRange
@@ -196,15 +198,15 @@ def test_a_pipeline_does_not_grow_with_the_corpus(project: Project) -> None:
     codes = [entry("codes", i) for i in range(30_000)]
     template = TrainedIndex(entry("index", 0), None, 1)
     tuned = Tuned(SearchSettings(1, 1), 0, [])
-    index = BuiltIndex("IVF1,Flat", 1, template, codes[:100], [], tuned)
+    index = BuiltIndex("IVF1,Flat", 1, template, codes[:100], search=tuned)
     config = load_config(project.config)
     model = describe_model(config.encoder)
     shards = [SignedShard(i, entry("signatures", i)) for i in range(30_000)]
     mark = fingerprint(1, {name: name for name in "abcdef"})
     each = [Task(part.name, mark, part) for part in parts]
     jobs: list[tuple[Any, list[Task], Placement]] = [
-        (EmbedJob("model", model, folder, folder, Share(), {}), each, Placement()),
-        (ProbeJob("model", model, folder), [Task("gpu", mark, None)], Placement()),
+        (EmbedJob(folder, "model", model, folder, Share(), {}), each, Placement()),
+        (ProbeJob(folder, "model", model), [Task("gpu", mark, None)], Placement()),
         (TrainJob(folder, "K", None, 8, 1, 1, 0), [Task("t", mark, parts)], Placement()),
         (AssembleJob(folder, folder, codes), [Task("a", mark, ListRange(0, 0, 1))], Placement()),
         (
@@ -301,7 +303,17 @@ def test_memory_is_looked_for_only_where_the_work_is_done(
 ) -> None:
     config = load_config(project.config)
     model, estimate = describe_model(config.encoder), CorpusEstimate(1000, 10**6, [])
-    check_ahead(config, Folder("memory://db"), 1, estimate, model, False, local, Console())
+    folder, runner = Folder("memory://db"), "FnApiRunner" if local else "DataflowRunner"
+    build = Build(
+        config=config,
+        folder=folder,
+        home=folder,
+        engine=Engine(beam_options=(f"--runner={runner}",)),
+        console=Console(),
+        shards=[],
+        action=Running(),
+    )
+    check_ahead(build, estimate, model, 1)
     assert ("available to train" in " ".join(capsys.readouterr().out.split())) == local
 
 

@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 from retro_db.config import EncoderConfig
 from retro_db.encoder.embedding import embed_part
-from retro_db.encoder.encoding import Encoder
+from retro_db.encoder.encoder import Encoder
 from retro_db.config import load_config
 from retro_db.encoder.models import describe_model
 from retro_db.meter import Meter

@@ -253,7 +253,7 @@ def test_what_becomes_of_the_old_database_meanwhile_is_told(
     name = retro_db.open(str(copy)).documents["id"][5].as_py()
     console = Interfering(lambda: remove_documents(copy, [name]))
     compact(str(copy), str(tmp_path / "new"), Engine(), console)
-    assert "is generation 3 by now" in capsys.readouterr().out
+    assert "is now at generation 3" in capsys.readouterr().out
     new, same = (retro_db.open(str(path)).manifest.tables for path in (tmp_path / "new", compacted))
     assert new == same, "what was there when it began"
     manifest = Folder(str(copy)).read("manifest.json")

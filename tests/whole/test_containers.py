@@ -125,5 +125,5 @@ def test_every_stage_that_is_copied_from_is_there() -> None:
 def test_the_launchers_file_is_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["launch.py", "--help"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "pipelines" / "launch.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "pipelines" / "dataflow" / "launch.py"), run_name="__main__")
     assert ended.value.code == 0

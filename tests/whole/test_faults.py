@@ -337,7 +337,8 @@ def test_a_vanished_input(sound: Project, project: Project, tmp_path: Path) -> N
 
 
 def test_a_model_that_fails_to_load(sound: Project, project: Project, tmp_path: Path) -> None:
-    model = tmp_path / "model"
+    # The manifest has the name of its folder.
+    model = tmp_path / Path(project.settings["encoder"]["model"]).name
     shutil.copytree(project.settings["encoder"]["model"], model)
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])

@@ -108,6 +108,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         ):
             try:
                 wait_for(address)
+                # One that talked to an earlier server, in this process, would go on to do so.
+                s3fs.S3FileSystem.clear_instance_cache()
                 s3fs.S3FileSystem().mkdir(BUCKET)
                 yield Server(log)
             finally:
