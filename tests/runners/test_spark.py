@@ -15,6 +15,7 @@ import pytest
 
 from retro_db.store.folder import Folder
 from retro_db.store.records import Record, StageRecords
+from retro_db_pipelines.commands.demo import encoder_folder
 from runners.builds import elsewhere
 from runners.cluster import HOSTS, Cluster, spark_cluster
 from runners.job_servers import SparkJobServer, spark_job_server
@@ -44,6 +45,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Project:
         tmp_path_factory.mktemp("local"),
         [text for name in TEXTS for text in wikitext(name)],
         tokenizer={"train": {"vocab_size": 8000}},
+        # Its embedding lasts: an executor is killed in the midst of it, after both have begun.
+        encoder={"model": str(encoder_folder())},
         chunk={"shard_size": 70_000},
     )
     assert project.build("--workers", "2") == 0
