@@ -84,15 +84,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         size = sum(entry.bytes for entry in old.files)
         disk = check_disk(folder, size, held_bytes(folder))
         console.say(f"check      {disk}, {allow_files(len(old.tables.chunks))}")
-        build = Build(
-            config=_config(old, output),
-            folder=folder,
-            home=folder,
-            engine=engine,
-            console=console,
-            shards=[],
-            action=Running(),
-        )
+        build = _build(old, folder, engine, console)
         source = OldDatabase(database.folder.url, old.generation, old.sha256)
         manifest, index = _run(build, source, renumbering)
         source.reopen()
@@ -105,6 +97,19 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         write_stages(build, manifest, index)
         mark_finished(folder, mark, manifest)
         return manifest
+
+
+def _build(old: Manifest, folder: Folder, engine: Engine, console: Console) -> Build:
+    """The build that writes the new database: it reads no corpus."""
+    return Build(
+        config=_config(old, folder.url),
+        folder=folder,
+        home=folder,
+        engine=engine,
+        console=console,
+        shards=[],
+        action=Running(),
+    )
 
 
 def _finished(folder: Folder, mark: str) -> Manifest | None:
