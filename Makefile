@@ -55,11 +55,8 @@ megatron-test: setup
 
 # What is too long for every change; benchmarks/RESULTS.md has what they last printed.
 soak: engines
-	RETRO_DB_SPARK_TEXTS="valid.txt test.txt" $(bin)/python -m pytest tests/runners/test_spark.py
-	RETRO_DB_FUZZ_FILES=20000 $(bin)/python -m pytest tests/corpus/test_fuzz.py
-	RETRO_DB_DAMAGES=1000 $(bin)/python -m pytest tests/verify/test_verify.py -k every_damage
-	RETRO_DB_HOSTILE_CASES=10000 $(bin)/python -m pytest tests/reader/test_mutated_databases.py
-	RETRO_DB_KILLS=100 $(bin)/python -m pytest tests/whole/test_faults.py -k killed
+	RETRO_DB_SOAK=1 $(bin)/python -m pytest --numprocesses 2 --dist worksteal tests
+	RETRO_DB_SOAK=1 $(bin)/python -m pytest tests/runners/test_spark.py tests/runners/test_retro_pytorch.py
 
 # Every benchmark; what each prints replaces the end of benchmarks/RESULTS.md.
 bench: demo

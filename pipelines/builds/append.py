@@ -90,7 +90,6 @@ def append(config: Config, engine: Engine, console: Console, *, refresh: bool) -
         InputError: A setting differs from the database's, or the corpus was added before.
         ExecutionError: The environment failed.
     """
-    engine.options()
     read_manifest(Folder(config.output))
     with owned_folder(Folder(config.output)) as home:
         old = read_manifest(home)

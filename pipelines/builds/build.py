@@ -43,7 +43,6 @@ def build_database(
         InputError: A setting or an input cannot be used; the message names it and the remedy.
         ExecutionError: The environment failed.
     """
-    engine.options()
     with taken_output(config) as folder:
         prepared = prepare(
             config, folder, engine=engine, console=console, action=Running(), sample=sample
@@ -106,7 +105,6 @@ def build_stage(name: str, config: Config, engine: Engine, console: Console) -> 
     Raises:
         IncompleteError: An earlier stage has tasks left.
     """
-    engine.options()
     with taken_output(config) as folder:
         action = RunningAlone(STAGES[name])
         prepared = prepare(config, folder, engine=engine, console=console, action=action)
@@ -130,7 +128,6 @@ def dry_run(config: Config, engine: Engine, console: Console) -> None:
     Raises:
         InputError: A setting or an input cannot be used; the message names it and the remedy.
     """
-    engine.options()
     action = DryRun()
     folder = checked_output(config)
     prepared = prepare(config, folder, engine=engine, console=console, action=action)

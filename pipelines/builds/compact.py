@@ -61,7 +61,6 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         InputError: The embeddings were not kept, or the folder holds something else.
         CorpusError: Nothing is left.
     """
-    engine.options()
     database = open_database(url)
     old = database.manifest
     if not old.tables.embeddings:

@@ -147,8 +147,7 @@ def plan(
     **corpus: str | None,
 ) -> None:
     """Say what a build would take, for a configuration or a number of tokens, before anything runs."""
-    from .plan import CorpusOptions, plan_build
-    from .show import show_plan
+    from .plan import CorpusOptions, plan_build, show_plan
 
     short = {"neighbors.k": k, "index.memory": index_memory}
     settings = [
@@ -212,7 +211,7 @@ def query(
 @_JSON
 def verify(*, database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
     """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
-    from .show import show_problems
+    from .verify import show_problems
 
     sys.exit(show_problems(database, recompute, encoder, Console(), as_json=as_json))
 
@@ -229,7 +228,7 @@ def leakage(*, database: str, queries: str | None, k: int, save: str | None, as_
     r(C) is the longest run of tokens that a chunk has in common with one of its neighbors and its
     continuation, over the chunk's length.
     """
-    from .show import show_leakage
+    from .leakage import show_leakage
 
     show_leakage(database, queries, k, save, Console(), as_json=as_json)
 

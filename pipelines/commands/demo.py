@@ -16,15 +16,8 @@ from retro_db.config import load_config
 from retro_db.errors import RetroDBError
 from retro_db.hashing import fraction_of
 from retro_db.reader.database import Database
-from retro_db.report.page import write_report
-from retro_db.search.passages import Passages
-from retro_db.verify import verify_database
 
-from ..builds.build import build_database
 from ..engine.console import Console
-from ..engine.runner import Engine
-from .query import show_passage
-from .show import show_built
 
 _SHOWN = 3
 # Tests, third parties, and tables of characters.
@@ -66,6 +59,10 @@ def write_config(folder: Path, documents: int) -> Path:
 
 def show_examples(database: Database, console: Console) -> None:
     """Three chunks from the middle of the database, each with its nearest neighbors."""
+    from retro_db.search.passages import Passages
+
+    from .query import show_passage
+
     chosen = np.linspace(0, len(database), _SHOWN + 2).astype(np.int64)[1:-1]
     passages = Passages(database)
     for chunk in chosen.tolist():
@@ -81,6 +78,13 @@ def show_examples(database: Database, console: Console) -> None:
 @click.option("--documents", type=click.IntRange(min=3), default=100, show_default=True)
 def demo(folder: Path, documents: int) -> None:
     """Build a database from modules of the Python standard library, verify it and look into it."""
+    from retro_db.report.page import write_report
+    from retro_db.verify import verify_database
+
+    from ..builds.build import build_database
+    from ..engine.runner import Engine
+    from .show import show_built
+
     console = Console()
     try:
         config = write_config(folder, documents)

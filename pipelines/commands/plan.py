@@ -1,4 +1,4 @@
-"""The command `plan`: what it is asked, as text, to what it starts from."""
+"""The command `plan`: from what it is asked, as text, to what it prints."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from retro_db.config import Config, load_config, parse_config
+from retro_db.config import Config, in_units, load_config, parse_config
 from retro_db.corpus.estimating import CHARACTERS_PER_TOKEN
 from retro_db.errors import InputError
-from retro_db.plan import TOKENS_PER_DOCUMENT, Plan, estimated_facts, given_facts, make_plan
+from retro_db.plan import (
+    TOKENS_PER_DOCUMENT,
+    IndexPlan,
+    Plan,
+    estimated_facts,
+    given_facts,
+    make_plan,
+)
+from retro_db.store.serialize import to_json
+
+from ..engine.console import Console
 
 _COUNT = re.compile(r"(\d[\d,_]*(?:\.\d+)?|\.\d+)\s*([KMBT]?)", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -111,3 +121,91 @@ def _whole(text: str, option: str, most: int) -> int:
     if not 1 <= number <= most:
         raise InputError(f"{option}: {text} is not between 1 and {most:,}; give another")
     return number
+
+
+def show_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
+    """Prints what a build would take."""
+    if as_json:
+        console.show_json(to_json(plan))
+        return
+    console.say(f"corpus     {plan.tokens:,} tokens in {plan.documents:,} documents, {plan.source}")
+    queried = f", and {plan.queried_chunks:,} of query corpora" if plan.queried_chunks else ""
+    console.say(
+        f"chunks     {plan.chunks:,} of {plan.chunk_tokens} tokens, {plan.token_type}{queried}"
+    )
+    console.say(
+        f"shards     {plan.shards:,} over {in_units(plan.input_bytes)} of input; {plan.parts:,} parts of "
+        f"at most {plan.largest_part:,} chunks"
+    )
+    _show_planned_tables(plan, console)
+    temporary = ", ".join(f"{table.table} {in_units(table.bytes)}" for table in plan.temporary)
+    console.say(
+        f"disk       {in_units(plan.totals.peak_bytes)} until the build ends: the total, and below state/ or "
+        f"removed at the end {temporary}"
+    )
+    _say_planned_index(plan.index, console)
+    _show_planned_stages(plan, console)
+    bands = plan.totals.shuffled_bytes
+    payload = f"{in_units(bands)} of band keys, to find duplicates" if bands else "no payload"
+    console.say(
+        f"shuffle    {in_units(plan.totals.descriptor_bytes)} of descriptors over all stages, {payload}"
+    )
+    for hours in plan.hours:
+        console.say(
+            f"hours      {hours.stage}: {hours.hours:,.2f} {hours.device} hours at "
+            f"{hours.chunks_per_second:,g} chunks/s ({hours.source})"
+        )
+    console.say(
+        "           Rates come from the sources named, not from your machines: measure with "
+        "benchmarks/embedding.py, give --chunks-per-second"
+    )
+
+
+def _show_planned_tables(plan: Plan, console: Console) -> None:
+    rows = [
+        (
+            table.table,
+            f"{table.files:,}",
+            f"{table.rows:,}" if table.rows else "-",
+            in_units(table.bytes),
+            f"{table.bytes_per_chunk:,.3f}",
+        )
+        for table in plan.tables
+    ]
+    totals = plan.totals
+    each = f"{totals.bytes_per_chunk:,.3f}"
+    rows.append(("total", f"{totals.files:,}", "-", in_units(totals.bytes), each))
+    console.show_table(("table", "files", "rows", "size", "bytes a chunk"), rows)
+
+
+def _say_planned_index(index: IndexPlan, console: Console) -> None:
+    """The key, and the memory of training and of search."""
+    console.say(
+        f"index      {index.key}: {index.lists:,} lists, {index.entries:,} entries of "
+        f"{index.entry_bytes} bytes, {index.partitions:,} partitions"
+    )
+    console.say(
+        f"memory     training {in_units(index.training_bytes)} for {index.training_points:,} points, of "
+        f"{in_units(index.memory)} (index.memory)"
+    )
+    streamed = ""
+    if index.search_groups > 1:
+        streamed = (
+            f", in {index.search_groups:,} groups of partitions one after another; all opened at once "
+            f"take {in_units(index.loaded_bytes)}"
+        )
+    console.say(f"memory     search {in_units(index.search_bytes)} a worker{streamed}")
+
+
+def _show_planned_stages(plan: Plan, console: Console) -> None:
+    counted = [
+        (stage.stage, stage.tasks, stage.descriptor_bytes, stage.list_requests)
+        for stage in plan.stages
+    ]
+    totals = plan.totals
+    counted.append(("total", totals.tasks, totals.descriptor_bytes, totals.list_requests))
+    rows = [
+        (name, f"{tasks:,}", in_units(size), f"{requests:,}")
+        for name, tasks, size, requests in counted
+    ]
+    console.show_table(("stage", "tasks", "descriptors", "list requests"), rows)

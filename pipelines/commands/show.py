@@ -1,22 +1,16 @@
-"""What the commands that read a database print."""
+"""What commands print of a database: built, changed, or asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import retro_db
-from retro_db.config import in_units
 from retro_db.manifest.model import Manifest, SourceCounts
-from retro_db.plan import IndexPlan, Plan
-from retro_db.report.leakage import BINS, SHARES, measure_leakage
 from retro_db.report.sizes import SIZE_HEADERS, size_row, size_rows
 from retro_db.store.serialize import to_json
 from retro_db.updates.removal import Removal
-from retro_db.verify import silent, verify_database
 
 from ..engine.console import Console
-
-_BAR = 30  # characters of the longest
 
 
 def show_built(output: str, manifest: Manifest, console: Console) -> None:
@@ -128,144 +122,3 @@ def _show_sources(sources: Sequence[SourceCounts], console: Console) -> None:
 def _show_tables(manifest: Manifest, console: Console) -> None:
     rows = [*size_rows(manifest), size_row(manifest, "total", manifest.files)]
     console.show_table(SIZE_HEADERS, rows)
-
-
-def show_problems(
-    url: str, recompute: float, encoder: str | None, console: Console, *, as_json: bool
-) -> int:
-    """What verify found.
-
-    Returns:
-        The exit code: 0 where nothing is wrong.
-    """
-    stage = silent if as_json else console.stage
-    checked = verify_database(url, recompute, encoder, stage)
-    if as_json:
-        console.show_json(to_json(checked))
-    else:
-        for problem in checked.problems:
-            console.say(f"wrong: {problem}")
-        for note in checked.notes:
-            console.say(f"note: {note}")
-        console.say(
-            f"{url}: {checked.files:,} files, {checked.chunks:,} chunks: "
-            + (f"{len(checked.problems):,} problems" if checked.problems else "sound")
-        )
-    return 1 if checked.problems else 0
-
-
-def show_leakage(
-    url: str, queries: str | None, k: int, save: str | None, console: Console, *, as_json: bool
-) -> None:
-    """How r(C) is distributed over an evaluation set."""
-    measured = measure_leakage(retro_db.open(url), queries, k, save)
-    if as_json:
-        console.show_json(to_json(measured))
-        return
-    of = f"the query corpus {queries}" if queries else "the validation split"
-    alone = f"; {measured.without_neighbors:,} have none" if measured.without_neighbors else ""
-    console.say(f"leakage    {measured.chunks:,} chunks of {of}, {k} neighbors of each{alone}")
-    console.say(f"           r(C) is {measured.mean:.3f} on average")
-    shares = [
-        (f"at most {share:.1%}", f"{count:,}", f"{count / measured.chunks:.1%}")
-        for share, count in zip(SHARES, measured.at_most, strict=True)
-    ]
-    console.show_table(("r(C)", "chunks", "share"), shares)
-    most = max(measured.histogram)
-    bins = [
-        (
-            f"over {(number - 1) / BINS:.2%} up to {number / BINS:.2%}" if number else "0%",
-            f"{count:,}",
-            "#" * -(-_BAR * count // most),
-        )
-        for number, count in enumerate(measured.histogram)
-    ]
-    console.show_table(("r(C)", "chunks", ""), bins, texts={2})
-
-
-def show_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
-    """Prints what a build would take."""
-    if as_json:
-        console.show_json(to_json(plan))
-        return
-    console.say(f"corpus     {plan.tokens:,} tokens in {plan.documents:,} documents, {plan.source}")
-    queried = f", and {plan.queried_chunks:,} of query corpora" if plan.queried_chunks else ""
-    console.say(
-        f"chunks     {plan.chunks:,} of {plan.chunk_tokens} tokens, {plan.token_type}{queried}"
-    )
-    console.say(
-        f"shards     {plan.shards:,} over {in_units(plan.input_bytes)} of input; {plan.parts:,} parts of "
-        f"at most {plan.largest_part:,} chunks"
-    )
-    _show_planned_tables(plan, console)
-    temporary = ", ".join(f"{table.table} {in_units(table.bytes)}" for table in plan.temporary)
-    console.say(
-        f"disk       {in_units(plan.totals.peak_bytes)} until the build ends: the total, and below state/ or "
-        f"removed at the end {temporary}"
-    )
-    _say_planned_index(plan.index, console)
-    _show_planned_stages(plan, console)
-    bands = plan.totals.shuffled_bytes
-    payload = f"{in_units(bands)} of band keys, to find duplicates" if bands else "no payload"
-    console.say(
-        f"shuffle    {in_units(plan.totals.descriptor_bytes)} of descriptors over all stages, {payload}"
-    )
-    for hours in plan.hours:
-        console.say(
-            f"hours      {hours.stage}: {hours.hours:,.2f} {hours.device} hours at "
-            f"{hours.chunks_per_second:,g} chunks/s ({hours.source})"
-        )
-    console.say(
-        "           Rates come from the sources named, not from your machines: measure with "
-        "benchmarks/embedding.py, give --chunks-per-second"
-    )
-
-
-def _show_planned_tables(plan: Plan, console: Console) -> None:
-    rows = [
-        (
-            table.table,
-            f"{table.files:,}",
-            f"{table.rows:,}" if table.rows else "-",
-            in_units(table.bytes),
-            f"{table.bytes_per_chunk:,.3f}",
-        )
-        for table in plan.tables
-    ]
-    totals = plan.totals
-    each = f"{totals.bytes_per_chunk:,.3f}"
-    rows.append(("total", f"{totals.files:,}", "-", in_units(totals.bytes), each))
-    console.show_table(("table", "files", "rows", "size", "bytes a chunk"), rows)
-
-
-def _say_planned_index(index: IndexPlan, console: Console) -> None:
-    """The key, and the memory of training and of search."""
-    console.say(
-        f"index      {index.key}: {index.lists:,} lists, {index.entries:,} entries of "
-        f"{index.entry_bytes} bytes, {index.partitions:,} partitions"
-    )
-    console.say(
-        f"memory     training {in_units(index.training_bytes)} for {index.training_points:,} points, of "
-        f"{in_units(index.memory)} (index.memory)"
-    )
-    streamed = ""
-    if index.search_groups > 1:
-        streamed = (
-            f", in {index.search_groups:,} groups of partitions one after another; all opened at once "
-            f"take {in_units(index.loaded_bytes)}"
-        )
-    console.say(f"memory     search {in_units(index.search_bytes)} a worker{streamed}")
-
-
-def _show_planned_stages(plan: Plan, console: Console) -> None:
-    counted = [
-        (stage.stage, stage.tasks, stage.descriptor_bytes, stage.list_requests)
-        for stage in plan.stages
-    ]
-    totals = plan.totals
-    counted.append(("total", totals.tasks, totals.descriptor_bytes, totals.list_requests))
-    rows = [
-        (name, f"{tasks:,}", in_units(size), f"{requests:,}")
-        for name, tasks, size, requests in counted
-    ]
-    console.show_table(("stage", "tasks", "descriptors", "list requests"), rows)

@@ -79,6 +79,10 @@ class ReadBrief(beam.PTransform):
         """One worker reads; what follows spreads the values."""
         return (
             pipeline
-            | "File" >> beam.Create([self.brief])
-            | "Read" >> beam.FlatMap(Brief.read).with_output_types(Any)
+            | "Start" >> beam.Impulse()
+            | "Read" >> beam.FlatMap(_read, self.brief).with_output_types(Any)
         )
+
+
+def _read(_: bytes, brief: Brief) -> Iterator[Any]:
+    return brief.read()

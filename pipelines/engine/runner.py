@@ -8,6 +8,8 @@ import io
 import logging
 import os
 import re
+import socket
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -66,7 +68,7 @@ class Engine:
         Raises:
             InputError: An option that no runner here reads. Job servers have options of their own.
         """
-        if self.runner not in _KEEPING:
+        if self.beam_options and self.runner not in _KEEPING:
             _refuse_unknown(self.beam_options)
 
     @functools.cached_property
@@ -114,10 +116,28 @@ class Engine:
             local = ["--direct_running_mode=multi_threading", "--runner=FnApiRunner"]
             arguments = [*self.beam_options, *local]
         elif runner in _KEEPING:
-            arguments = [_KEEP_WORKERS, *self.beam_options]
+            arguments = [_KEEP_WORKERS, *self._job_server(), *self.beam_options]
         else:
             return given
         return PipelineOptions(arguments, save_main_session=False)
+
+    def _job_server(self) -> list[str]:
+        """Options that make the command which starts the Java job server the same for every stage.
+
+        Beam starts a server for each pipeline, keeps it until the driver ends, and takes the one that it
+        has where the commands are equal.
+        """
+        return [f"--job_port={self._job_port}", f"--artifacts_dir={self._artifacts.name}"]
+
+    @functools.cached_property
+    def _job_port(self) -> int:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            return int(free.getsockname()[1])
+
+    @functools.cached_property
+    def _artifacts(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="retro-db-", ignore_cleanup_errors=True)
 
     def run(self, job: Job, tasks: Sequence[Task], placement: Placement) -> None:
         """Runs the tasks to their end.

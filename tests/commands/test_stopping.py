@@ -23,11 +23,11 @@ AT_ONCE = 2.0 + 3.0
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A second or two of embedding by MiniLM, in some shards."""
+    """A second of embedding by MiniLM, in some shards."""
     folder = tmp_path_factory.mktemp("sound")
     encoder = {"model": str(encoder_folder())}
     project = make_project(
-        folder, python_sources(30), chunk={"shard_size": 20_000}, encoder=encoder
+        folder, python_sources(15), chunk={"shard_size": 10_000}, encoder=encoder
     )
     assert project.build() == 0
     return project

@@ -124,7 +124,7 @@ def corpora(folder: Path, texts: list[str], tokenizer: Tokenizer) -> Iterator[tu
 
 
 def test_every_format_and_compression_gives_the_same_chunks(tmp_path: Path) -> None:
-    texts = some_texts(2000)
+    texts = some_texts(500)
     tokenizer = train_tokenizer(texts, TrainTokenizerConfig(vocab_size=600))
     project = make_project(tmp_path / "project", ["unused"])
     folder = tmp_path / "tokenizer"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
@@ -14,9 +13,9 @@ from retro_db_pipelines.commands.cli import run
 from support.fuzz import write_case
 from support.places import TESTS
 from support.projects import make_project
+from support.soak import amount
 
-# A longer run sets another number.
-FILES = int(os.environ.get("RETRO_DB_FUZZ_FILES", "400"))
+FILES = amount(quick=400, soak=20_000)
 BATCH = max(100, FILES // 80)
 
 

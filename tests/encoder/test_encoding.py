@@ -39,6 +39,7 @@ from retro_db.threads import use_faiss_threads, use_torch_threads
 from retro_db_pipelines.commands.demo import encoder_folder
 from support.encoders import config, open_encoder, random_model, texts_of
 from support.places import TESTS
+from support.soak import amount
 
 TEXTS = ["one", "two words", "", " \n\t", "a longer text, " * 30, "much longer than is read " * 100]
 
@@ -93,8 +94,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "lengths"),
     [
-        ("minilm", range(1, 257)),
-        ("bert-base", range(1, 257, 5)),
+        ("minilm", range(1, 257, amount(quick=5, soak=1))),
+        ("bert-base", range(1, 257, amount(quick=17, soak=5))),
         ("distilbert", range(1, 257)),
         ("roberta", range(1, 257)),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from support.places import SUPPORT
 from support.projects import Project
+from support.soak import amount
 
-# A longer run sets another number.
-CASES = int(os.environ.get("RETRO_DB_HOSTILE_CASES", "3000"))
+CASES = amount(quick=1500, soak=10_000)
 PROCESSES = 2
 
 

@@ -21,9 +21,11 @@ from retro_db.store.contracts import contract
 from retro_db.verify import verify_database
 from retro_db_pipelines.commands.cli import run
 from support.projects import Project, make_project
+from support.soak import amount
 from support.texts import python_sources, wikitext
 
 Grams = frozenset[tuple[str, ...]]
+PAIRS = amount(quick=1000, soak=5000)
 
 
 def grams_of(text: str, n: int = 13) -> Grams:
@@ -98,7 +100,7 @@ def write_lines(path: Path, texts: dict[str, str]) -> Path:
 
 
 def test_documents_close_to_evaluation_texts_are_left_out(tmp_path: Path) -> None:
-    pairs = planted(5000, seed=1)
+    pairs = planted(PAIRS, seed=1)
     evaluation = {f"eval-{i}": text for i, (text, _) in enumerate(pairs)}
     project = make_project(tmp_path, [text for _, text in pairs])
     project.settings |= {
@@ -119,7 +121,7 @@ def test_documents_close_to_evaluation_texts_are_left_out(tmp_path: Path) -> Non
         near = {other for gram in grams for other in owners.get(gram, ())}
         closest[number] = max((similarity(grams, sets[other]) for other in near), default=0.0)
     spread = np.histogram(closest, 10, (0, 1))[0]
-    assert spread.min() > 100, "the pairs spread over all similarities"
+    assert spread.min() > PAIRS / 60, "the pairs spread over all similarities"
     caught = np.array([f"doc-{number}" in found for number in range(len(pairs))])
     assert not caught[closest < 0.8].any()
     assert caught[closest >= 0.8].mean() >= 0.999
@@ -130,7 +132,7 @@ def test_documents_close_to_evaluation_texts_are_left_out(tmp_path: Path) -> Non
 
 
 def test_duplicates_are_left_out_and_what_they_are_close_to_stays(tmp_path: Path) -> None:
-    pairs = planted(2500, seed=2)
+    pairs = planted(PAIRS // 2, seed=2)
     texts = [text for pair in pairs for text in pair]
     order = list(range(len(texts)))
     random.Random(3).shuffle(order)
@@ -157,7 +159,7 @@ def test_duplicates_are_left_out_and_what_they_are_close_to_stays(tmp_path: Path
         similarity(sets[f"doc-{2 * i}"], sets[f"doc-{2 * i + 1}"]) >= 0.8 for i in range(len(pairs))
     ]
     gone = [f"doc-{2 * i}" in found or f"doc-{2 * i + 1}" in found for i in range(len(pairs))]
-    assert sum(close) > 800
+    assert sum(close) > PAIRS / 7
     assert np.mean([gone[i] for i in range(len(pairs)) if close[i]]) >= 0.999
 
     again = project.settings | {"output": str(tmp_path / "again")}

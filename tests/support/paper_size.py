@@ -1,6 +1,6 @@
 """The driver's bookkeeping at the paper's size, with synthetic records: run by test_plan.py as a process.
 
-    python tests/paper_size.py FOLDER manifest | ids | finish | resume
+    python -m support.paper_size FOLDER manifest | ids | finish | resume
 
 It prints one JSON object: what it counted, and the peak of its memory in bytes above that of its imports.
 """
@@ -38,8 +38,11 @@ from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.chunk import parts_of
 from retro_db_pipelines.stages.encode import EncodedPart
 from retro_db_pipelines.stages.neighbors import NeighborsPart
+from support.soak import amount
 
 SHARDS = 30_000
+# Finished shards, of which every stage has a record.
+RECORDS = amount(quick=5_000, soak=SHARDS)
 TOKENS_OF_A_SHARD = 64_000_000
 _SHA256 = "0123456789abcdef" * 4
 
@@ -132,7 +135,7 @@ def tasks_of(stage: str) -> list[Task]:
     decides = {"encoder": _SHA256, "tokenizer": _SHA256}
     return [
         Task(f"part-{number:07d}-0000", fingerprint(1, decides | {"chunk": number}), None)
-        for number in range(SHARDS)
+        for number in range(RECORDS)
     ]
 
 
@@ -179,8 +182,8 @@ def resume(folder: Path) -> dict[str, Any]:
             "opened": done["open"],
             "listed": done["os.listdir"] + done["os.scandir"],
         }
-        assert len(complete) == SHARDS
-        assert complete[-1] == results(stage, SHARDS - 1)[0]
+        assert len(complete) == RECORDS
+        assert complete[-1] == results(stage, RECORDS - 1)[0]
     return counted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sysconfig
@@ -25,7 +26,11 @@ def wikitext(name: str) -> list[str]:
 
 def python_sources(count: int) -> list[str]:
     """Short modules of the standard library."""
+    return [file.read_text("utf-8") for file in _short_modules()[:count]]
+
+
+@functools.cache
+def _short_modules() -> list[Path]:
     library = Path(sysconfig.get_path("stdlib"))
     files = [p for p in sorted(library.rglob("*.py")) if 1_000 < p.stat().st_size < 4_000]
-    chosen = [p for p in files if not {"test", "tests", "site-packages"} & set(p.parts)][:count]
-    return [file.read_text("utf-8") for file in chosen]
+    return [p for p in files if not {"test", "tests", "site-packages"} & set(p.parts)]

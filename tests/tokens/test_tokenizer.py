@@ -26,6 +26,7 @@ from retro_db.tokens.segments import SEGMENT, is_cut_before_spaces, segments
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.tokens.tokenizer_training import train_tokenizer
 from support.projects import make_project
+from support.soak import amount
 from support.texts import python_sources
 
 TEXTS = python_sources(12)
@@ -135,9 +136,9 @@ def test_segments_of_a_long_text_equal_the_whole(make: Any) -> None:
     assert np.concatenate(list(tokenizer.encode_long(text))).tolist() == whole
 
 
-def test_ten_megabytes_in_segments_equal_the_whole() -> None:
+def test_megabytes_in_segments_equal_the_whole() -> None:
     tokenizer = trained()
-    text = long_text(10_000_000)
+    text = long_text(amount(quick=2_000_000, soak=10_000_000))
     assert np.concatenate(list(tokenizer.encode_long(text))).tolist() == encode_whole(
         tokenizer, text
     )
@@ -196,8 +197,8 @@ def test_what_cannot_be_cut_is_bounded(tmp_path: Path) -> None:
 
 
 def test_memory_for_a_long_document_is_bounded(tmp_path: Path) -> None:
-    # 60 MB with one emoji, which makes each character take four bytes in Python.
-    size = 60_000_000
+    # With one emoji, which makes each character take four bytes in Python.
+    size = amount(quick=20_000_000, soak=60_000_000)
     small = chunk_memory(tmp_path / "small", "a short text")
     large = chunk_memory(tmp_path / "large", "🐘" + "a long text of short words, " * (size // 28))
     assert large - small < 8 * size + 500_000_000

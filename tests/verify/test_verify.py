@@ -31,11 +31,11 @@ from retro_db.store.writing import TableWriter
 from retro_db.verify import verify_database
 from retro_db_pipelines.commands.cli import run
 from support.projects import Project, make_project
+from support.soak import amount
 from support.texts import python_sources
 
 Columns = dict[str, Any]
-# A longer run sets another number.
-DAMAGES = int(os.environ.get("RETRO_DB_DAMAGES", "200"))
+DAMAGES = amount(quick=200, soak=1000)
 REMOVED = "generations/0002/removed.parquet"
 
 

@@ -1,23 +1,12 @@
-"""Each benchmark runs, on little, and prints the figures that it is there for."""
+"""Benchmarks that need no other environment run, on little, and print the figures that they are there for."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from support.places import ROOT
+from support.benchmarks import printed_by
 from support.projects import Project
 from support.texts import wikitext
-
-BENCHMARKS = ROOT / "benchmarks"
-
-
-def printed_by(name: str, *options: str, folder: Path) -> str:
-    command = [sys.executable, str(BENCHMARKS / name), *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_chunking(tmp_path: Path) -> None:
@@ -57,17 +46,6 @@ def test_stores(tmp_path: Path) -> None:
     told = printed_by("stores.py", *options, folder=tmp_path)
     for store in ("retro-db", "np.memmap", "Parquet"):
         assert f"| {store} | " in told
-
-
-def test_whole_build(tmp_path: Path) -> None:
-    texts = tmp_path / "texts"
-    texts.write_text("".join(wikitext("valid.txt")[:4]), "utf-8")
-    # Its environment stays in the checkout for the next time.
-    told = printed_by("whole_build.py", "--rounds=1", f"--texts={texts}", folder=tmp_path)
-    assert "whole build beside RETRO-pytorch, times as fast: " in told
-    assert "recall@10 of retro-db against exact search over other documents: " in told
-    assert "RETRO-pytorch's chunks of nothing but [CLS], [SEP] and padding: " in told
-    assert "after one item is read" in told
 
 
 def test_run_all(tmp_path: Path, small: Project) -> None:

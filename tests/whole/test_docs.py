@@ -57,7 +57,7 @@ def test_every_command_is_understood(page: Path) -> None:
         if isinstance(command, click.Group):
             name, command, arguments = command.resolve_command(context, arguments)
             context = command.make_context(name, arguments, parent=context)
-        Engine(context.params.get("workers"), context.params.get("beam_options", ())).options()
+        Engine(context.params.get("workers"), context.params.get("beam_options", ()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

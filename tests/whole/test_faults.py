@@ -20,6 +20,7 @@ from support.disks import small_disk
 from support.places import COMMAND, SUPPORT
 from support.processes import Command, children, is_running
 from support.projects import Project, make_project, remove_documents
+from support.soak import amount
 from support.texts import python_sources
 
 # Stages with a shard for each file, or for each range of lists.
@@ -28,7 +29,7 @@ APPENDING = ("chunk", "embed", "encode", "assemble", "truth", "neighbors")
 # Those that this machine does one task at a time of, in the driver: no death of a worker stops them.
 ALONE = ("assemble", "neighbors")
 COMPACTING = ("compact", "renumber", "truth", "neighbors")
-KILLS = int(os.environ.get("RETRO_DB_KILLS", "7"))
+KILLS = amount(quick=7, soak=100)
 UPDATES = max(2, KILLS // 5)
 
 

@@ -16,6 +16,7 @@ import torch
 
 import retro_db
 from retro_db_pipelines.commands.cli import run
+from support.encoders import tiny_encoder
 from support.places import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -40,7 +41,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
     command = [sys.executable, EXAMPLES / "planted.py", folder, "--documents", "24"]
     subprocess.run(command, check=True)
-    assert run(["build", str(folder / "config.yaml")]) == 0
+    arguments = ["--set", f"encoder.model={tiny_encoder()}"]
+    assert run(["build", str(folder / "config.yaml"), *arguments]) == 0
     return folder / "db"
 
 
