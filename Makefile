@@ -6,6 +6,7 @@ TRAIN ?= planted
 
 bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
+engines := $(VENV)/.retro-db-engines
 
 .PHONY: setup demo test engines spark-test flink-test prism-test megatron-test train soak bench lint schemas lock clean
 
@@ -30,8 +31,11 @@ test: setup
 
 # Engines beyond this process: real ones, on this machine. Java 17 runs Spark and Flink; the rest
 # comes from PyPI, Maven Central and the Go module proxy.
-engines: setup
+engines: $(engines)
+
+$(engines): $(stamp)
 	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[engines]'
+	touch $(engines)
 
 spark-test: engines
 	$(bin)/python -m pytest tests/runners/test_spark.py

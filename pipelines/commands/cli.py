@@ -16,7 +16,7 @@ from retro_db.errors import ExecutionError, RetroDBError, of_environment
 from ..engine import worker_processes
 from ..engine.console import Console
 from ..stages import STAGES
-from .signals import SIGNALED, Stopped, stopping
+from .signals import Stopped, stopping
 
 _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
 _SET = click.option(
@@ -404,9 +404,9 @@ def main(arguments: Sequence[str], command: click.Command = cli) -> NoReturn:
     # What is registered first runs last.
     atexit.register(_leave, ended)
     ended.append(run(arguments, command))
-    if ended[0] > SIGNALED:
-        # All is said; threads that lose their workers would add traces.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # All is said; threads that lose their workers, or an engine's job server, would add traces.
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     worker_processes.stop()
     sys.exit(ended[0])
 

@@ -20,11 +20,9 @@ from runners.builds import elsewhere
 from runners.cluster import HOSTS, Cluster, spark_cluster
 from runners.job_servers import SparkJobServer, spark_job_server
 from support.projects import Project, make_project
-from support.soak import SOAKING
+from support.soak import SOAKING, amount
 from support.texts import wikitext
 
-# The validation text alone takes half the time of both.
-TEXTS = ("valid.txt", "test.txt") if SOAKING else ("valid.txt",)
 SHARDS = 16
 
 
@@ -44,11 +42,11 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """WikiText-2's articles, built on this machine."""
     project = make_project(
         tmp_path_factory.mktemp("local"),
-        [text for name in TEXTS for text in wikitext(name)],
+        [*wikitext("valid.txt"), *wikitext("test.txt")] if SOAKING else wikitext("valid.txt")[:30],
         tokenizer={"train": {"vocab_size": 8000}},
         # Its embedding lasts: an executor is killed in the midst of it, after both have begun.
         encoder={"model": str(encoder_folder())},
-        chunk={"shard_size": 70_000},
+        chunk={"shard_size": amount(quick=30_000, soak=70_000)},
     )
     assert project.build("--workers", "2") == 0
     return project

@@ -51,6 +51,7 @@ class Command:
         stderr: A descriptor; a pipe if left out.
         new_session: Whether it is started as a terminal or a service starts one.
         open_files: Its soft and its hard limit; those of this process if left out.
+        preloaded: A library whose functions come before those of all others.
         **environment: Variables that differ from those of this process.
     """
 
@@ -61,6 +62,7 @@ class Command:
         stderr: int | None = None,
         new_session: bool = False,
         open_files: tuple[int, int] | None = None,
+        preloaded: str = "",
         **environment: str,
     ) -> None:
         self.stdout, out = _output(stdout)
@@ -75,7 +77,7 @@ class Command:
         }
         with open(os.devnull, "rb") as nothing, theirs:
             given = [nothing.fileno(), out, err, theirs.fileno()]
-            socket.send_fds(_fork_server(), [json.dumps(request).encode()], given)
+            socket.send_fds(_fork_server(preloaded), [json.dumps(request).encode()], given)
         for ours, descriptor in ((stdout, out), (stderr, err)):
             if ours is None:
                 os.close(descriptor)
@@ -131,12 +133,19 @@ def _output(given: int | None) -> tuple[TextIO | None, int]:
 
 
 @functools.cache
-def _fork_server() -> socket.socket:
+def _fork_server(preloaded: str) -> socket.socket:
     """What requests are sent to; it ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     command = [sys.executable, "-m", "support.fork_server", str(theirs.fileno())]
+    environment = os.environ | ({"LD_PRELOAD": preloaded} if preloaded else {})
     with theirs:
-        subprocess.Popen(command, cwd=TESTS, pass_fds=[theirs.fileno()], start_new_session=True)
+        subprocess.Popen(
+            command,
+            cwd=TESTS,
+            env=environment,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
     return ours
 
 

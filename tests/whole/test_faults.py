@@ -17,7 +17,7 @@ import pytest
 
 from retro_db_pipelines.commands import cli
 from support.disks import small_disk
-from support.places import COMMAND, SUPPORT
+from support.places import SUPPORT
 from support.processes import Command, children, is_running
 from support.projects import Project, make_project, remove_documents
 from support.soak import amount
@@ -70,26 +70,24 @@ class Run:
         project: What to build.
         *options: Of the command.
         command: Another one, without its workers.
-        **environment: Variables that differ; with some, the command is started as it is installed.
+        preloaded: A library whose functions come before those of all others.
+        **environment: Variables that differ.
     """
 
     def __init__(
-        self, project: Project, *options: str, command: tuple[str, ...] = (), **environment: str
+        self,
+        project: Project,
+        *options: str,
+        command: tuple[str, ...] = (),
+        preloaded: str = "",
+        **environment: str,
     ) -> None:
         named = command or ("build", str(project.config))
         arguments = [*named, "--workers", "2", *options]
         self._log = (project.folder / "output.txt").open("w+b")
-        self.process: Command | subprocess.Popen[str]
-        if environment:
-            self.process = subprocess.Popen(
-                [str(COMMAND), *arguments],
-                stdout=self._log,
-                stderr=subprocess.PIPE,
-                env=os.environ | environment,
-                text=True,
-            )
-        else:
-            self.process = Command(*arguments, stdout=self._log.fileno())
+        self.process = Command(
+            *arguments, stdout=self._log.fileno(), preloaded=preloaded, **environment
+        )
 
     def __enter__(self) -> Run:
         return self
@@ -256,9 +254,11 @@ def test_killed_while_it_is_appended_to_or_compacted_a_database_goes_on(
         assert hit.files() == expected.files(), told
 
 
-def refused(project: Project, code: int, *words: str, **environment: str) -> None:
+def refused(
+    project: Project, code: int, *words: str, preloaded: str = "", **environment: str
+) -> None:
     """The build ends with the code and one line with the words."""
-    with Run(project, **environment) as run:
+    with Run(project, preloaded=preloaded, **environment) as run:
         found, message = run.wait()
     assert found == code, message
     assert message.startswith("error: "), message
@@ -309,12 +309,12 @@ def test_a_failing_disk(sound: Project, project: Project, failing_disk: Path, pl
     flag = project.folder / "failing"
     flag.touch()
     faults = {
-        "LD_PRELOAD": str(failing_disk),
         "FAIL_PATH": place,
         "FAIL_WHILE": str(flag),
         "FAIL_ERRNO": str(errno.EIO),
     }
-    refused(project, 3, "Input/output error", "run the same command again", **faults)
+    words = ("Input/output error", "run the same command again")
+    refused(project, 3, *words, preloaded=str(failing_disk), **faults)
     flag.unlink()
     goes_on(project, sound)
 
