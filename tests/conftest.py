@@ -31,7 +31,9 @@ def _tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def wiki(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """WikiText-2's validation articles, in a long run its test articles too, and two that try the tokenizer.
+    """Articles of WikiText-2, and two documents that try the tokenizer.
+
+    They are its validation articles; in a long run, its test articles too.
 
     Settings are the defaults, but for a validation split; the encoder is MiniLM.
     """
@@ -39,8 +41,7 @@ def wiki(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def _wiki(folder: Path) -> Project:
-    names = ("valid.txt", "test.txt") if SOAKING else ("valid.txt",)
-    texts = [text for name in names for text in wikitext(name)]
+    texts = wikitext("valid.txt") + wikitext("test.txt") if SOAKING else wikitext("valid.txt")
     texts.append("A literal <|endoftext|> is text, " + "and so is <|endoftext|>. " * 40)
     emoji = "".join(chr(code) for code in range(0x1F300, 0x1F600))
     texts.append(f"Emoji are four bytes, each of which may be a token: {emoji}")

@@ -68,6 +68,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
     vocabulary = AutoTokenizer.from_pretrained(encoder_folder()).vocab_size
     distil = DistilBertConfig(vocab_size=vocabulary, dim=128, n_layers=3, n_heads=4, hidden_dim=256)
+    wide = BertConfig(vocab_size=vocabulary, num_hidden_layers=amount(quick=3, soak=12))
     roberta = RobertaConfig(
         vocab_size=400,
         hidden_size=96,
@@ -85,7 +86,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     RobertaTokenizerFast.from_pretrained(root).save_pretrained(root / "roberta")
     return {
         "minilm": encoder_folder(),
-        "bert-base": random_model(root / "bert", BertModel(BertConfig(vocab_size=vocabulary))),
+        "bert-base": random_model(root / "bert", BertModel(wide)),
         "distilbert": random_model(root / "distil", DistilBertModel(distil)),
         "roberta": root / "roberta",
     }

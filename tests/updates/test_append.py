@@ -59,7 +59,7 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Growing:
     folder = tmp_path_factory.mktemp("growing")
     growing = Growing(folder, index={"key": "IVF4,SQ8", "partitions": 2, "recall_target": 0.995})
     first = growing.project("first", 0)
-    assert first.build() == 0
+    assert run(["stage", "tokenizer", str(first.config)]) == 0
     shutil.copytree(first.output / "tokenizer", folder / "tokenizer")
     growing._base.settings["tokenizer"] = {"path": str(folder / "tokenizer")}
     assert growing.project("grown", 0).build() == 0

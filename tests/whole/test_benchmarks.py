@@ -18,14 +18,14 @@ def test_chunking(tmp_path: Path) -> None:
 
 def test_embedding(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
-    texts.write_text(wikitext("valid.txt")[0], "utf-8")
+    texts.write_text(wikitext("valid.txt")[0][:5000], "utf-8")
     told = printed_by("embedding.py", "--rounds=1", f"--texts={texts}", folder=tmp_path)
     assert "| a bare loop, its own matrix products | " in told
     assert "padding: " in told
 
 
 def test_index(tmp_path: Path) -> None:
-    options = ["--synthetic=5000", "--rounds=1", "--peers=autofaiss"]
+    options = ["--synthetic=3000", "--rounds=1", "--peers=autofaiss"]
     assert "queries/s at recall 0.99, ours" in printed_by("index.py", *options, folder=tmp_path)
 
 

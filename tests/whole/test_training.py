@@ -133,7 +133,7 @@ def value(database: retro_db.Database, chunk: int, pad_id: int) -> list[int]:
 
 
 def test_it_trains_and_compares(example: ModuleType, planted: Path) -> None:
-    steps = 12
+    steps = 8
     done = subprocess.run(
         [sys.executable, SCRIPT, planted, "--steps", str(steps)],
         capture_output=True,
