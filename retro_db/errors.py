@@ -67,6 +67,10 @@ class OwnershipLostError(ExecutionError):
     """Another build has taken over the folder: writes of this one are refused."""
 
 
+class DatabaseReplacedError(ExecutionError):
+    """A build has replaced the database since a reader opened it, or has begun to: open it again."""
+
+
 class DeviceMemoryError(ExecutionError):
     """A batch does not fit in the memory of the device that embeds; names the field to lower."""
 

@@ -43,7 +43,7 @@ from ..stages.tokenizer import TokenizerFiles
 from ..stages.train import TrainedIndex
 from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
-from .folders import FINISHED, owned_folder, sweep
+from .folders import FINISHED, check_files, owned_folder, sweep
 from .index import tune_index
 from .manifest_content import appended_manifest
 from .preflight import check_append
@@ -117,6 +117,7 @@ def append(config: Config, engine: Engine, console: Console, *, refresh: bool) -
         manifest, index = _run(build, Database(home, old), model, refresh=refresh)
         # Means nothing until the manifest lists this generation.
         build.folder.write(FINISHED, mark.encode())
+        check_files(home, manifest)
         manifest = write_generation(home, old, manifest)
         sweep(home, manifest, f"{place}/")
         write_stages(build, manifest, index)
@@ -257,6 +258,8 @@ def _check_new(build: Build, old: Manifest, chunked: Sequence[ChunkedShard]) -> 
         for record in StageRecords(folder, "chunk").load().values():
             if shard := contents.get(record.result.get("content", "")):
                 [planned] = [other for other in build.shards if other.number == shard.number]
+                # It would be refused every time; nothing of it may stand in the way of others.
+                build.home.remove(build.place)
                 raise InputError(
                     f"corpus: {planned.pieces[0].file.name} of {shard.source} was read for generation "
                     f"{generation} already; list only new files"

@@ -18,7 +18,7 @@ from ..engine.dry_run import DryRun
 from ..engine.runner import Engine
 from ..stages import STAGES
 from ..stages.tune import BuiltIndex
-from .folders import checked_output, finished, mark_finished, sweep, taken_output
+from .folders import check_files, checked_output, finished, mark_finished, sweep, taken_output
 from .manifest_content import built_manifest
 from .preflight import allow_files, check_ahead
 from .prepare import prepare, record_locations
@@ -71,6 +71,7 @@ def _finish(recipe: Recipe) -> Manifest:
         neighbors=recipe.neighbors,
         queries=recipe.queries,
     )
+    check_files(folder, manifest)
     manifest = write_manifest(folder, manifest)
     sweep(folder, manifest)
     documents = build.whole_documents

@@ -30,7 +30,15 @@ from ..stages.renumber import renumber_stage
 from ..stages.train import TrainedIndex
 from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
-from .folders import OWNERSHIP, check_output, finished, mark_finished, owned_folder, sweep
+from .folders import (
+    OWNERSHIP,
+    check_files,
+    check_output,
+    finished,
+    mark_finished,
+    owned_folder,
+    sweep,
+)
 from .index import tune_index
 from .manifest_content import compacted_manifest
 from .preflight import allow_files, check_disk, held_bytes
@@ -91,6 +99,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
             console.say(
                 f"warning    {url} is now at generation {now}; {output} was made from {old.generation}"
             )
+        check_files(folder, manifest)
         manifest = write_manifest(folder, manifest)
         sweep(folder, manifest)
         write_stages(build, manifest, index)

@@ -51,6 +51,19 @@ def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
             folder.remove(place.rstrip("/"))
 
 
+def check_files(folder: Folder, manifest: Manifest) -> None:
+    """Refuses to finish a database that lacks a file: what removed it is not known here.
+
+    Raises:
+        ExecutionError: Names the file, which the same command writes again.
+    """
+    if missing := folder.missing(manifest.files):
+        raise ExecutionError(
+            f"{folder.url}: {min(missing)} vanished, or has another size, since it was written; look for "
+            "what removes files there, and run the same command again"
+        )
+
+
 def check_replaceable(folder: Folder) -> None:
     """Refuses a database that more than a build has made.
 

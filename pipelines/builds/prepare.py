@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from retro_db.config import Config
 from retro_db.corpus.estimating import CorpusEstimate, estimate_corpus
+from retro_db.corpus.listing import Listing
 from retro_db.corpus.sharding import Shard, plan_shards, sample_shards
 from retro_db.encoder.models import EncoderModel, describe_model
 from retro_db.index.keys import parse_key
@@ -69,7 +70,8 @@ def prepare(
     model = describe_model(config.encoder)
     if config.index.key != "auto":
         create_index(parse_key(config.index.key, model.dimension), model.dimension)
-    shards = plan_shards(config)
+    listing = Listing(config.output)
+    shards = plan_shards(config, listing=listing)
     estimate = estimate_corpus(shards, config)
     size, documents = sum(shard.bytes for shard in shards), None
     if sample is not None:
@@ -87,6 +89,8 @@ def prepare(
         whole_documents=documents,
     )
     console.say(f"plan       {_described(shards, size)}")
+    if listing.left_out:
+        console.say(f"           {config.output} is among the paths of the corpus, and left out")
     queries = []
     for query in plan_queries(build):
         size = sum(shard.bytes for shard in query.shards)

@@ -252,7 +252,8 @@ def report(database: str, out: str | None) -> None:
     required=True,
     type=click.Path(),
     metavar="FILE",
-    help="One document per line: its id, or its source, a tab and its id.",
+    help="One document per line: its id, or its source, a tab and its id. In a file named .jsonl, objects "
+    "with id and, where ids repeat, source.",
 )
 def remove(database: str, documents: str) -> None:
     """Remove documents: they are neither neighbors nor training text from now on.

@@ -15,7 +15,7 @@ from retro_db.errors import (
     of_environment,
 )
 from retro_db.printing import redacted
-from retro_db.store.folder import TEMPORARY_PREFIX, Folder
+from retro_db.store.folder import Folder
 
 log = logging.getLogger(__name__)
 FAILURES = "state/failures"
@@ -54,7 +54,5 @@ def _record_failure(folder: Folder, stage: str, name: str, error: RetroDBError) 
 
 def read_failures(folder: Folder) -> Sequence[RetroDBError]:
     """Every failure since the last `folder.remove(FAILURES)`."""
-    # Other tasks may still fail: a temporary file is not yet a failure.
-    names = [name for name in folder.list(FAILURES) if not name.startswith(TEMPORARY_PREFIX)]
-    failures = [json.loads(folder.read(f"{FAILURES}/{name}")) for name in names]
+    failures = [json.loads(folder.read(f"{FAILURES}/{name}")) for name in folder.list(FAILURES)]
     return [error_named(failure["class"], failure["message"]) for failure in failures]

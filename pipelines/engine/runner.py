@@ -254,4 +254,5 @@ def _traced(error: RetroDBError, path: str) -> RetroDBError:
 
 def log_path(folder: Folder) -> str:
     """Path of a build's log file: in the database if that is local, else in the working directory."""
+    folder.expect_inside(LOG)
     return folder.locate(LOG) if folder.is_local else "retro-db-build.log"

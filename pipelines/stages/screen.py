@@ -193,7 +193,7 @@ def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[TableEntry | N
 
 def _evaluate(build: Build) -> TableEntry:
     settings = build.config.leakage
-    shards = plan_evaluation(settings, int(build.config.chunk.shard_size))
+    shards = plan_evaluation(settings, int(build.config.chunk.shard_size), build.config.output)
     job = EvaluationJob(build.folder, build.config)
     decides = {
         "leakage": settings.model_dump(mode="json", exclude={"names"}),

@@ -17,6 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 from retro_db.errors import CorpusError
 from retro_db.printing import redacted
 
+# Name of a smoke build's folder, behind that of the output.
+SMOKE = "-smoke"
 # Syntax that joins filesystems, or opens an archive as one.
 _JOINED = re.compile(r"::|(?:zip|tar|libarchive|reference)://")
 _WILDCARD = re.compile(r"[*?\[]")
@@ -52,10 +54,22 @@ class InputFile:
 
 
 class Listing:
-    """Lists the files that paths name, and remembers every folder that it has listed."""
+    """Lists the files that paths name, and remembers every folder that it has listed.
 
-    def __init__(self) -> None:
+    Args:
+        output: Folder that a build writes to: nothing in it, or in that of its smoke build, is read.
+
+    Attributes:
+        left_out: Whether the paths reach the output, which was left out.
+    """
+
+    def __init__(self, output: str) -> None:
+        self.left_out = False
         self._seen: dict[tuple[int, str], list[dict[str, Any]]] = {}
+        protocol, path = fsspec.core.split_protocol(output)
+        self._protocol = protocol or "file"
+        root = _real(path, local=self._protocol == "file").rstrip("/").removesuffix(SMOKE)
+        self._outputs = (root, root + SMOKE)
 
     def files(self, paths: Sequence[str], where: str) -> list[InputFile]:
         """All files that the paths name, sorted by name, each once.
@@ -86,6 +100,8 @@ class Listing:
                 fs, pattern = fsspec.core.url_to_fs(os.path.expanduser(path))
                 fs.invalidate_cache()  # what was listed before in this process may have changed
                 base, entries = self._matches(fs, pattern)
+                if self._is_written(fs, base):
+                    raise ValueError("lies in the output, which a build writes; name other files")
             except (ImportError, ValueError) as error:
                 raise CorpusError(f"{setting}: {path}: {error}") from error
             if not entries:
@@ -134,7 +150,9 @@ class Listing:
             yield from self._walk(fs, folder, rest or ["*"], start)
             for entry in self._list(fs, folder):
                 # As find does, links to folders are not followed here: they may form a circle.
-                if entry["type"] == "directory" and not _is_hidden(entry) and not _is_link(entry):
+                if entry["type"] != "directory" or _is_hidden(entry) or _is_link(entry):
+                    continue
+                if not self._leaves_out(fs, entry["name"]):
                     yield from self._walk(fs, entry["name"], levels, start)
             return
         matches = re.compile(fnmatch.translate(first)).match
@@ -150,9 +168,30 @@ class Listing:
             if _is_link(entry):
                 _refuse_stray(entry["name"], start)
             if is_folder:
-                yield from self._walk(fs, entry["name"], rest, start)
+                if not self._leaves_out(fs, entry["name"]):
+                    yield from self._walk(fs, entry["name"], rest, start)
             elif _is_file(entry):
                 yield entry
+
+    def _leaves_out(self, fs: Any, folder: str) -> bool:
+        """Whether a folder is that of the output, and is passed over."""
+        is_output = (
+            self._is_beside(fs)
+            and _real(folder, local=isinstance(fs, LocalFileSystem)) in self._outputs
+        )
+        self.left_out = self.left_out or is_output
+        return is_output
+
+    def _is_written(self, fs: Any, path: str) -> bool:
+        """Whether a path lies in the output."""
+        path = f"{_real(path, local=isinstance(fs, LocalFileSystem))}/"
+        inside = any(path.startswith(f"{output}/") for output in self._outputs)
+        return inside and self._is_beside(fs)
+
+    def _is_beside(self, fs: Any) -> bool:
+        """Whether the output is on the same kind of filesystem."""
+        protocols = [fs.protocol] if isinstance(fs.protocol, str) else fs.protocol
+        return self._protocol in protocols
 
     def _list(self, fs: Any, folder: str) -> list[dict[str, Any]]:
         key = (id(fs), folder)
@@ -162,6 +201,11 @@ class Listing:
             except (FileNotFoundError, NotADirectoryError):
                 self._seen[key] = []
         return self._seen[key]
+
+
+def _real(path: str, *, local: bool) -> str:
+    """A path without links, as far as its filesystem has any."""
+    return os.path.realpath(os.path.expanduser(path)) if local else path
 
 
 def _common(folders: set[str]) -> str:

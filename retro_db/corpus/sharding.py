@@ -62,7 +62,9 @@ class Shard:
         return digest([(piece.file.url, piece.file.version) for piece in self.pieces])
 
 
-def plan_shards(config: Config, fields: Sequence[str] | None = None) -> list[Shard]:
+def plan_shards(
+    config: Config, fields: Sequence[str] | None = None, listing: Listing | None = None
+) -> list[Shard]:
     """Lists every source and packs its files, in name order, into shards.
 
     A shard takes small files until it holds about `chunk.shard_size` bytes of text; a larger file is
@@ -72,12 +74,13 @@ def plan_shards(config: Config, fields: Sequence[str] | None = None) -> list[Sha
         config: Configuration of the build.
         fields: Name of each source in the user's configuration, for error messages; by default
             `corpus.0` and so on.
+        listing: What lists the files, if the caller has one.
 
     Raises:
         CorpusError: A path is missing, a glob matches nothing, or a format cannot be inferred.
         ConfigError: A source holds tokens, but the tokenizer is still to be trained.
     """
-    listing = Listing()
+    listing = listing or Listing(config.output)
     shards: list[Shard] = []
     for position, source in enumerate(config.corpus):
         field = fields[position] if fields else f"corpus.{position}"
@@ -94,17 +97,18 @@ def plan_shards(config: Config, fields: Sequence[str] | None = None) -> list[Sha
     return shards
 
 
-def plan_evaluation(settings: LeakageConfig, shard_size: int) -> list[Shard]:
+def plan_evaluation(settings: LeakageConfig, shard_size: int, output: str) -> list[Shard]:
     """Lists and packs the evaluation texts of the leakage filter.
 
     Args:
         settings: Settings of the leakage filter, with the paths and format of the texts.
         shard_size: Bytes of text in a shard.
+        output: Output folder of the build, which is left out.
 
     Raises:
         CorpusError: A path is missing, a glob matches nothing, or a format cannot be inferred.
     """
-    files = Listing().files(settings.paths, "leakage.paths")
+    files = Listing(output).files(settings.paths, "leakage.paths")
     kind = settings.format or infer_format(files, "leakage")
     packs = pack_files(select_files(files, kind), kind, shard_size)
     return [Shard(number, "leakage", kind, pieces) for number, pieces in enumerate(packs)]

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from retro_db.errors import InputError
 from retro_db.manifest.model import Manifest, Tables
-from retro_db.manifest.sealing import manifest_path, read_manifest
+from retro_db.manifest.sealing import FILE, manifest_path, read_manifest
 from retro_db.printing import redacted
 from retro_db.reader.opening import open_table, read_documents, read_rows
 from retro_db.reader.removals import Removals
+from retro_db.reader.standing import stamp_of, standing
 from retro_db.reader.stored_chunks import Chunks
 from retro_db.reader.stored_neighbors import Neighbors
 from retro_db.store.cache import Cache, parse_bytes
@@ -53,9 +54,10 @@ def open(  # noqa: A001 - read as retro_db.open
     """
     limit = None if cache_bytes is None else parse_bytes(cache_bytes)
     folder = Folder(str(url), cache=Cache(os.fspath(cache or ""), limit))
+    stamp = stamp_of(folder, FILE)
     current = read_manifest(folder)
     if generation is None or generation == current.generation:
-        return Database(folder, current)
+        return Database(standing(folder, current, stamp), current)
     earlier = range(1, current.generation)
     if generation not in earlier or not folder.exists(manifest_path(generation)):
         known = [str(number) for number in earlier if folder.exists(manifest_path(number))]
@@ -63,7 +65,8 @@ def open(  # noqa: A001 - read as retro_db.open
             f"generation: {folder.url} has no generation {generation}; known: "
             + ", ".join([*known, str(current.generation)])
         )
-    return Database(folder, read_manifest(folder, manifest_path(generation)))
+    kept = read_manifest(folder, manifest_path(generation))
+    return Database(standing(folder, kept, stamp), kept)
 
 
 class Corpus:

@@ -85,6 +85,8 @@ def open_files(
     schema = agreed.schema(**parameters)
     if not folder.is_local:
         return [CopiedFile(folder, entry, schema, agreed.batch_rows) for entry in entries]
-    return [
-        IpcFile(folder.verified(entry), schema, entry.rows, agreed.batch_rows) for entry in entries
-    ]
+    files: list[TableFile] = []
+    for entry in entries:
+        with folder.holding(entry) as path:
+            files.append(IpcFile(path, schema, entry.rows, agreed.batch_rows))
+    return files

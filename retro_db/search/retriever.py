@@ -137,6 +137,7 @@ class Retriever:
 
         Raises:
             InputError: `texts` is a string, or `exclude` has another length.
+            DatabaseReplacedError: Another build has replaced the database since it was opened.
         """
         if isinstance(texts, str):
             raise InputError("texts: a single string; give a list of texts")
@@ -156,4 +157,5 @@ class Retriever:
             neighbors = finder.find(blocks, k, pool)
         for row, (row_ids, row_distances) in zip(rows, neighbors, strict=True):
             ids[row], distances[row] = row_ids[0], row_distances[0]
+        self.database.folder.expect_standing()
         return ids, distances

@@ -13,6 +13,7 @@ folder is touched.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from retro_db.errors import DamagedFileError, InputError
+from retro_db.errors import DamagedFileError, ExecutionError, InputError
 from retro_db.store.forks import parents_alone
 
 _COPY = "retro-db-"
@@ -92,6 +93,7 @@ class Cache:
         Raises:
             DamagedFileError: The content is not the listed one.
             InputError: The cache has no room for it.
+            ExecutionError: The disk of the cache is full.
         """
         descriptor = self._hold(wanted, fetch)
         try:
@@ -156,6 +158,13 @@ class Cache:
             except _OtherBytesError as error:
                 raise DamagedFileError(
                     f"{wanted.where}: its bytes are not those that were written; restore it or build again"
+                ) from error
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise ExecutionError(
+                    f"cache: {place}: {error.strerror}, for {wanted.where} of {wanted.bytes:,} bytes; make "
+                    "room, give it fewer cache_bytes, or name another folder"
                 ) from error
             finally:
                 coming.unlink(missing_ok=True)

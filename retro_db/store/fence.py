@@ -34,36 +34,50 @@ class Owner:
     @property
     def is_here(self) -> bool:
         """Whether this process is the driver."""
-        return (self.machine, self.pid) == (_machine(), os.getpid())
+        return (self.machine, self.pid) == (this_machine(), os.getpid())
 
     @property
     def is_gone(self) -> bool:
         """Whether the driver ran on this machine and is dead."""
-        return self.machine == _machine() and _born(self.pid) != self.born
+        if self.machine != this_machine():
+            return False
+        born = _born(self.pid)
+        return born != self.born if born else not is_alive(self.pid)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
 @cache
-def _machine() -> str:
+def this_machine() -> str:
     """Identity of this boot of the kernel and of this process's pid namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _born(pid: int) -> str:
-    """Ticks from the machine's start to the process's; empty if there is no such process."""
+    """Ticks from the machine's start to the process's; empty if there is none, or it is hidden."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is a process on this machine, also where `/proc` hides those of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def this_process() -> Owner:
     """This process as the owner, that is the driver of a new run."""
     pid = os.getpid()
-    return Owner(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _born(pid))
+    return Owner(uuid.uuid4().hex, socket.gethostname(), this_machine(), pid, _born(pid))
 
 
 class Fence(Protocol):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import os
+import re
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Self, overload
+from typing import Any, BinaryIO, Protocol, Self, overload
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -23,6 +25,7 @@ from retro_db.store.fence import Fence
 from retro_db.store.uploads import abort_uploads, spool, sweep_spools
 
 TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{32}}-")
 # Streams of object stores read ahead by 50 MB unless they are given a block size.
 READ_AHEAD = 4 << 20
 
@@ -70,6 +73,17 @@ class TableEntry(FileEntry):
     rows: int = field()  # required: without `field()` it would inherit the default
 
 
+class Guard(Protocol):
+    """Tells whether the files of a folder are still those of the database that a reader has opened."""
+
+    def expect_standing(self) -> None:
+        """Looks again.
+
+        Raises:
+            DatabaseReplacedError: Another build has begun to replace them.
+        """
+
+
 class Folder:
     """A folder at a path or fsspec URL. Picklable; the filesystem is reopened where it is used.
 
@@ -77,12 +91,21 @@ class Folder:
         url: Path or fsspec URL of the folder.
         fence: Fence that every write and removal passes; None if nobody else writes.
         cache: Cache for copies of its files, if it is not on a local disk.
+        top: The folder that nothing here may lead out of, if that is one further up.
     """
 
-    def __init__(self, url: str, fence: Fence | None = None, cache: Cache | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        fence: Fence | None = None,
+        cache: Cache | None = None,
+        top: str | None = None,
+    ) -> None:
         self.url = url
         self.fence = fence
         self.cache = cache or Cache()
+        self._top = top or url
+        self._guard: Guard | None = None
         self._opened: tuple[int, Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,11 +128,22 @@ class Folder:
 
     def below(self, path: str) -> Folder:
         """A folder in this one, behind the same fence."""
-        return Folder(f"{self.url.rstrip('/')}/{path}", self.fence, self.cache)
+        return Folder(f"{self.url.rstrip('/')}/{path}", self.fence, self.cache, self._top)
 
     def behind(self, fence: Fence) -> Folder:
         """The same folder, behind a fence."""
-        return Folder(self.url, fence, self.cache)
+        return Folder(self.url, fence, self.cache, self._top)
+
+    def guarded(self, guard: Guard) -> Folder:
+        """The same folder, each of whose local files is read as long as a guard lets it pass."""
+        folder = copy.copy(self)
+        folder._guard = guard
+        return folder
+
+    def expect_standing(self) -> None:
+        """Raises what the guard raises, if there is one."""
+        if self._guard:
+            self._guard.expect_standing()
 
     def locate(self, path: str = "") -> str:
         """The full path of a file on its filesystem."""
@@ -137,7 +171,8 @@ class Folder:
             entries = fs.ls(self.locate(path), detail=True, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        return {os.path.basename(e["name"].rstrip("/")): int(e["size"] or 0) for e in entries}
+        sizes = {os.path.basename(e["name"].rstrip("/")): int(e["size"] or 0) for e in entries}
+        return {name: size for name, size in sizes.items() if not _is_temporary(name)}
 
     def missing(self, entries: Iterable[FileEntry]) -> set[str]:
         """Paths of the files that do not exist or have another size; every folder is listed once.
@@ -158,13 +193,24 @@ class Folder:
         }
 
     def list(self, path: str = "") -> list[str]:
-        """Names directly in a folder, sorted; empty if the folder does not exist."""
+        """Names directly in a folder, sorted; empty if the folder does not exist.
+
+        A file that has not taken its name is not among them: its writer is at work, or was killed.
+        """
         fs, _ = self._open()
         try:
             entries = fs.ls(self.locate(path), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(os.path.basename(entry.rstrip("/")) for entry in entries)
+        names = sorted(os.path.basename(entry.rstrip("/")) for entry in entries)
+        return [name for name in names if not _is_temporary(name)]
+
+    def walk(self) -> Sequence[str]:
+        """Paths of all files in the folder and below, relative to it, sorted; as `list` for each folder."""
+        fs, root = self._open()
+        fs.invalidate_cache()
+        paths = sorted(path[len(root) + 1 :] for path in fs.find(root))
+        return [path for path in paths if not _is_temporary(os.path.basename(path))]
 
     def read(self, path: str) -> bytes:
         """The whole content of a small file.
@@ -207,11 +253,22 @@ class Folder:
             yield stream
 
     def leads_out(self, path: str) -> bool:
-        """Whether a path on a local disk leads out of the folder, upwards or behind a link."""
+        """Whether a path on a local disk leads out of the topmost folder, upwards or behind a link."""
         if not self.is_local:
             return False
-        inside = os.path.realpath(self.locate())
+        inside = os.path.realpath(Folder(self._top).locate())
         return not Path(os.path.realpath(self.locate(path))).is_relative_to(inside)
+
+    def expect_inside(self, path: str) -> None:
+        """Refuses a path that leads out of the folder: a database may come from somebody else.
+
+        Raises:
+            DamagedFileError: The path leads out, upwards or behind a link.
+        """
+        if self.leads_out(path):
+            raise DamagedFileError(
+                f"{self.url}: {path} lies outside, behind a link; put the file in its place"
+            )
 
     def verified(self, entry: FileEntry) -> Path:
         """A local path with a listed file's content, for as long as this process lives.
@@ -235,6 +292,8 @@ class Folder:
     def holding(self, entry: FileEntry) -> Iterator[Path]:
         """The same as `verified`, but for the block, in which the file is read or mapped.
 
+        On a local disk it is looked afterwards whether what was read or mapped was the listed file.
+
         Args:
             entry: The file as a manifest or record lists it.
 
@@ -244,6 +303,7 @@ class Folder:
         """
         if self.is_local:
             yield self._in_place(entry)
+            self.expect_standing()
             return
         fetch = functools.partial(self._fetch, entry)
         with self.cache.holding(self._wanted(entry), fetch) as copy:
@@ -268,10 +328,7 @@ class Folder:
             yield file
 
     def _in_place(self, entry: FileEntry) -> Path:
-        if self.leads_out(entry.path):
-            raise DamagedFileError(
-                f"{self.url}: {entry.path} lies outside, behind a link; put the file in its place"
-            )
+        self.expect_inside(entry.path)
         file = self.local(entry.path)
         self._expect(file.stat().st_size, entry)
         return file
@@ -315,22 +372,26 @@ class Folder:
 
         On local disks it is synced and renamed, and the folder synced after it; elsewhere it is a
         spooled file, uploaded in one put: a failed streaming upload would leave half an object.
+
+        Raises:
+            DamagedFileError: The path leads out of the folder.
         """
         fs, _ = self._open()
         target = self.locate(path)
         parent = os.path.dirname(target)
         if self.is_local:
-            os.makedirs(parent, exist_ok=True)
+            self.expect_inside(os.path.dirname(path))
+            make_folders(Path(parent))
         place = Path(parent) if self.is_local else spool()
         temporary = place / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{os.path.basename(target)}"
         try:
             yield temporary
             if self.is_local:
-                _sync(temporary)
+                sync(temporary)
             with self._passing():
                 if self.is_local:
                     os.replace(temporary, target)
-                    _sync(Path(parent))
+                    sync(Path(parent))
                 else:
                     fs.put_file(str(temporary), target)
         finally:
@@ -361,20 +422,29 @@ class Folder:
         fs.pipe_file(self.locate(path), data, mode="create")
 
     def remove(self, path: str) -> None:
-        """Removes a file or a whole folder, if it exists; synced to disk before this returns."""
+        """Removes a file or a whole folder, if it exists; synced to disk before this returns.
+
+        Raises:
+            DamagedFileError: The folder that holds it leads out of this one.
+        """
         fs, _ = self._open()
         target = self.locate(path)
+        self.expect_inside(os.path.dirname(path))
         with self._passing(), contextlib.suppress(FileNotFoundError):
-            fs.rm(target, recursive=True)
+            if self.is_local and os.path.islink(target):
+                os.unlink(target)
+            else:
+                fs.rm(target, recursive=True)
             if self.is_local:
-                _sync(Path(target).parent)
+                sync(Path(target).parent)
 
     def sweep(self) -> None:
         """Removes the files of writers that were killed before their files took their names."""
         fs, root = self._open()
         if self.is_local:
-            for leftover in Path(root).rglob(f"{TEMPORARY_PREFIX}*"):
-                leftover.unlink(missing_ok=True)
+            for path in Path(root).rglob(f"{TEMPORARY_PREFIX}*"):
+                if _is_temporary(path.name):
+                    path.unlink(missing_ok=True)
         else:
             sweep_spools()
             abort_uploads(fs, root)
@@ -410,9 +480,22 @@ def describe(file: Path, path: str, rows: int | None = None) -> FileEntry:
     return TableEntry(path, size, sha256, rows)
 
 
-def _sync(path: Path) -> None:
+def make_folders(path: Path) -> None:
+    """Makes a local folder and those above it, each synced into the one that holds it."""
+    if not path.is_dir():
+        make_folders(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a local file, or the names in a local folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_temporary(name: str) -> bool:
+    return _TEMPORARY.match(name) is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from retro_db.errors import ExecutionError, InputError, OwnershipLostError
 from retro_db.store.fence import Owner, this_process
-from retro_db.store.folder import Folder
+from retro_db.store.folder import Folder, make_folders
 from retro_db.store.forks import parents_alone
 from retro_db.store.serialize import DecodeError, canonical, from_json, to_json
 
@@ -63,8 +63,10 @@ class LocalFence:
 @contextlib.contextmanager
 def locked(folder: Folder) -> Iterator[LocalFence]:
     """Locks a local folder for the block, as `owning` says."""
+    for path in (LOCK, FENCE):
+        folder.expect_inside(path)
     lock = Path(folder.locate(LOCK))
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(lock.parent)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         _lock(descriptor, folder)

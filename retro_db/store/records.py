@@ -9,7 +9,7 @@ from typing import Any
 
 from retro_db.meter import Work
 from retro_db.store.entries import check_entry, read_bounded
-from retro_db.store.folder import TEMPORARY_PREFIX, FileEntry, Folder
+from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.serialize import DecodeError, canonical, from_json, parse_json, to_json
 
 RECORDS = "state/records"
@@ -56,11 +56,7 @@ class StageRecords:
 
     def load(self) -> dict[str, Record]:
         """All records by name; one that cannot be read counts as missing."""
-        names = [
-            name
-            for name in self._folder.list(self._scattered)
-            if name.endswith(".json") and not name.startswith(TEMPORARY_PREFIX)
-        ]
+        names = [name for name in self._folder.list(self._scattered) if name.endswith(".json")]
         paths = [self._compacted, *(f"{self._scattered}/{name}" for name in names)]
         records = {}
         # An object store takes tens of milliseconds for each file.

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import fsspec
-
 from retro_db.errors import DamagedFileError
 from retro_db.manifest.model import QUERIES, TABLES
 from retro_db.manifest.sealing import FILE, GENERATIONS, generation_path, manifest_path
@@ -79,7 +77,7 @@ def check_strangers(database: Database, history: History) -> Iterator[str]:
     listed = {entry.path for manifest in history.manifests.values() for entry in manifest.files}
     kept = (manifest_path(number) for number in range(1, history.current.generation))
     known = {FILE, *listed, *kept}
-    paths = _walk(database.folder)
+    paths = database.folder.walk()
     copy = manifest_path(history.current.generation)
     if copy in paths and database.folder.read(copy) == database.folder.read(FILE):
         known.add(copy)  # before it is superseded
@@ -93,11 +91,3 @@ def check_strangers(database: Database, history: History) -> Iterator[str]:
     for name in database.folder.list():
         if name not in used | _FOLDERS:
             yield f"{name}: not in {FILE}"
-
-
-def _walk(folder: Folder) -> list[str]:
-    """Returns the paths of all files below a folder, relative to it."""
-    fs, root = fsspec.core.url_to_fs(folder.url)
-    fs.invalidate_cache()
-    start = len(root.rstrip("/")) + 1
-    return sorted(path[start:] for path in fs.find(root))

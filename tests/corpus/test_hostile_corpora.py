@@ -15,7 +15,9 @@ from retro_db.errors import CorpusError
 
 
 def listed(*paths: Path | str) -> list[str]:
-    return [file.name for file in Listing().files([str(path) for path in paths], "corpus.0.paths")]
+    return [
+        file.name for file in Listing("db").files([str(path) for path in paths], "corpus.0.paths")
+    ]
 
 
 @pytest.fixture
@@ -89,15 +91,15 @@ class SignedStore(MemoryFileSystem):
 def test_names_of_documents_hold_no_credentials() -> None:
     fsspec.register_implementation("signed", SignedStore, clobber=True)
     url = "signed://me:pass/word@host/data/{}.jsonl?X-Amz-Signature=abc/def&X-Amz-Date={}&part=1"
-    files = Listing().files([url.format("a", 1), url.format("b", 2)], "corpus.0.paths")
-    again = Listing().files([url.format("a", 3), url.format("b", 4)], "corpus.0.paths")
+    files = Listing("db").files([url.format("a", 1), url.format("b", 2)], "corpus.0.paths")
+    again = Listing("db").files([url.format("a", 3), url.format("b", 4)], "corpus.0.paths")
     names = [file.name for file in files]
     assert names == [
         f"{name}.jsonl?X-Amz-Signature=***&X-Amz-Date=***&part=1" for name in ("a", "b")
     ]
     assert names == [file.name for file in again]
     assert files[0].url == url.format("a", 1)
-    files = Listing().files(
+    files = Listing("db").files(
         ["signed://me:pass@one/a.txt", "signed://me:pass@two/b.txt"], "corpus.0.paths"
     )
     assert [file.name for file in files] == ["***@one/a.txt", "***@two/b.txt"]

@@ -19,7 +19,7 @@ def test_a_failure_that_is_still_being_written_is_not_read(tmp_path: Path) -> No
     folder = Folder(str(tmp_path))
     with recorded_failures(folder, "chunk", "shard-0"):
         raise CorpusError("a.jsonl: vanished")
-    (tmp_path / FAILURES / f"{TEMPORARY_PREFIX}0-chunk-shard-1.json").touch()
+    (tmp_path / FAILURES / f"{TEMPORARY_PREFIX}{32 * '0'}-chunk-shard-1.json").touch()
     [failure] = read_failures(folder)
     assert isinstance(failure, CorpusError)
     assert str(failure) == "a.jsonl: vanished"

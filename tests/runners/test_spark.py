@@ -46,7 +46,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Project:
         tokenizer={"train": {"vocab_size": 8000}},
         # Its embedding lasts: an executor is killed in the midst of it, after both have begun.
         encoder={"model": str(encoder_folder())},
-        chunk={"shard_size": amount(quick=30_000, soak=70_000)},
+        chunk={"shard_size": amount(quick=20_000, soak=70_000)},
     )
     assert project.build("--workers", "2") == 0
     return project

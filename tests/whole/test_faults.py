@@ -13,8 +13,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 
+import retro_db
+from retro_db.errors import ExecutionError
 from retro_db_pipelines.commands import cli
 from support.disks import small_disk
 from support.places import SUPPORT
@@ -371,3 +374,16 @@ def resident(process: int) -> int:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+def test_a_full_disk_of_the_cache(sound: Project, tmp_path: Path) -> None:
+    remote = fsspec.filesystem("memory")
+    remote.put(str(sound.output), "/full/db", recursive=True)
+    with small_disk(tmp_path / "cache", "100k"):
+        database = retro_db.open("memory://full/db", cache=tmp_path / "cache", cache_bytes="1GB")
+        with pytest.raises(ExecutionError, match=r"^cache: .*No space left on device.*make room"):
+            [getattr(database, table)[:] for table in ("chunks", "neighbors", "embeddings")]
+        grown = ["mount", "-o", "remount,size=100m", str(tmp_path / "cache")]
+        subprocess.run(grown, check=True)
+        assert (database.chunks[:] == sound.open().chunks[:]).all()
+        del database  # unmaps what lies on the disk

@@ -328,10 +328,10 @@ def test_verify_finds_damage_behind_good_copies(
 def test_a_corpus_is_listed_as_it_is_now(store: Folder) -> None:
     store.write("a.txt", b"first")
     paths = [f"{store.url}/*.txt"]
-    assert [file.name for file in Listing().files(paths, "corpus")] == ["a.txt"]
+    assert [file.name for file in Listing("db").files(paths, "corpus")] == ["a.txt"]
     command = "import s3fs, sys; s3fs.S3FileSystem().pipe(sys.argv[1], b'second')"
     subprocess.run([sys.executable, "-c", command, f"{store.locate()}/b.txt"], check=True)
-    assert [file.name for file in Listing().files(paths, "corpus")] == ["a.txt", "b.txt"]
+    assert [file.name for file in Listing("db").files(paths, "corpus")] == ["a.txt", "b.txt"]
 
 
 def test_ten_thousand_objects_are_listed_by_the_page(server: Server) -> None:
