@@ -211,7 +211,7 @@ def query(
 @_JSON
 def verify(*, database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
     """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
-    from .verify import show_problems
+    from .show_problems import show_problems
 
     sys.exit(show_problems(database, recompute, encoder, Console(), as_json=as_json))
 
@@ -228,7 +228,7 @@ def leakage(*, database: str, queries: str | None, k: int, save: str | None, as_
     r(C) is the longest run of tokens that a chunk has in common with one of its neighbors and its
     continuation, over the chunk's length.
     """
-    from .leakage import show_leakage
+    from .show_leakage import show_leakage
 
     show_leakage(database, queries, k, save, Console(), as_json=as_json)
 

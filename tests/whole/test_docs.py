@@ -24,6 +24,7 @@ README = ROOT / "README.md"
 RUNNING = ROOT / "docs" / "running.md"
 TUTORIAL = RUNNING.with_name("tutorial.md")
 INDEX = RUNNING.with_name("choosing-an-index.md")
+GUARANTEES = RUNNING.with_name("guarantees.md")
 LEAKAGE = RUNNING.with_name("leakage.md")
 MEGATRON = RUNNING.with_name("megatron.md")
 TRAINING = RUNNING.with_name("training.md")
@@ -118,3 +119,12 @@ def test_every_flag_of_a_build_is_told_once() -> None:
     rows = re.findall(r"^\| `(--[\w-]+)[^|]*\| ", RUNNING.read_text("utf-8"), re.MULTILINE)
     flags = [o for p in cli.commands["build"].params if isinstance(p, click.Option) for o in p.opts]
     assert sorted(flag for flag in flags if rows.count(flag) == 1) == sorted(flags)
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    promises = README.read_text("utf-8").split("## What is guaranteed")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| (.+?) \| (`.+`) \|$", GUARANTEES.read_text("utf-8"), re.MULTILINE))
+    for promise in re.findall(r"^- \*\*(.+?)\.\*\*", promises, re.MULTILINE):
+        assert promise in rows
+    for file, test in re.findall(r"`(\S+)::(\w+)`", "".join(rows.values())):
+        assert f"\ndef {test}(" in (ROOT / file).read_text("utf-8"), test
