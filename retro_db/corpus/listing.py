@@ -33,6 +33,11 @@ _VERSIONS = [
     "updated",
     "modified",
     "created",
+    "Last-Modified",
+    "Content-MD5",
+    "Digest",
+    "blob_id",
+    "modificationTime",
 ]
 
 
@@ -44,13 +49,31 @@ class InputFile:
         url: URL of the file.
         name: Path below the folder that the globs start from: the same on every machine.
         bytes: Size of the file.
-        version: Value that changes with the content: the ETag or the time of the last change.
+        version: Value that changes with the content: the ETag or the time of the last change; empty where
+            the filesystem gives none.
+        index: File that is read beside it, if its format has one.
     """
 
     url: str
     name: str
     bytes: int
     version: str
+    index: InputFile | None = None
+
+    @property
+    def versions(self) -> str:
+        """The versions of all that is read of it."""
+        return f"{self.version} {self.index.version}" if self.index else self.version
+
+    def is_same(self, entry: dict[str, Any]) -> bool:
+        """Whether a file that was opened is this one, as far as its filesystem can tell.
+
+        Args:
+            entry: What the filesystem says of the opened file.
+        """
+        same_size = entry.get("size") in (None, self.bytes)
+        versions = {str(entry[key]) for key in _VERSIONS if entry.get(key)}
+        return same_size and (not self.version or not versions or self.version in versions)
 
 
 class Listing:
@@ -208,6 +231,35 @@ def _real(path: str, *, local: bool) -> str:
     return os.path.realpath(os.path.expanduser(path)) if local else path
 
 
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The filesystem of an input file, and the file's path on it."""
+    protocol, path = fsspec.core.split_protocol(url)
+    # In URLs "::" joins two filesystems, but here it may be part of a name.
+    if protocol == "file":
+        return fsspec.filesystem("file"), path
+    filesystem: tuple[Any, str] = fsspec.core.url_to_fs(url)
+    return filesystem
+
+
+def input_file(url: str, name: str) -> InputFile:
+    """Describes a file that no path names; its size and version are empty if there is none.
+
+    Args:
+        url: URL of the file.
+        name: Name of the file.
+    """
+    fs, path = filesystem_of(url)
+    try:
+        entry = fs.info(path)
+    except FileNotFoundError:
+        return InputFile(url, name, 0, "")
+    return InputFile(url, name, int(entry["size"] or 0), _version(entry))
+
+
+def _version(entry: dict[str, Any]) -> str:
+    return str(next((entry[key] for key in _VERSIONS if entry.get(key)), ""))
+
+
 def _common(folders: set[str]) -> str:
     """The folder that all folders are in; of URLs with different hosts, what comes before the host."""
     levels = zip(*(folder.split("/") for folder in folders), strict=False)
@@ -228,10 +280,9 @@ def _describe(fs: Any, url: str, base: str, entry: dict[str, Any]) -> InputFile:
     full = _shown(fs, entry["name"])
     if _is_link(entry):
         entry = fs.info(os.path.realpath(full))
-    version = next((entry[key] for key in _VERSIONS if entry.get(key)), "")
     # A name that is not UTF-8 reads with replacement characters; its URL keeps it.
     name = full[len(base) :].lstrip("/").encode("utf-8", "replace").decode("utf-8")
-    return InputFile(url, name, entry["size"], str(version))
+    return InputFile(url, name, entry["size"], _version(entry))
 
 
 def _shown(fs: Any, path: str) -> str:

@@ -50,7 +50,7 @@ def _records(
         return
     offset = piece.range.begin if piece.range else 0
     try:
-        with open_raw(file.url, report) as raw:
+        with open_raw(file, report) as raw:
             for offset, record in READERS[kind](raw, piece, source):
                 yield offset, record
     except _DAMAGE as error:

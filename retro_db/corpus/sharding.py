@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from retro_db.config import Config, LeakageConfig
 from retro_db.corpus.formats import SUFFIXES
-from retro_db.corpus.listing import InputFile, Listing
+from retro_db.corpus.listing import InputFile, Listing, input_file
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.splitting import split_file
 from retro_db.corpus.streams import BY_NAME
@@ -59,7 +59,7 @@ class Shard:
     @property
     def stamp(self) -> str:
         """Hash of the files' URLs and versions: equal stamps mean equal content."""
-        return digest([(piece.file.url, piece.file.version) for piece in self.pieces])
+        return digest([(piece.file.url, piece.file.versions) for piece in self.pieces])
 
 
 def plan_shards(
@@ -142,21 +142,22 @@ def select_files(files: Sequence[InputFile], kind: str) -> list[InputFile]:
         kind: Format of the files.
 
     Returns:
-        The files; the version of a .bin file includes its .idx file's, if the paths name both.
+        The files; those of a pair with their .idx file, whether or not the paths name it.
     """
     if kind != "megatron":
         return list(files)
-    indexes = {file.url: file.version for file in files if file.name.endswith(".idx")}
+    indexes = {file.url: file for file in files if file.name.endswith(".idx")}
     return [
-        dataclasses.replace(
-            file,
-            version=" ".join(
-                [file.version, indexes.get(f"{file.url.removesuffix('.bin')}.idx", "")]
-            ),
-        )
+        dataclasses.replace(file, index=_index_of(file, indexes))
         for file in files
         if file.url not in indexes
     ]
+
+
+def _index_of(file: InputFile, indexes: dict[str, InputFile]) -> InputFile:
+    """The .idx file of a .bin file, perhaps among those that were listed."""
+    url, name = (f"{text.removesuffix('.bin')}.idx" for text in (file.url, file.name))
+    return indexes.get(url) or input_file(url, name)
 
 
 def sample_shards(shards: list[Shard], documents: int, estimate: int, seed: int) -> list[Shard]:

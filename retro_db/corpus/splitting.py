@@ -46,7 +46,7 @@ def split_file(file: InputFile, kind: str, size: int) -> list[Piece]:
     ranges: Sequence[_Weighted] = ()
     if file.bytes > size and kind in _RANGES:
         try:
-            with open_raw(file.url) as raw:
+            with open_raw(file) as raw:
                 ranges = _RANGES[kind](raw, file, size)
         except (OSError, ValueError, pa.ArrowException):
             # A damaged file stays whole: reading it will count its bad records.
@@ -132,7 +132,7 @@ def _row_group_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> lis
 
 
 def _document_ranges(raw: io.BufferedReader, file: InputFile, size: int) -> list[_Weighted]:
-    index = open_index(file.url)
+    index = open_index(file)
     return _by_weight(np.diff(index.bounds), math.ceil(file.bytes / size))
 
 

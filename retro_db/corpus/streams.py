@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import lzma
 import os
 import re
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
 
-import fsspec
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 
+from retro_db.corpus.listing import InputFile, filesystem_of
 from retro_db.errors import CorpusError, ExecutionError
 from retro_db.store.folder import READ_AHEAD
 
@@ -42,30 +45,73 @@ def compression_of(name: str, beginning: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC.items() if magic.match(beginning)), None)
 
 
-def open_raw(url: str, report: Callable[[int], None] = lambda count: None) -> io.BufferedReader:
-    """Opens a file for buffered reading, without decompressing it.
+@contextlib.contextmanager
+def open_raw(
+    file: InputFile, report: Callable[[int], None] = lambda count: None
+) -> Iterator[io.BufferedReader[Any]]:
+    """Opens a file for buffered reading, without decompressing it: the one that was planned, unchanged.
 
     Args:
-        url: URL of the file.
+        file: File to open.
         report: Called with the number of bytes of each read.
 
+    Yields:
+        The file; what is read of it means nothing if leaving the block raises an error.
+
     Raises:
-        CorpusError: The file vanished, or may not be read.
-        ExecutionError: Reading failed, now or later, in a way that may pass.
+        CorpusError: The file vanished, may not be read, or is not what it was when the build was planned.
+        ExecutionError: Reading failed in a way that may pass.
     """
-    protocol, path = fsspec.core.split_protocol(url)
-    # In URLs "::" joins two filesystems, but here it may be part of a name.
-    local = protocol == "file"
-    try:
-        fs, path = (fsspec.filesystem("file"), path) if local else fsspec.core.url_to_fs(url)
-        file = fs.open(path, "rb", block_size=READ_AHEAD)
-    except FileNotFoundError as error:
-        raise CorpusError(f"{url}: vanished since the build was planned; restore it") from error
-    except PermissionError as error:
-        raise CorpusError(f"{url}: no permission to read it; grant it") from error
-    except OSError as error:
-        raise _unread(url, error) from error
-    return io.BufferedReader(_Counted(file, url, report), BLOCK)
+    with contextlib.ExitStack() as resources:
+        try:
+            opened, looked_at = _open(file, resources)
+        except FileNotFoundError as error:
+            raise CorpusError(
+                f"{file.url}: vanished since the build was planned; restore it"
+            ) from error
+        except PermissionError as error:
+            raise CorpusError(f"{file.url}: no permission to read it; grant it") from error
+        except OSError as error:
+            raise _unread(file.url, error) from error
+        raw = io.BufferedReader(_Counted(opened, file.url, report), BLOCK)
+        resources.enter_context(raw)
+        _expect_same(file, looked_at())
+        try:
+            yield raw
+        except Exception:
+            # What reads as damage may be a change.
+            _expect_same(file, looked_at())
+            raise
+        _expect_same(file, looked_at())
+
+
+def _open(
+    file: InputFile, resources: contextlib.ExitStack
+) -> tuple[Any, Callable[[], dict[str, Any]]]:
+    """The open file, and what tells which file that is, also once others have closed it."""
+    fs, path = filesystem_of(file.url)
+    if not isinstance(fs, LocalFileSystem):
+        remote = fs.open(path, "rb", block_size=READ_AHEAD)
+        return remote, lambda: getattr(remote, "details", None) or {}
+    # Without waiting for a writer, should a pipe have taken the file's place.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    resources.callback(os.close, descriptor)
+    return os.fdopen(os.dup(descriptor), "rb", buffering=0), lambda: _status(descriptor)
+
+
+def _status(descriptor: int) -> dict[str, Any]:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return {"size": -1}
+    return {"size": status.st_size, "mtime": status.st_mtime}
+
+
+def _expect_same(file: InputFile, entry: dict[str, Any]) -> None:
+    if not file.is_same(entry):
+        raise CorpusError(
+            f"{file.url}: changed since the build was planned; run the same command again, and leave the "
+            "files of the corpus as they are meanwhile"
+        )
 
 
 def _unread(url: str, error: OSError) -> ExecutionError:

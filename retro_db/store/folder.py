@@ -442,9 +442,8 @@ class Folder:
         """Removes the files of writers that were killed before their files took their names."""
         fs, root = self._open()
         if self.is_local:
-            for path in Path(root).rglob(f"{TEMPORARY_PREFIX}*"):
-                if _is_temporary(path.name):
-                    path.unlink(missing_ok=True)
+            for leftover in Path(root).rglob(f"{TEMPORARY_PREFIX}*"):
+                leftover.unlink(missing_ok=True)
         else:
             sweep_spools()
             abort_uploads(fs, root)

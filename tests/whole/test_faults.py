@@ -340,6 +340,29 @@ def test_a_vanished_input(sound: Project, project: Project, tmp_path: Path) -> N
     goes_on(project, sound)
 
 
+def test_an_input_that_changes_between_two_stages(
+    sound: Project, project: Project, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(Path(sound.settings["corpus"][0]["paths"][0]).parent, corpus)
+    project.settings["corpus"] = [{"name": "test", "paths": [str(corpus / "*.txt")]}]
+    with Run(project) as run:
+        while not (project.output / "state" / "records" / "tokenizer.jsonl").exists():
+            assert run.process.poll() is None
+            time.sleep(0.001)
+        before = (corpus / "15.txt").read_text("utf-8")
+        (corpus / "15.txt").write_text("\n".join(reversed(before.split("\n"))), "utf-8")
+        code, message = run.wait()
+    assert code == 2, message
+    assert message.count("\n") == 1
+    assert "15.txt: changed since the build was planned; run the same command again" in message
+    with Run(project) as again:
+        assert again.wait() == (0, "")
+    whole = Project(tmp_path, [], project.settings | {"output": str(tmp_path / "whole")})
+    assert whole.build() == 0
+    assert project.files() == whole.files()
+
+
 def test_a_model_that_fails_to_load(sound: Project, project: Project, tmp_path: Path) -> None:
     # The manifest has the name of its folder.
     model = tmp_path / Path(project.settings["encoder"]["model"]).name

@@ -11,6 +11,7 @@ import numpy as np
 
 from retro_db.config import FilesConfig
 from retro_db.corpus.formats.raw import BadRecord, RawRecord
+from retro_db.corpus.listing import InputFile
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.streams import open_raw
 
@@ -39,11 +40,11 @@ class TokenIndex:
         return len(self.bounds) - 1
 
 
-def open_index(url: str) -> TokenIndex:
+def open_index(file: InputFile) -> TokenIndex:
     """Reads the .idx file beside a .bin file.
 
     Args:
-        url: URL of the .bin file.
+        file: The .bin file, with its .idx file.
 
     Returns:
         Positions of the documents.
@@ -52,8 +53,9 @@ def open_index(url: str) -> TokenIndex:
         CorpusError: The .idx file does not exist.
         ValueError: The .idx file is damaged.
     """
-    with open_raw(f"{url.removesuffix('.bin')}.idx") as file:
-        return parse_index(file.read())
+    assert file.index is not None  # noqa: S101 - `select_files` gives it to every .bin file
+    with open_raw(file.index) as raw:
+        return parse_index(raw.read())
 
 
 def parse_index(data: bytes) -> TokenIndex:
@@ -96,7 +98,7 @@ def read_records(
     raw: io.BufferedReader, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, RawRecord]]:
     """Yields the documents of a range as arrays of token ids, each with its number."""
-    index = open_index(piece.file.url)
+    index = open_index(piece.file)
     first, last = (piece.range.begin, piece.range.end) if piece.range else (0, index.documents)
     raw.seek(int(index.bounds[first]))
     for number in range(first, last):
