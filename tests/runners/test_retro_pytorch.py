@@ -12,8 +12,8 @@ def test_whole_build(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.write_text("".join(wikitext("valid.txt")[:4]), "utf-8")
     # Its environment stays in the checkout for the next time.
-    told = printed_by("whole_build.py", "--rounds=1", f"--texts={texts}", folder=tmp_path)
-    assert "whole build beside RETRO-pytorch, times as fast: " in told
-    assert "recall@10 of retro-db against exact search over other documents: " in told
-    assert "RETRO-pytorch's chunks of nothing but [CLS], [SEP] and padding: " in told
-    assert "after one item is read" in told
+    printed = printed_by("whole_build.py", "--rounds=1", f"--texts={texts}", folder=tmp_path)
+    assert "whole build beside RETRO-pytorch, times as fast: " in printed
+    assert "recall@10 of retro-db against exact search over other documents: " in printed
+    assert "RETRO-pytorch's chunks of nothing but [CLS], [SEP] and padding: " in printed
+    assert "after one item is read" in printed

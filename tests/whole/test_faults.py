@@ -322,15 +322,25 @@ def test_a_failing_disk(sound: Project, project: Project, failing_disk: Path, pl
     goes_on(project, sound)
 
 
-def test_a_vanished_input(sound: Project, project: Project, tmp_path: Path) -> None:
+def own_corpus(project: Project, tmp_path: Path) -> Path:
+    """A copy of the corpus that may be changed, which the project then reads."""
     corpus = tmp_path / "corpus"
-    shutil.copytree(Path(sound.settings["corpus"][0]["paths"][0]).parent, corpus)
+    shutil.copytree(Path(project.settings["corpus"][0]["paths"][0]).parent, corpus)
     project.settings["corpus"] = [{"name": "test", "paths": [str(corpus / "*.txt")]}]
+    return corpus
+
+
+def wait_for_the_tokenizer(project: Project, run: Run) -> None:
+    while not (project.output / "state" / "records" / "tokenizer.jsonl").exists():
+        assert run.process.poll() is None
+        time.sleep(0.001)
+
+
+def test_a_vanished_input(sound: Project, project: Project, tmp_path: Path) -> None:
+    corpus = own_corpus(project, tmp_path)
     with Run(project) as run:
         # Gone after planning, before the last shard is cut.
-        while not (project.output / "state" / "records" / "tokenizer.jsonl").exists():
-            assert run.process.poll() is None
-            time.sleep(0.001)
+        wait_for_the_tokenizer(project, run)
         (corpus / "15.txt").rename(tmp_path / "15.txt")
         code, message = run.wait()
     assert code == 2, message
@@ -340,16 +350,10 @@ def test_a_vanished_input(sound: Project, project: Project, tmp_path: Path) -> N
     goes_on(project, sound)
 
 
-def test_an_input_that_changes_between_two_stages(
-    sound: Project, project: Project, tmp_path: Path
-) -> None:
-    corpus = tmp_path / "corpus"
-    shutil.copytree(Path(sound.settings["corpus"][0]["paths"][0]).parent, corpus)
-    project.settings["corpus"] = [{"name": "test", "paths": [str(corpus / "*.txt")]}]
+def test_an_input_that_changes_between_two_stages(project: Project, tmp_path: Path) -> None:
+    corpus = own_corpus(project, tmp_path)
     with Run(project) as run:
-        while not (project.output / "state" / "records" / "tokenizer.jsonl").exists():
-            assert run.process.poll() is None
-            time.sleep(0.001)
+        wait_for_the_tokenizer(project, run)
         before = (corpus / "15.txt").read_text("utf-8")
         (corpus / "15.txt").write_text("\n".join(reversed(before.split("\n"))), "utf-8")
         code, message = run.wait()
