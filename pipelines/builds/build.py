@@ -6,8 +6,9 @@ import json
 from contextlib import suppress
 
 from retro_db.config import Config
+from retro_db.encoder.models import EncoderModel
 from retro_db.manifest.model import Manifest
-from retro_db.manifest.sealing import write_manifest
+from retro_db.manifest.sealing import GENERATIONS, write_manifest
 from retro_db.report.stage_report import STAGE_REPORT, StageReport
 from retro_db.store.serialize import to_json
 
@@ -20,13 +21,19 @@ from ..stages import STAGES
 from ..stages.tune import BuiltIndex
 from .folders import check_files, checked_output, finished, mark_finished, sweep, taken_output
 from .manifest_content import built_manifest
+from .overwriting import expect_kept, loss_by
 from .preflight import allow_files, check_ahead
 from .prepare import prepare, record_locations
 from .stage_order import Recipe
 
 
 def build_database(
-    config: Config, engine: Engine, console: Console, *, sample: int | None = None
+    config: Config,
+    engine: Engine,
+    console: Console,
+    *,
+    sample: int | None = None,
+    overwrite: bool = False,
 ) -> Manifest:
     """Builds a database, continuing where an earlier run stopped.
 
@@ -35,6 +42,7 @@ def build_database(
         engine: What executes the stages.
         console: What people see.
         sample: Number of documents to build from, about; None for the whole corpus.
+        overwrite: Whether a finished database may be replaced of which no embedding would be kept.
 
     Returns:
         The manifest.
@@ -48,6 +56,7 @@ def build_database(
             config, folder, engine=engine, console=console, action=Running(), sample=sample
         )
         build = prepared.build
+        _claim(build, prepared.model, overwrite=overwrite)
         check_ahead(build, prepared.estimate, prepared.model, prepared.parts)
         record_locations(build)
         recipe = Recipe(build, prepared.queries, prepared.model)
@@ -94,7 +103,16 @@ def write_stages(build: Build, manifest: Manifest, index: BuiltIndex, scale: flo
     build.home.write(STAGE_REPORT, json.dumps(to_json(report), indent=1).encode())
 
 
-def build_stage(name: str, config: Config, engine: Engine, console: Console) -> None:
+def _claim(build: Build, model: EncoderModel, *, overwrite: bool) -> None:
+    """Makes sure that what the build replaces may be replaced."""
+    if not overwrite:
+        expect_kept(build, model)
+    build.home.remove(GENERATIONS)  # of an append that was given up
+
+
+def build_stage(
+    name: str, config: Config, engine: Engine, console: Console, *, overwrite: bool = False
+) -> None:
     """Runs one stage alone, of query corpora too; the stages before it must be complete.
 
     Args:
@@ -102,6 +120,7 @@ def build_stage(name: str, config: Config, engine: Engine, console: Console) -> 
         config: What to build.
         engine: What executes it.
         console: What people see.
+        overwrite: As for `build_database`.
 
     Raises:
         IncompleteError: An earlier stage has tasks left.
@@ -109,6 +128,7 @@ def build_stage(name: str, config: Config, engine: Engine, console: Console) -> 
     with taken_output(config) as folder:
         action = RunningAlone(STAGES[name])
         prepared = prepare(config, folder, engine=engine, console=console, action=action)
+        _claim(prepared.build, prepared.model, overwrite=overwrite)
         allow_files(prepared.parts)
         record_locations(prepared.build)
         recipe = Recipe(prepared.build, prepared.queries, prepared.model)
@@ -140,6 +160,8 @@ def dry_run(config: Config, engine: Engine, console: Console) -> None:
             # Embeddings that were not kept are missing from a database that is complete all the same.
             if stage == "screen" and not config.embeddings.keep and finished(folder, recipe.mark):
                 break
+    if loss := loss_by(prepared.build, prepared.model):
+        console.say(f"           {loss}; a build needs --overwrite")
     if action.pending:
         console.say(
             f"dry run    {', '.join(action.pending)} to do; the stages after that were not compared"

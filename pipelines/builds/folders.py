@@ -111,7 +111,6 @@ def taken_output(config: Config) -> Iterator[Folder]:
     with owned_folder(folder) as folder:
         # An append or a removal may have ended in between.
         check_replaceable(folder)
-        folder.remove(GENERATIONS)  # of an append that was given up
         yield folder
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from retro_db.encoder.models import EncoderModel
 from retro_db.index.keys import parse_key
 from retro_db.manifest.model import QueryCorpus
-from retro_db.store.folder import TableEntry
 from retro_db.store.serialize import digest, to_json
 
 from ..engine.context import Build
@@ -17,7 +16,7 @@ from ..stages.chunk import ChunkedCorpus, chunk_stage
 from ..stages.embed import EmbeddedCorpus, embed_stage, probe_stage
 from ..stages.encode import encode_stage
 from ..stages.neighbors import NeighborsTable, Searched, neighbors_stage
-from ..stages.screen import screen_stage
+from ..stages.screen import Screened, screen_stage
 from ..stages.tokenizer import TokenizerFiles, tokenizer_stage
 from ..stages.train import train_stage
 from ..stages.tune import BuiltIndex, FilledIndex
@@ -47,7 +46,7 @@ class Recipe:
     """
 
     tokenizer: TokenizerFiles
-    screened: list[TableEntry | None]
+    screened: list[Screened | None]
     chunked: ChunkedCorpus
     corpus: EmbeddedCorpus
     index: BuiltIndex
@@ -132,7 +131,7 @@ class Recipe:
         """Hash of all that decides the database, known once the corpus is screened."""
         builds = (self.build, *(query.build for query in self._query_recipes))
         shards = [[(shard.identity, shard.stamp) for shard in build.shards] for build in builds]
-        verdicts = [file.sha256 if file else None for file in self.screened]
+        verdicts = [decided.verdicts.sha256 if decided else None for decided in self.screened]
         tokenizer = self.tokenizer
         identities = [tokenizer.sha256, tokenizer.pad_id, tokenizer.end_id, to_json(self.model)]
         return digest([VERSIONS, self.build.config.portable(), shards, verdicts, *identities])

@@ -22,6 +22,11 @@ _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
 _SET = click.option(
     "--set", "overrides", multiple=True, metavar="a.b=value", help="Change one setting."
 )
+_OVERWRITE = click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a finished database even if none of its embeddings can be kept.",
+)
 _WORKERS = click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -66,6 +71,7 @@ def cli() -> None:
     is_flag=True,
     help="With --append: chunks that are there already find neighbors among the new ones, too.",
 )
+@_OVERWRITE
 @_BEAM_OPTIONS
 def build(
     *,
@@ -76,6 +82,7 @@ def build(
     dry_run: bool,
     adds: bool,
     refresh: bool,
+    overwrite: bool,
     beam_options: tuple[str, ...],
 ) -> None:
     """Build a database, or continue an interrupted build.
@@ -98,6 +105,10 @@ def build(
         raise click.UsageError("--smoke, --dry-run and --append cannot be combined")
     if refresh and not adds:
         raise click.UsageError("--refresh belongs to --append")
+    if overwrite and (adds or smoke is not None):
+        raise click.UsageError(
+            "--overwrite belongs to a build: --append and --smoke replace nothing"
+        )
     if adds:
         show_built(settings.output, append(settings, engine, console, refresh=refresh), console)
     elif dry_run:
@@ -105,7 +116,8 @@ def build(
     elif smoke is not None:
         run_smoke(settings, engine, console, smoke)
     else:
-        show_built(settings.output, build_database(settings, engine, console), console)
+        manifest = build_database(settings, engine, console, overwrite=overwrite)
+        show_built(settings.output, manifest, console)
 
 
 @cli.command()
@@ -341,6 +353,7 @@ def export(database: str, out: str, to: str, **settings: Any) -> None:
 @_CONFIG
 @_SET
 @_WORKERS
+@_OVERWRITE
 @_BEAM_OPTIONS
 def stage(
     *,
@@ -348,6 +361,7 @@ def stage(
     config: str,
     overrides: tuple[str, ...],
     workers: int,
+    overwrite: bool,
     beam_options: tuple[str, ...],
 ) -> None:
     """Run one stage of a build alone; the stages before it must be complete.
@@ -359,7 +373,9 @@ def stage(
     from ..builds.build import build_stage
     from ..engine.runner import Engine
 
-    build_stage(name, load_config(config, overrides), Engine(workers, beam_options), Console())
+    settings = load_config(config, overrides)
+    engine = Engine(workers, beam_options)
+    build_stage(name, settings, engine, Console(), overwrite=overwrite)
 
 
 def run(arguments: Sequence[str], command: click.Command = cli) -> int:

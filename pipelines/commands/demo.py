@@ -13,7 +13,7 @@ import yaml
 
 import retro_db
 from retro_db.config import load_config
-from retro_db.errors import RetroDBError
+from retro_db.errors import ConfigError, RetroDBError
 from retro_db.hashing import fraction_of
 from retro_db.reader.database import Database
 
@@ -32,7 +32,15 @@ def encoder_folder() -> Path:
 
 
 def write_config(folder: Path, documents: int) -> Path:
-    """Copies a hashed choice of the library's modules, and writes a configuration for them."""
+    """Copies a hashed choice of the library's modules, and writes a configuration for them.
+
+    Raises:
+        ConfigError: The folder holds a corpus or a database that the demo did not make.
+    """
+    config = folder / "demo.yaml"
+    for name in ("corpus", "db"):
+        if (folder / name).exists() and not config.exists():
+            raise ConfigError(f"--folder: {folder}/{name} is not the demo's; name a new folder")
     library = Path(sysconfig.get_path("stdlib"))
     modules = [
         path
@@ -41,19 +49,20 @@ def write_config(folder: Path, documents: int) -> Path:
     ]
     modules.sort(key=lambda path: fraction_of("demo", path.relative_to(library).as_posix()))
     corpus = folder / "corpus"
-    shutil.rmtree(corpus, ignore_errors=True)
-    for module in modules[:documents]:
-        target = corpus / module.relative_to(library)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(module, target)
-    config = folder / "demo.yaml"
     settings = {
         "output": str(folder / "db"),
         "corpus": [{"name": "python", "paths": [str(corpus / "**" / "*.py")]}],
         "tokenizer": {"train": {"vocab_size": 8000}},
         "encoder": {"model": str(encoder_folder())},
     }
+    # First, so that what is copied is known to be the demo's.
+    folder.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+    shutil.rmtree(corpus, ignore_errors=True)
+    for module in modules[:documents]:
+        target = corpus / module.relative_to(library)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(module, target)
     return config
 
 
@@ -89,7 +98,7 @@ def demo(folder: Path, documents: int) -> None:
     try:
         config = write_config(folder, documents)
         settings = load_config(config)
-        manifest = build_database(settings, Engine(), console)
+        manifest = build_database(settings, Engine(), console, overwrite=True)
         show_built(settings.output, manifest, console)
         checked = verify_database(settings.output)
     except RetroDBError as error:

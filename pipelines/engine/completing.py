@@ -48,6 +48,11 @@ class Running:
         else:
             folder.remove(path)
 
+    def forget(self, folder: Folder, stage: str, task: str) -> None:
+        """Removes the record."""
+        records = StageRecords(folder, stage)
+        records.keep_only([record for name, record in records.load().items() if name != task])
+
     def begin(self, build: Build, state: Standing[Result]) -> None:
         """Takes the manifest away: no reader may trust a folder whose files are about to change."""
         build.home.remove(FILE)

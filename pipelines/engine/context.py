@@ -35,6 +35,9 @@ class Action(Protocol):
     def report(self, folder: Folder, path: str, data: bytes) -> None:
         """Writes a report for people, or removes an earlier one if `data` is empty."""
 
+    def forget(self, folder: Folder, stage: str, task: str) -> None:
+        """Removes the record of a task, which is to be done again."""
+
 
 @dataclass(kw_only=True)
 class Build:

@@ -36,3 +36,6 @@ class DryRun:
 
     def report(self, folder: Folder, path: str, data: bytes) -> None:
         """Writes nothing."""
+
+    def forget(self, folder: Folder, stage: str, task: str) -> None:
+        """Forgets nothing."""

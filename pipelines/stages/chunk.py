@@ -21,8 +21,9 @@ from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
 from ..engine.context import Build
-from ..engine.inputs import read_settings
+from ..engine.inputs import read_settings, task_name
 from ..engine.jobs import Job, Stage, Task, fingerprint
+from .screen import Screened, ScreenJob
 from .tokenizer import TokenizerFiles
 
 VERSION = 3
@@ -75,7 +76,7 @@ class ChunkedCorpus:
 
 
 def chunk_stage(
-    build: Build, tokenizer: TokenizerFiles, screened: Sequence[TableEntry | None]
+    build: Build, tokenizer: TokenizerFiles, screened: Sequence[Screened | None]
 ) -> ChunkedCorpus:
     """Cuts the documents of every shard into chunks.
 
@@ -85,7 +86,7 @@ def chunk_stage(
         screened: Verdicts on every shard; None for shards that were not screened.
 
     Raises:
-        CorpusError: A source exceeds its `max_bad`, or nothing is left.
+        CorpusError: A source exceeds its `max_bad`, nothing is left, or a file is not what was screened.
     """
     config = build.config
     job = ChunkJob(build.folder, config, build.home, build.engine.share(len(build.shards)))
@@ -94,12 +95,14 @@ def chunk_stage(
         "tokenizer": [tokenizer.sha256, tokenizer.pad_id, tokenizer.end_id]
     }
     tasks = []
-    for shard, verdicts in zip(build.shards, screened, strict=True):
+    for shard, decided in zip(build.shards, screened, strict=True):
+        verdicts = decided.verdicts if decided else None
         own = read_settings(config, shard) | {"screen": verdicts.sha256 if verdicts else None}
         mark = fingerprint(VERSION, decides | own)
-        tasks.append(Task(f"shard-{shard.number:07d}", mark, (shard, verdicts), shard))
+        tasks.append(Task(task_name(shard), mark, (shard, verdicts), shard))
     size = sum(shard.bytes for shard in build.shards)
     chunked = build.run(Stage(job, tasks, ChunkedShard, "bytes", size))
+    _expect_screened(build, chunked, screened)
     _check_rejects(build, chunked)
     if not any(part.chunks.rows for shard in chunked for part in shard.parts):
         raise CorpusError(
@@ -117,6 +120,22 @@ def parts_of(chunked: list[ChunkedShard]) -> list[Part]:
             parts.append(Part(shard.number, roll_over, first_id, written.chunks, written.documents))
             first_id += written.chunks.rows
     return parts
+
+
+def _expect_screened(
+    build: Build, chunked: Sequence[ChunkedShard], screened: Sequence[Screened | None]
+) -> None:
+    """Refuses shards that held other records when they were screened; both stages will read them again."""
+    for planned, shard, decided in zip(build.shards, chunked, screened, strict=True):
+        if decided and decided.content != shard.content:
+            for stage in (ScreenJob.stage, ChunkJob.stage):
+                build.action.forget(build.folder, stage, task_name(planned))
+            files = planned.pieces
+            more = f" (or one of {len(files) - 1:,} more)" if len(files) > 1 else ""
+            raise CorpusError(
+                f"{files[0].file.url}{more}: changed since it was screened; run the same command again, and "
+                "leave the files of the corpus as they are meanwhile"
+            )
 
 
 def _check_rejects(build: Build, chunked: list[ChunkedShard]) -> None:

@@ -32,7 +32,7 @@ from retro_db.tokens.tokenizer import Tokenizer
 from ..engine.beam import beam
 from ..engine.briefs import Brief, ReadBrief
 from ..engine.context import Build
-from ..engine.inputs import read_settings
+from ..engine.inputs import read_settings, task_name
 from ..engine.jobs import Deal, Job, Placement, Stage, Task, fingerprint
 from .tokenizer import TokenizerFiles
 
@@ -175,7 +175,20 @@ class Resolved:
     verdicts: list[TableEntry]
 
 
-def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[TableEntry | None]:
+@dataclass(frozen=True)
+class Screened:
+    """What was decided about the records of a shard.
+
+    Attributes:
+        verdicts: Table of the records to drop.
+        content: Hash (sha256) of the records that it was decided about.
+    """
+
+    verdicts: TableEntry
+    content: str
+
+
+def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[Screened | None]:
     """Screens the corpus as the configuration asks.
 
     Returns:
@@ -186,9 +199,10 @@ def screen_stage(build: Build, tokenizer: TokenizerFiles) -> list[TableEntry | N
         return [None] * len(build.shards)
     evaluation = _evaluate(build) if config.leakage.paths else None
     screened = _screen(build, tokenizer, evaluation)
-    if config.dedup.jaccard is None:
-        return [shard.verdicts for shard in screened]
-    return list(_find_duplicates(build, screened, config.dedup.jaccard))
+    verdicts = [shard.verdicts for shard in screened]
+    if config.dedup.jaccard is not None:
+        verdicts = _find_duplicates(build, screened, config.dedup.jaccard)
+    return [Screened(file, shard.content) for file, shard in zip(verdicts, screened, strict=True)]
 
 
 def _evaluate(build: Build) -> TableEntry:
@@ -216,7 +230,7 @@ def _screen(
     }
     tasks = [
         Task(
-            f"shard-{shard.number:07d}",
+            task_name(shard),
             fingerprint(VERSION, decides | read_settings(config, shard)),
             shard,
             shard,

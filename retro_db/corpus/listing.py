@@ -51,6 +51,8 @@ class InputFile:
         bytes: Size of the file.
         version: Value that changes with the content: the ETag or the time of the last change; empty where
             the filesystem gives none.
+        touched: Time at which a local file's inode changed: it tells content that was put under the old time
+            of change. Links to the file, its owner and its name change it too.
         index: File that is read beside it, if its format has one.
     """
 
@@ -58,12 +60,15 @@ class InputFile:
     name: str
     bytes: int
     version: str
+    touched: str = ""
     index: InputFile | None = None
 
     @property
     def versions(self) -> str:
-        """The versions of all that is read of it."""
-        return f"{self.version} {self.index.version}" if self.index else self.version
+        """The versions of all that is read of it; empty if one of them is not known."""
+        files = (self, self.index) if self.index else (self,)
+        known = all(file.version for file in files)
+        return " ".join(f"{file.version} {file.touched}" for file in files) if known else ""
 
     def is_same(self, entry: dict[str, Any]) -> bool:
         """Whether a file that was opened is this one, as far as its filesystem can tell.
@@ -253,11 +258,13 @@ def input_file(url: str, name: str) -> InputFile:
         entry = fs.info(path)
     except FileNotFoundError:
         return InputFile(url, name, 0, "")
-    return InputFile(url, name, int(entry["size"] or 0), _version(entry))
+    return _input_file(fs, url, name, entry)
 
 
-def _version(entry: dict[str, Any]) -> str:
-    return str(next((entry[key] for key in _VERSIONS if entry.get(key)), ""))
+def _input_file(fs: Any, url: str, name: str, entry: dict[str, Any]) -> InputFile:
+    version = str(next((entry[key] for key in _VERSIONS if entry.get(key)), ""))
+    touched = str(entry["created"]) if isinstance(fs, LocalFileSystem) else ""
+    return InputFile(url, name, int(entry["size"] or 0), version, touched)
 
 
 def _common(folders: set[str]) -> str:
@@ -282,7 +289,7 @@ def _describe(fs: Any, url: str, base: str, entry: dict[str, Any]) -> InputFile:
         entry = fs.info(os.path.realpath(full))
     # A name that is not UTF-8 reads with replacement characters; its URL keeps it.
     name = full[len(base) :].lstrip("/").encode("utf-8", "replace").decode("utf-8")
-    return InputFile(url, name, entry["size"], _version(entry))
+    return _input_file(fs, url, name, entry)
 
 
 def _shown(fs: Any, path: str) -> str:

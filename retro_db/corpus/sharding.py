@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,8 +59,12 @@ class Shard:
 
     @property
     def stamp(self) -> str:
-        """Hash of the files' URLs and versions: equal stamps mean equal content."""
-        return digest([(piece.file.url, piece.file.versions) for piece in self.pieces])
+        """Hash of the files' URLs and versions: equal stamps mean equal content.
+
+        A file without a version may change unseen: its stamp never equals another one.
+        """
+        versions = (piece.file.versions or uuid.uuid4().hex for piece in self.pieces)
+        return digest([(p.file.url, v) for p, v in zip(self.pieces, versions, strict=True)])
 
 
 def plan_shards(

@@ -151,7 +151,12 @@ def _fork_server(preloaded: str) -> socket.socket:
 
 @contextlib.contextmanager
 def building(
-    project: Project, stage: str, *options: str, installed: bool = False, ignoring: bool = False
+    project: Project,
+    stage: str,
+    *options: str,
+    place: str = "",
+    installed: bool = False,
+    ignoring: bool = False,
 ) -> Iterator[Command | subprocess.Popen[str]]:
     """A build in a process group of its own that has begun a stage, as a terminal or a service starts one.
 
@@ -159,6 +164,7 @@ def building(
         project: What to build.
         stage: Which stage is waited for.
         *options: Of the command.
+        place: Folder in the database in which the stage counts.
         installed: Whether it is the command as it is installed, imports and all.
         ignoring: Whether, moreover, it ignores Ctrl-C's signal, as what runs in a shell's background does.
     """
@@ -169,7 +175,7 @@ def building(
         else Command(*arguments, new_session=True)
     ) as process:
         try:
-            while not (project.output / "state" / "progress" / stage).exists():
+            while not (project.output / place / "state" / "progress" / stage).exists():
                 assert process.poll() is None, "it ended before the stage began"
                 time.sleep(0.01)
             yield process

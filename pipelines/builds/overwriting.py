@@ -1,0 +1,109 @@
+"""What a build would destroy of a finished database, known before anything is changed."""
+
+from __future__ import annotations
+
+from retro_db.config import Config
+from retro_db.encoder.models import EncoderModel
+from retro_db.errors import ConfigError
+from retro_db.manifest.model import Manifest
+from retro_db.manifest.sealing import FILE, GENERATIONS, read_manifest
+from retro_db.store.records import StageRecords
+from retro_db.tokens.tokenizer import Tokenizer
+
+from ..engine.context import Build
+from ..engine.inputs import read_settings
+from ..engine.jobs import fingerprint
+from ..stages import embed
+from ..stages.chunk import ChunkJob
+
+# What decides every embedding, beside the tokens.
+_ENCODER_SETTINGS = ("pooling", "max_length", "dtype", "device")
+
+
+def loss_by(build: Build, model: EncoderModel) -> str | None:
+    """What a build would destroy of a finished database in its folder, and why.
+
+    Args:
+        build: The build, before its first stage.
+        model: The encoder.
+
+    Returns:
+        The loss in words; None if embeddings would be kept, or there is no finished database. A corpus whose
+        files have the names and sizes of those that were read is taken for the same.
+    """
+    folder, config = build.home, build.config
+    if not folder.exists(FILE):
+        return None
+    if folder.list(GENERATIONS):
+        return f"an append to {folder.url}, which is not finished, would be given up"
+    old = read_manifest(folder)
+    if reason := (
+        _other_encoder(model, old) or _other_tokens(config, old) or _other_corpus(build, old)
+    ):
+        counts = old.counts
+        return (
+            f"{folder.url} is a finished database of {counts.documents:,} documents and {counts.chunks:,} "
+            f"chunks, and none of its embeddings would be kept: {reason}"
+        )
+    return None
+
+
+def expect_kept(build: Build, model: EncoderModel) -> None:
+    """Refuses a build that would destroy a finished database.
+
+    Args:
+        build: The build, before its first stage.
+        model: The encoder.
+
+    Raises:
+        ConfigError: Says what would be lost, and how to add to the database or to replace it.
+    """
+    if loss := loss_by(build, model):
+        raise ConfigError(
+            f"output: {loss}; name a new folder, add documents by --append, or replace it by --overwrite"
+        )
+
+
+def _other_encoder(model: EncoderModel, old: Manifest) -> str | None:
+    if model.sha256 != old.encoder.sha256:
+        return f"encoder.model is another than {old.encoder.model}"
+    for setting in _ENCODER_SETTINGS:
+        before, now = getattr(old.encoder, setting), getattr(model, setting)
+        if now != before:
+            return f"encoder.{setting} was {before}, and is {now}"
+    if model.batch_tokens not in (None, old.encoder.batch_tokens):
+        return f"encoder.batch_tokens was {old.encoder.batch_tokens}, and is {model.batch_tokens}"
+    return None
+
+
+def _other_tokens(config: Config, old: Manifest) -> str | None:
+    if config.chunk.tokens != old.chunk.tokens:
+        return f"chunk.tokens was {old.chunk.tokens}, and is {config.chunk.tokens}"
+    if config.tokenizer.path is not None:
+        is_same = Tokenizer.load(config.tokenizer.path).sha256 == old.tokenizer.sha256
+        return None if is_same else "tokenizer.path is another tokenizer"
+    for setting, value in config.settings("tokenizer.train", "seed").items():
+        if value != _stored(old, setting):
+            return f"{setting} is another, so that another tokenizer would be trained"
+    return None
+
+
+def _stored(old: Manifest, setting: str) -> object:
+    section, _, name = setting.partition(".")
+    value = old.config.get(section)
+    return value.get(name) if name and isinstance(value, dict) else value
+
+
+def _other_corpus(build: Build, old: Manifest) -> str | None:
+    recorded = StageRecords(build.folder, ChunkJob.stage).load().values()
+    before = {record.depends.get("input") for record in recorded}
+    now = {fingerprint(0, read_settings(build.config, shard))["input"] for shard in build.shards}
+    if not now & before:
+        return "no shard of the corpus holds the same files as before"
+    embedded = StageRecords(build.folder, embed.EmbedJob.stage).load().values()
+    code = fingerprint(embed.VERSION, {})["code"]
+    if all(record.depends.get("code") != code for record in embedded):
+        return "this release embeds otherwise than the one that built it"
+    if now != before and build.config.tokenizer.train is not None:
+        return "another tokenizer would be trained on a corpus of other files"
+    return None
