@@ -35,6 +35,12 @@ def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
         manifest: What is kept of it.
         below: The part of the folder that is looked at, with a slash behind it; all of it if empty.
     """
+    # A worker may have been killed, and its tasks done by another.
+    folder.sweep()
+    _sweep_tables(folder, manifest, below)
+
+
+def _sweep_tables(folder: Folder, manifest: Manifest, below: str) -> None:
     listed = {file.path for file in manifest.files}
     for table in _FOLDERS:
         if not any(path.startswith(f"{below}{table}/") for path in listed):
@@ -46,7 +52,7 @@ def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
     for name in folder.list(f"{below}{QUERIES}"):
         place = f"{below}{query_path(name)}/"
         if name in wanted and (not below or any(path.startswith(place) for path in listed)):
-            sweep(folder, manifest, place)
+            _sweep_tables(folder, manifest, place)
         else:
             folder.remove(place.rstrip("/"))
 

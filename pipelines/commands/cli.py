@@ -220,12 +220,20 @@ def query(
     "for each corpus one document at the least. On the kind of machine that built them.",
 )
 @click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="Of what is looked at where not everything is; by default another one each time, which is told.",
+)
 @_JSON
-def verify(*, database: str, recompute: float, encoder: str | None, as_json: bool) -> None:
+def verify(
+    *, database: str, recompute: float, encoder: str | None, seed: int | None, as_json: bool
+) -> None:
     """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
     from .show_problems import show_problems
 
-    sys.exit(show_problems(database, recompute, encoder, Console(), as_json=as_json))
+    console = Console()
+    sys.exit(show_problems(database, recompute, encoder, console, seed=seed, as_json=as_json))
 
 
 @cli.command()

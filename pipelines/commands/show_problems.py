@@ -9,7 +9,13 @@ from ..engine.console import Console
 
 
 def show_problems(
-    url: str, recompute: float, encoder: str | None, console: Console, *, as_json: bool
+    url: str,
+    recompute: float,
+    encoder: str | None,
+    console: Console,
+    *,
+    seed: int | None,
+    as_json: bool,
 ) -> int:
     """What verify found.
 
@@ -17,7 +23,7 @@ def show_problems(
         The exit code: 0 where nothing is wrong.
     """
     stage = silent if as_json else console.stage
-    checked = verify_database(url, recompute, encoder, stage)
+    checked = verify_database(url, recompute, encoder, stage, seed=seed)
     if as_json:
         console.show_json(to_json(checked))
     else:

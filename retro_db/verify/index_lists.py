@@ -18,6 +18,7 @@ from retro_db.manifest.sealing import FILE
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.store.folder import FileEntry
+from retro_db.verify.contradictions import check_key
 from retro_db.verify.ledger import Check
 from retro_db.verify.opened import OpenedCorpus
 
@@ -109,6 +110,7 @@ class IndexExamination:
         """Checks that no list is missing, and that they hold every chunk that belongs in them."""
         info, counts = self._manifest.index, self._manifest.counts
         path = self._manifest.template_file.path
+        yield from check_key(self._manifest, self._trained)
         if int(self._trained.nlist) != info.lists:
             yield f"{path}: {self._trained.nlist} lists, {FILE} says {info.lists}"
         if self._partitions.starts[-1] != info.lists:

@@ -28,8 +28,8 @@ from retro_db.verify.history import History
 from retro_db.verify.index_lists import Partitions
 from retro_db.verify.opened import OpenedCorpus, OpenedPart
 from retro_db.verify.rules import compare_distances
+from retro_db.verify.sampling import Sample
 
-_SEED = 0
 _WINDOW_ROWS = 2048
 # Other batch mates change the last bits of float32, and float16 rounds to 1 / 2,048.
 _EMBEDDING_TOLERANCE = 2e-3
@@ -55,12 +55,12 @@ class Chosen:
     chunks: int
 
 
-def choose_documents(corpus: OpenedCorpus, share: float) -> list[Chosen]:
+def choose_documents(corpus: OpenedCorpus, sample: Sample) -> list[Chosen]:
     """Chooses a hashed share of a corpus's documents that have chunks, at least one document.
 
     Args:
         corpus: The corpus.
-        share: Share of the documents, 0 to 1.
+        sample: The choice among its documents.
 
     Returns:
         The documents by part, without the parts that have none of them.
@@ -72,8 +72,8 @@ def choose_documents(corpus: OpenedCorpus, share: float) -> list[Chosen]:
         rows = np.flatnonzero(counts > 0)
         if not len(rows):
             continue
-        fractions = fractions_of(rows + part.first_document, _SEED)
-        positions = np.flatnonzero(fractions < share)
+        fractions = fractions_of(rows + part.first_document, sample.seed)
+        positions = np.flatnonzero(fractions < sample.share)
         if len(positions):
             chosen.append(Chosen(part, positions, int(counts[rows[positions]].sum())))
         lowest = int(fractions.argmin())

@@ -6,16 +6,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from retro_db.hashing import fractions_of
 from retro_db.index.structure import is_embedded
 from retro_db.manifest.model import TRAIN, VALIDATION
 from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
 from retro_db.search.part_documents import Documents
+from retro_db.store.gathering import Table
 from retro_db.store.tables import TableFile
-from retro_db.verify.opened import OpenedPart, between, blocks
+from retro_db.verify.opened import OpenedCorpus, OpenedPart, between, blocks
+from retro_db.verify.sampling import Sample
 
-_DISTANCE_ROWS = 1000
+# Values of neighbors' embeddings that are compared at once.
+_BLOCK_VALUES = 1 << 22
+# Rows of a part that are named one by one.
+_NAMED_ROWS = 10
 # For float32 sums of d squares of float16 differences.
 _DISTANCE_TOLERANCE = 1e-5
 
@@ -170,12 +174,10 @@ def is_forbidden(documents: Documents, ids: np.ndarray, start: int) -> np.ndarra
     return forbidden
 
 
-def check_distances(part: OpenedPart) -> Iterator[str]:
+def check_distances(part: OpenedPart, sample: Sample) -> Iterator[str]:
     """Checks the distances of a hashed sample of rows against the stored embeddings."""
-    share = _DISTANCE_ROWS / max(len(part.corpus.reader), 1)
     ids = np.arange(part.files.first_id, part.files.first_id + part.files.rows)
-    rows = np.flatnonzero(fractions_of(ids, 0) < share)
-    yield from compare_distances(part, rows)
+    yield from compare_distances(part, np.flatnonzero(sample.takes(ids)))
 
 
 def compare_distances(part: OpenedPart, rows: np.ndarray) -> Iterator[str]:
@@ -188,14 +190,38 @@ def compare_distances(part: OpenedPart, rows: np.ndarray) -> Iterator[str]:
     Yields:
         A line for each problem.
     """
+    path, wrong = part.neighbors.path, 0
+    count = max(1, _BLOCK_VALUES // values_of_row(part.corpus))
+    for start in range(0, len(rows), count):
+        block = rows[start : start + count]
+        for row in block[_are_wrong(part, block)].tolist():
+            wrong += 1
+            if wrong <= _NAMED_ROWS:
+                yield f"{path}: distances of row {row} are not those of the embeddings"
+    if wrong > _NAMED_ROWS:
+        yield f"{path}: distances of {wrong - _NAMED_ROWS:,} more rows are not those of the embeddings"
+
+
+def values_of_row(corpus: OpenedCorpus) -> int:
+    """Values of the embeddings of one row's neighbors."""
+    manifest = corpus.database.manifest
+    return manifest.neighbors.k * manifest.encoder.dimension
+
+
+def _are_wrong(part: OpenedPart, rows: np.ndarray) -> np.ndarray:
+    """Whether a stored distance of each row is wrong, bool [n]; neighbors out of range are passed over."""
     embeddings = part.corpus.database.embeddings
-    queries = part.open("embeddings", part.files.keys_file)
-    file = part.open("neighbors", part.neighbors)
-    for row in rows.tolist():
-        [ids], [stored] = (file.read(name, row, row + 1) for name in ("ids", "distances"))
-        known = (ids >= 0) & (ids < len(embeddings))
-        near, stored = ids[known], stored[known]
-        query = queries.read("vector", row, row + 1).astype(np.float64)
-        exact = ((embeddings[near].astype(np.float64) - query) ** 2).sum(axis=1)
-        if not (np.abs(stored - exact) <= _DISTANCE_TOLERANCE * exact).all():
-            yield f"{part.neighbors.path}: distances of row {row} are not those of the embeddings"
+    queries = Table([part.open("embeddings", part.files.keys_file)]).column("vector")
+    neighbors = Table([part.open("neighbors", part.neighbors)])
+    ids, stored = (neighbors.column(name)[rows] for name in ("ids", "distances"))
+    place, column = np.nonzero((ids >= 0) & (ids < len(embeddings)))
+    near, inverse = np.unique(ids[place, column], return_inverse=True)
+    # float64, so that the sum of d squares adds no error of its own.
+    others, own = embeddings[near].astype(np.float64), queries[rows].astype(np.float64)
+    apart = others[inverse]
+    apart -= own[place]
+    exact = np.einsum("nd,nd->n", apart, apart)
+    agree = np.abs(stored[place, column] - exact) <= _DISTANCE_TOLERANCE * exact
+    wrong = np.zeros(len(rows), bool)
+    wrong[place[~agree]] = True
+    return wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -23,10 +24,14 @@ from retro_db.verify.checksums import check_strangers, file_checks
 from retro_db.verify.history import History, check_history, is_begun, read_history
 from retro_db.verify.index_lists import IndexExamination, Partitions, check_fine
 from retro_db.verify.ledger import Check, Ledger, one_line
-from retro_db.verify.opened import OpenedCorpus, opened_corpora
+from retro_db.verify.opened import OpenedCorpus, OpenedPart, opened_corpora
 from retro_db.verify.recomputing import Recomputation, choose_documents
 from retro_db.verify.removal_checks import check_removed, check_renumbered
+from retro_db.verify.sampling import Sample
 from retro_db.verify.table_files import table_checks
+
+# Values of embeddings that two cores compare in about a minute.
+_DISTANCE_VALUES = 10_000_000_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,12 @@ def silent(
 
 
 def verify_database(
-    url: str, recompute: float = 0.0, encoder: str | None = None, stage: Stage = silent
+    url: str,
+    recompute: float = 0.0,
+    encoder: str | None = None,
+    stage: Stage = silent,
+    *,
+    seed: int | None = None,
 ) -> Verification:
     """Checks a database against its manifest, its contracts and its rules.
 
@@ -74,6 +84,7 @@ def verify_database(
             one document of every corpus; 0 for none.
         encoder: Folder or hub name of the encoder; the one that the build used by default.
         stage: Shows progress.
+        seed: Seed of every sample; by default another one each time. Notes tell it.
 
     Returns:
         The problems, and what could not be checked.
@@ -90,7 +101,8 @@ def verify_database(
     embeddings_kept = bool(database.manifest.tables.embeddings)
     model = open_encoder(database, encoder) if recompute and embeddings_kept else None
     with ThreadPoolExecutor(available_cores()) as pool:
-        verifier = _Verifier(database, Ledger(pool), pool, stage)
+        seed = secrets.randbelow(1 << 32) if seed is None else seed
+        verifier = _Verifier(database, Ledger(pool), pool, stage, seed)
         verifier.check_files()
         verifier.check_rules()
         if model:
@@ -98,6 +110,11 @@ def verify_database(
     ledger, files = verifier.ledger, len(database.manifest.files) + 1
     if recompute and not embeddings_kept:
         ledger.notes.append("nothing was computed again: embeddings were not kept")
+    if not recompute:
+        ledger.notes.append(
+            "whether embeddings, codes and neighbors are those of the text was not checked: --recompute "
+            "checks a share"
+        )
     problems, notes = (list(dict.fromkeys(lines)) for lines in (ledger.problems, ledger.notes))
     return Verification(files, len(database), problems, notes)
 
@@ -105,11 +122,14 @@ def verify_database(
 class _Verifier:
     """A verification that is running, its ledger and what it has opened."""
 
-    def __init__(self, database: Database, ledger: Ledger, pool: Executor, stage: Stage) -> None:
+    def __init__(
+        self, database: Database, ledger: Ledger, pool: Executor, stage: Stage, seed: int
+    ) -> None:
         self.ledger = ledger
         self._database = database
         self._pool = pool
         self._stage = stage
+        self._seed = seed
         self._history = History({database.manifest.generation: database.manifest})
         self._corpora: list[OpenedCorpus] = []
 
@@ -182,13 +202,26 @@ class _Verifier:
         if any(entry.path in self.ledger.damaged for entry in embeddings):
             self.ledger.notes.append("distances not checked: embeddings are damaged")
             return
+        measured = [part for part in parts if part.corpus.has_embeddings]
+        sample = self._sample_of_distances(measured)
         self.ledger.run(
             Check(path, [part.files.keys_file.path, path], run)
-            for part in parts
-            if part.corpus.has_embeddings
+            for part in measured
             for path in [part.neighbors.path]
-            for run in [functools.partial(rules.check_distances, part)]
+            for run in [functools.partial(rules.check_distances, part, sample)]
         )
+
+    def _sample_of_distances(self, parts: list[OpenedPart]) -> Sample:
+        """All rows where that is soon done, else a share of them, which a note tells."""
+        rows = sum(part.files.rows for part in parts)
+        values = sum(part.files.rows * rules.values_of_row(part.corpus) for part in parts)
+        sample = Sample(min(1.0, _DISTANCE_VALUES / max(values, 1)), self._seed)
+        if sample.share < 1:
+            self.ledger.notes.append(
+                f"distances were checked on {sample.share:.2%} of {rows:,} rows (seed {self._seed}): "
+                f"{sample.missing(rows)}"
+            )
+        return sample
 
     def _check_index(self, meter: Meter) -> None:
         """Checks every partition, and then all together."""
@@ -249,7 +282,10 @@ class _Verifier:
             )
             return
         meter = Meter()
-        samples = [sample for corpus in self._corpora for sample in choose_documents(corpus, share)]
+        wanted = Sample(share, self._seed)
+        samples = [
+            chosen for corpus in self._corpora for chosen in choose_documents(corpus, wanted)
+        ]
         total = sum(sample.chunks for sample in samples)
         with self._stage("recompute", "chunks", total, lambda: meter.work) as remark:
             home = self._corpora[0]
@@ -260,3 +296,9 @@ class _Verifier:
             self.ledger.notes += again.notes
             documents = sum(len(sample.positions) for sample in samples)
             remark(f"{documents:,} documents, {meter.work.done:,} chunks")
+        count = sum(entry.rows for c in self._corpora for entry in c.reader.tables.documents)
+        if share < 1:
+            self.ledger.notes.append(
+                f"{documents:,} of {count:,} documents were computed again (seed {self._seed}): "
+                f"{wanted.missing(count)}"
+            )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from retro_db.store.folder import Folder
 from retro_db.verify import verify_database
+from retro_db_pipelines.builds.stage_order import Recipe
 from retro_db_pipelines.commands.cli import run
 from support.processes import building
 from support.projects import Project, remove_documents
@@ -42,6 +43,23 @@ def test_a_build_killed_while_it_writes_its_manifest(
     assert run(at(six, db)) == 0
     assert not list(db.rglob(".tmp-*"))
     assert (db / "manifest.json").read_bytes() == (six.output / "manifest.json").read_bytes()
+
+
+def test_what_a_killed_worker_leaves_goes_with_the_build_that_outlived_it(
+    six: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path, [], six.settings | {"output": str(tmp_path / "db")})
+    stages = Recipe.stages
+
+    def kill(recipe: Recipe) -> Iterator[str]:
+        for stage in stages(recipe):
+            if stage == "embed":
+                kill_while_writing(project.output, "embeddings/part-0000000-0000.arrow")
+            yield stage
+
+    monkeypatch.setattr(Recipe, "stages", kill)
+    assert project.build() == 0
+    assert project.files() == six.files()
 
 
 @pytest.mark.parametrize("path", ["state/compacting", "manifest.json", "chunks/part.arrow"])

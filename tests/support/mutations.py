@@ -236,11 +236,12 @@ class Target:
 
 
 def sealed(data: Any) -> bytes:
-    """A manifest with the checksum of what it says, if it can have one."""
+    """A manifest as it is written, with the checksum of what it says, if it can have one."""
     if isinstance(data, dict) and "sha256" in data:
         body = {key: value for key, value in data.items() if key != "sha256"}
         with contextlib.suppress(ValueError, RecursionError):
             data["sha256"] = digest(body)
+            return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
     return json.dumps(data).encode()
 
 
