@@ -133,6 +133,7 @@ def _run(task: Task, job: Job, shared: Any) -> None:
     )
     progress.publish(meter.work)
     StageRecords(job.folder, job.stage).commit(record)
+    job.done(task.item)
 
 
 @dataclass

@@ -48,6 +48,10 @@ class Running:
         else:
             folder.remove(path)
 
+    def discard(self, folder: Folder, path: str) -> None:
+        """Removes it."""
+        folder.remove(path)
+
     def forget(self, folder: Folder, stage: str, task: str) -> None:
         """Removes the record."""
         records = StageRecords(folder, stage)

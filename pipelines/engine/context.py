@@ -35,6 +35,9 @@ class Action(Protocol):
     def report(self, folder: Folder, path: str, data: bytes) -> None:
         """Writes a report for people, or removes an earlier one if `data` is empty."""
 
+    def discard(self, folder: Folder, path: str) -> None:
+        """Removes what a stage has kept to go on after a stop: it is complete."""
+
     def forget(self, folder: Folder, stage: str, task: str) -> None:
         """Removes the record of a task, which is to be done again."""
 

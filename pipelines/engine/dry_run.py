@@ -39,3 +39,6 @@ class DryRun:
 
     def forget(self, folder: Folder, stage: str, task: str) -> None:
         """Forgets nothing."""
+
+    def discard(self, folder: Folder, path: str) -> None:
+        """Removes nothing."""

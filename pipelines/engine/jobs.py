@@ -124,6 +124,10 @@ class Job(abc.ABC):
             A dataclass, which the completion record keeps.
         """
 
+    def done(self, item: Any) -> None:
+        """Removes what a task has kept to go on after a stop: its record is written."""
+        return
+
     def files(self, result: Any) -> list[FileEntry]:
         """Returns the files that `run` wrote; none if the result is all there is."""
         return []

@@ -9,15 +9,16 @@ from typing import ClassVar
 
 from retro_db.corpus.chunking import ChunkedShard
 from retro_db.encoder.budget import find_budget, try_budget
-from retro_db.encoder.embedding import embed_part
+from retro_db.encoder.embedding import WINDOW_ROWS, embed_part
 from retro_db.encoder.encoder import Encoder
 from retro_db.encoder.models import CUDA, EncoderModel, gpu_count, resolve_model
+from retro_db.encoder.pieces import PIECES, Pieces
 from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry
-from retro_db.store.serialize import to_json
+from retro_db.store.serialize import digest, to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
@@ -47,6 +48,7 @@ class EmbedJob(Job):
     home: Folder
     cores: Share
     parameters: dict[str, str | int]
+    tokenizer: str
 
     def open(self) -> tuple[Encoder, Tokenizer]:
         encoder = _open_encoder(self.encoder, self.model, self.cores)
@@ -56,7 +58,17 @@ class EmbedJob(Job):
         encoder, tokenizer = shared
         [chunks] = open_files(self.folder, [part.chunks], "chunks", self.parameters)
         path = contract("embeddings").name(part.shard, part.number)
-        return EmbeddedPart(*embed_part(chunks, path, encoder, tokenizer, self.folder, meter))
+        pieces = self._pieces(part)
+        embedded = embed_part(chunks, path, encoder, tokenizer, self.folder, meter, pieces)
+        return EmbeddedPart(*embedded)
+
+    def done(self, part: Part) -> None:
+        self._pieces(part).remove()
+
+    def _pieces(self, part: Part) -> Pieces:
+        decides = [VERSION, to_json(self.model), self.tokenizer, part.chunks.sha256]
+        key = f"{part.name}-{digest(decides)[:16]}"
+        return Pieces(self.folder, key, self.model.dimension, WINDOW_ROWS)
 
     def files(self, result: EmbeddedPart) -> list[FileEntry]:
         return [result.file]
@@ -150,7 +162,15 @@ def embed_stage(
     config = build.config
     parameters = tokenizer.parameters(config.chunk.tokens)
     cores = build.engine.share(len(parts))
-    job = EmbedJob(build.folder, config.encoder.model, model, build.home, cores, parameters)
+    job = EmbedJob(
+        build.folder,
+        config.encoder.model,
+        model,
+        build.home,
+        cores,
+        parameters,
+        tokenizer.sha256,
+    )
     decides = {"encoder": to_json(model), "tokenizer": tokenizer.sha256}
     tasks = [
         Task(part.name, fingerprint(VERSION, decides | {"chunk": part.chunks.sha256}), part)
@@ -159,6 +179,7 @@ def embed_stage(
     total = sum(part.rows for part in parts)
     placement = _placement(build)
     embedded = build.run(Stage(job, tasks, EmbeddedPart, "chunks", total, placement))
+    build.action.discard(build.folder, PIECES)
     with_embeddings = [
         replace(part, embeddings=result.file) for part, result in zip(parts, embedded, strict=True)
     ]

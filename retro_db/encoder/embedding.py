@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,6 +12,7 @@ import numpy as np
 from retro_db.encoder.batching import Tokenized
 from retro_db.encoder.chunk_texts import chunk_texts
 from retro_db.encoder.encoder import Encoder
+from retro_db.encoder.pieces import Pieces
 from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
@@ -31,8 +33,11 @@ def embed_part(
     tokenizer: Tokenizer,
     folder: Folder,
     meter: Meter,
+    pieces: Pieces,
 ) -> tuple[TableEntry, int]:
     """Embeds every chunk of one file from its own text, ids decoded, and writes float16 embeddings.
+
+    The windows that an earlier run embedded are taken from its pieces; the bytes are the same.
 
     Args:
         chunks: The part's chunks.
@@ -41,6 +46,7 @@ def embed_part(
         tokenizer: The tokenizer that made the chunks' tokens.
         folder: The database.
         meter: Counts chunks, WordPieces, and seconds in `tokenize`, `device` and `write`.
+        pieces: Keeps windows for a run that goes on after a stop.
 
     Returns:
         The file, and the number of its chunks without an embedding.
@@ -51,23 +57,38 @@ def embed_part(
     """
     table = contract("embeddings")
     schema = table.schema(dimension=encoder.model.dimension)
-    windows = tokenized_windows(chunks, encoder, tokenizer, meter)
-    if encoder.device.ahead:
-        windows = one_ahead(windows)
     missing = 0
-    with folder.writing(path) as temporary:
+    with contextlib.closing(pieces), folder.writing(path) as temporary:
         with TableWriter(temporary, schema, table.batch_rows) as writer:
-            for embeddings in encoder.encode_windows(windows, meter):
+            for stored in _embedded(chunks, encoder, tokenizer, meter, pieces):
                 with meter.timing("write"):
-                    stored = _stored(embeddings)
                     missing += int((~stored.any(axis=1)).sum())
                     writer.append({"vector": stored})
         with meter.timing("write"):
             return describe(temporary, path, writer.rows), missing
 
 
+def _embedded(
+    chunks: TableFile, encoder: Encoder, tokenizer: Tokenizer, meter: Meter, pieces: Pieces
+) -> Iterator[np.ndarray]:
+    """The embeddings of all chunks in order, float16 [n, d] each: first those that earlier runs kept."""
+    start = 0
+    for stored in pieces.stored():
+        start += len(stored)
+        meter(len(stored))
+        yield stored
+    windows = tokenized_windows(chunks, encoder, tokenizer, meter, start)
+    if encoder.device.ahead:
+        windows = one_ahead(windows)
+    for embeddings in encoder.encode_windows(windows, meter):
+        with meter.timing("write"):
+            stored = _stored(embeddings)
+            pieces.append(stored)
+        yield stored
+
+
 def tokenized_windows(
-    chunks: TableFile, encoder: Encoder, tokenizer: Tokenizer, meter: Meter
+    chunks: TableFile, encoder: Encoder, tokenizer: Tokenizer, meter: Meter, first: int = 0
 ) -> Iterator[Tokenized]:
     """Tokenizes a part's chunks for the encoder, some thousand rows at a time.
 
@@ -76,11 +97,12 @@ def tokenized_windows(
         encoder: The encoder, which has its own WordPieces.
         tokenizer: The tokenizer that made the chunks' tokens.
         meter: Counts the seconds in `tokenize`.
+        first: Row to begin with, the first of a window.
 
     Yields:
         Windows of consecutive rows.
     """
-    for start in range(0, chunks.rows, WINDOW_ROWS):
+    for start in range(first, chunks.rows, WINDOW_ROWS):
         with meter.timing("tokenize"):
             texts = chunk_texts(chunks, tokenizer, start, min(start + WINDOW_ROWS, chunks.rows))
             window = encoder.tokenize(texts)

@@ -8,7 +8,6 @@ It prints one JSON object: what it counted, and the peak of its memory in bytes 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.chunk import parts_of
 from retro_db_pipelines.stages.encode import EncodedPart
 from retro_db_pipelines.stages.neighbors import NeighborsPart
+from support.memory import peak
 from support.soak import amount
 
 SHARDS = 30_000
@@ -185,10 +185,6 @@ def resume(folder: Path) -> dict[str, Any]:
         assert len(complete) == RECORDS
         assert complete[-1] == results(stage, RECORDS - 1)[0]
     return counted
-
-
-def peak() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(arguments: Sequence[str]) -> None:

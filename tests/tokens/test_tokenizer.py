@@ -25,6 +25,7 @@ from retro_db.errors import ModelError
 from retro_db.tokens.segments import SEGMENT, is_cut_before_spaces, segments
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.tokens.tokenizer_training import train_tokenizer
+from support.memory import ENVIRONMENT
 from support.projects import make_project
 from support.soak import amount
 from support.texts import python_sources
@@ -211,8 +212,8 @@ def chunk_memory(folder: Path, text: str) -> int:
     project = make_project(folder, [text])
     project.settings["tokenizer"] = {"train": {"vocab_size": 300, "sample": "1MB"}}
     program = [sys.executable, "-c", _CHUNK, str(project.config)]
-    result = subprocess.run(program, capture_output=True, text=True, check=True)
-    return int(result.stdout.split()[-1]) * 1024
+    result = subprocess.run(program, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    return int(result.stdout.split()[-1])
 
 
 def records(output: Path) -> list[str]:
@@ -220,11 +221,12 @@ def records(output: Path) -> list[str]:
 
 
 _CHUNK = """
-import resource, sys
+import sys
 from retro_db_pipelines.commands.cli import run
+from support.memory import peak
 for stage in ("tokenizer", "chunk"):
     assert run(["stage", stage, sys.argv[1]]) == 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak())
 """
 
 
