@@ -128,7 +128,7 @@ def test_a_dry_run_tells_what_a_build_then_does(
     assert "changed: " in line
     assert name in line or name.split(".")[0] in line
     assert f"dry run    {stage}" in shown
-    ran = rebuilt(project, capsys, "--set", setting)
+    ran = rebuilt(project, capsys, "--set", setting, "--overwrite")
     assert ran[0] == stage
     assert not set(ran) & set(kept)
 
@@ -401,7 +401,7 @@ def test_a_stop_after_any_write_leaves_no_record_of_other_bytes(
     stages = [path.stem for path in (project.output / "state" / "records").glob("*.jsonl")]
     assert len(stages) > 8
     with watched(project.output, monkeypatch) as steps:
-        assert project.build("--set", setting) == 0
+        assert project.build("--set", setting, "--overwrite") == 0
     assert sum(step.kind == "replace" for step in steps) > 5
     for image in images(tmp_path / "start", project.output, steps, tmp_path / "image"):
         check_image(image, stages)
@@ -415,7 +415,7 @@ def test_a_stop_after_any_write_leaves_no_record_of_other_bytes(
 
 def test_names_are_synced_in_order(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     with watched(project.output, monkeypatch) as steps:
-        assert project.build("--set", "chunk.tokens=32") == 0
+        assert project.build("--set", "chunk.tokens=32", "--overwrite") == 0
     replaced = [step for step in steps if step.kind == "replace" and "/progress/" not in step.path]
     assert replaced[-3:]
     assert Path(replaced[-3].path).name == "manifest.json"

@@ -24,7 +24,7 @@ def rebuild(six: Project, db: Path, *options: str) -> None:
     text = (six.folder / "corpus.jsonl").read_text().replace("whales", "sheep!")
     corpus.write_text(text)
     settings = ["--set", f"output={db}", "--set", f"corpus.0.paths=[{corpus}]"]
-    assert run(["build", str(six.config), *settings, *options]) == 0
+    assert run(["build", str(six.config), *settings, "--overwrite", *options]) == 0
 
 
 @pytest.mark.parametrize("table", ["chunks", "neighbors", "embeddings", "documents"])

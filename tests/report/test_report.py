@@ -319,7 +319,7 @@ def test_many_sources_and_equal_keys_and_one_neighbor(tmp_path: Path) -> None:
         b"\n".join(orjson.dumps({"id": str(i), "text": t}) for i, t in enumerate(python_sources(3)))
     )
     project.settings["corpus"][0]["paths"] = [str(tmp_path / "more.jsonl")]
-    assert project.build() == 0
+    assert project.build("--overwrite") == 0
     page = report_of(project)
     drawn = dict(
         zip(
