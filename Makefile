@@ -8,7 +8,7 @@ bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 engines := $(VENV)/.retro-db-engines
 
-.PHONY: setup demo test engines spark-test flink-test prism-test megatron-test train soak bench lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train soak bench lint schemas lock clean
 
 setup: $(stamp)
 
@@ -45,6 +45,10 @@ flink-test: engines
 
 prism-test: engines
 	$(bin)/python -m pytest tests/runners/test_prism.py
+
+# Google Cloud Storage, as a Go program on this machine speaks it.
+gcs-test: engines
+	$(bin)/python -m pytest tests/runners/test_cloud_storage.py
 
 # A RETRO model with neighbors beside one without.
 train: setup

@@ -151,6 +151,7 @@ def owned_folder(folder: Folder) -> Iterator[Folder]:
                 "or make it writable"
             ) from error
         try:
+            owned.watch(FILE)
             owned.sweep()
             yield owned
         except (OSError, MemoryError) as error:

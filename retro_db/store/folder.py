@@ -18,9 +18,10 @@ from typing import Any, BinaryIO, Protocol, Self, overload
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from retro_db.errors import DamagedFileError
+from retro_db.errors import DamagedFileError, OwnershipLostError
 from retro_db.printing import redacted
 from retro_db.store.cache import Cache, Wanted
+from retro_db.store.conditional import ReplacedError, put_if, version_of
 from retro_db.store.fence import Fence
 from retro_db.store.uploads import abort_uploads, spool, sweep_spools
 
@@ -106,6 +107,7 @@ class Folder:
         self.cache = cache or Cache()
         self._top = top or url
         self._guard: Guard | None = None
+        self._versions: dict[str, str | None] = {}
         self._opened: tuple[int, Any, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,6 +135,12 @@ class Folder:
     def behind(self, fence: Fence) -> Folder:
         """The same folder, behind a fence."""
         return Folder(self.url, fence, self.cache, self._top)
+
+    def watch(self, path: str) -> None:
+        """Notes the version of a file on an object store: it is replaced only while it has that version."""
+        if not self.is_local:
+            fs, _ = self._open()
+            self._versions[path] = version_of(fs, self.locate(path))
 
     def guarded(self, guard: Guard) -> Folder:
         """The same folder, each of whose local files is read as long as a guard lets it pass."""
@@ -375,6 +383,7 @@ class Folder:
 
         Raises:
             DamagedFileError: The path leads out of the folder.
+            OwnershipLostError: The file is watched, and somebody else has replaced it.
         """
         fs, _ = self._open()
         target = self.locate(path)
@@ -392,10 +401,23 @@ class Folder:
                 if self.is_local:
                     os.replace(temporary, target)
                     sync(Path(parent))
+                elif path in self._versions:
+                    self._put_watched(path, temporary.read_bytes())
                 else:
                     fs.put_file(str(temporary), target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _put_watched(self, path: str, data: bytes) -> None:
+        fs, _ = self._open()
+        try:
+            put_if(fs, self.locate(path), data, self._versions[path])
+        except ReplacedError as error:
+            raise OwnershipLostError(
+                f"{self.url}/{path}: another build has written or removed it meanwhile; run the same command "
+                "again"
+            ) from error
+        self.watch(path)
 
     def write(self, path: str, data: bytes) -> None:
         """Writes a small file in one step.
@@ -437,6 +459,8 @@ class Folder:
                 fs.rm(target, recursive=True)
             if self.is_local:
                 sync(Path(target).parent)
+        if path in self._versions:
+            self._versions[path] = None
 
     def sweep(self) -> None:
         """Removes the files of writers that were killed before their files took their names."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from retro_db.errors import ExecutionError, InputError
 from retro_db.manifest.model import Manifest
-from retro_db.manifest.sealing import generation_path, read_manifest, write_generation
+from retro_db.manifest.sealing import FILE, generation_path, read_manifest, write_generation
 from retro_db.reader.database import Database
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, TableEntry, describe
@@ -64,6 +64,7 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
     manifest = database.manifest
     if len(rows):
         with owning(folder) as owned:
+            owned.watch(FILE)
             if read_manifest(owned).sha256 != manifest.sha256:
                 raise ExecutionError(f"{url}: changed in the meantime; run the same command again")
             next_folder = generation_path(manifest.generation + 1)

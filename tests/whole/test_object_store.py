@@ -33,6 +33,7 @@ from retro_db.errors import DamagedFileError, InputError, OwnershipLostError
 from retro_db.manifest.sealing import read_manifest
 from retro_db.reader.database import Database
 from retro_db.store import copied, leases
+from retro_db.store.fence import Fence
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.ownership import owning
 from retro_db.store.records import StageRecords
@@ -209,6 +210,61 @@ def test_of_two_that_create_one_wins(store: Folder) -> None:
     with pytest.raises(FileExistsError):
         store.create("a", b"second")
     assert store.read("a") == b"first"
+
+
+class Overtaken:
+    """A fence whose owner sleeps behind its look at the lease, while a rival writes."""
+
+    def __init__(self, fence: Fence, rival: Folder, data: bytes | None) -> None:
+        self.owner = fence.owner
+        self._fence = fence
+        self._rival = rival
+        self._data = data
+
+    @contextlib.contextmanager
+    def passing(self) -> Iterator[None]:
+        with self._fence.passing():
+            if self._data is None:
+                self._rival.remove("manifest.json")
+            else:
+                self._rival.write("manifest.json", self._data)
+            yield
+
+    def stands(self) -> bool:
+        return self._fence.stands()
+
+
+@pytest.mark.parametrize("before", [None, b"an earlier one"])
+@pytest.mark.parametrize("rivals", [None, b"the rival's"])
+def test_a_driver_that_slept_replaces_no_manifest(
+    store: Folder, before: bytes | None, rivals: bytes | None
+) -> None:
+    if before:
+        store.write("manifest.json", before)
+    with owning(store) as owned:
+        assert owned.fence is not None
+        owned.watch("manifest.json")
+        owned.fence = Overtaken(owned.fence, store, rivals)
+        if before is None and rivals is None:
+            owned.write("manifest.json", b"late")
+            assert store.read("manifest.json") == b"late", "nobody has written"
+            return
+        with pytest.raises(OwnershipLostError, match="another build has written or removed it"):
+            owned.write("manifest.json", b"late")
+    assert store.exists("manifest.json") == (rivals is not None)
+    if rivals:
+        assert store.read("manifest.json") == rivals
+
+
+def test_a_manifest_that_is_watched_is_written_as_often_as_its_owner_likes(store: Folder) -> None:
+    store.write("manifest.json", b"1")
+    with owning(store) as owned:
+        owned.watch("manifest.json")
+        owned.write("manifest.json", b"2")
+        owned.write("manifest.json", b"3")
+        owned.remove("manifest.json")
+        owned.write("manifest.json", b"4")
+    assert store.read("manifest.json") == b"4"
 
 
 def fail_half_way(store: Folder, name: str) -> None:
