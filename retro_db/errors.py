@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import errno
 
+from retro_db.printing import redacted
+
 
 class RetroDBError(Exception):
-    """Base of all errors raised on purpose. `exit_code` is what the command line returns."""
+    """Base of all errors raised on purpose. `exit_code` is what the command line returns.
+
+    Args:
+        message: What is wrong, where, and the remedy; credentials in its URLs are left out.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class InputError(RetroDBError):

@@ -17,29 +17,43 @@ def printable(text: str) -> str:
 
 
 _REDACTED = "***"
-# A name and a password, which may have a slash unless a port and a path can be meant; for the web also a
-# token alone. On other filesystems a name alone is part of the address: `abfs://container@account`.
-_USER = re.compile(
-    r"(?<=://)[^\s/?#@:]*:(?:[^\s/?#]*@|(?!\d{1,5}/)[^\s@\"']{1,512}@)"
-    r"|(?<=http://)[^\s/?#]+@|(?<=https://)[^\s/?#]+@"
-)
-# `Expires` and the like are not secrets, but they change with every signature, and names must not.
+# A scheme, and what may belong to its URL.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s\"'<>]*)")
+_WEB = ("http", "https")
+# A name and a password, which may hold anything; a port and a path with an @ look the same, and go too. For
+# the web also a token alone; on other filesystems a name alone is part of the address:
+# `abfs://container@account`.
+_USER = re.compile(r"[^/?#@:]*:(?:[^/?#]*@|[^@]{1,512}@)")
+_TOKEN = re.compile(r"[^/?#]+@")
+# Parameters whose values are shown, if they look as such values do. Any other one may sign or authorize, now
+# or in a service to come; what signs also changes with every signature, and names made of URLs must not.
+_SHOWN_PARAMETERS = {
+    *("config", "dataset", "download", "file", "filename", "format", "generation", "id", "index"),
+    *("lang", "language", "length", "limit", "name", "offset", "page", "page_size", "part", "path"),
+    *("per_page", "raw", "rev", "revision", "shard", "size", "split", "start", "type", "version"),
+    "versionid",
+}
+_HARMLESS = re.compile(r"[\w.,:/-]{0,64}")
+_NAME = re.compile(r"[\w.~%-]+")
+# In text that is no URL: names that are known to sign or authorize.
 _NAMES = (
     r"x-(?:amz|goog)-[\w.-]*"
-    r"|[\w.-]{0,64}?(?:token|secret|passw(?:or)?d|passphrase|pwd|credential|signature|auth)[\w.-]{0,64}"
+    r"|[\w.-]{0,64}?(?:token|secret|passw(?:or)?d|passphrase|pwd|credential|signature|auth|hmac)[\w.-]{0,64}"
     r"|[\w.-]{0,64}?(?:key|keyid|key-id|key_id|accessid|sig)|key-pair-id|policy|expires|s[et]"
+    r"|code|sign|hash|md5|jwt|pass|sid|hdne?[ast]+"
 )
-# Also matches in a URL that is the value of a parameter, and so is percent-encoded.
-_PARAMETER = re.compile(
-    rf"((?:[?&;#]|%3F|%26)(?:{_NAMES})(?:=|%3D))(?:(?!%26|%23)[^\s&;#\"'<>])+", re.IGNORECASE
+# Also matches in a URL that is the value of a parameter, and so is percent-encoded, and in parts of a path.
+_NAMED = re.compile(
+    rf"((?:[?&;#]|%3F|%26)(?:{_NAMES})(?:=|%3D)|[/~](?:hdne?[ast]+|hmac)=)(?:(?!%26|%23)[^\s&;#\"'<>/])+",
+    re.IGNORECASE,
 )
 
 
 def redacted(text: str) -> str:
     """A text without the credentials in its URLs.
 
-    Replaced are the part before the host, and the values of query parameters that sign or authorize, such
-    as `X-Amz-Signature`, `sig`, `token`, `AWSAccessKeyId`. Redacting a text again does not change it.
+    Replaced are the part before the host, and the values of all query parameters but those that are known to
+    say nothing, such as `page`. Redacting a text again does not change it.
 
     Args:
         text: Any text.
@@ -47,4 +61,36 @@ def redacted(text: str) -> str:
     Returns:
         The text with `***` in these places.
     """
-    return _PARAMETER.sub(rf"\1{_REDACTED}", _USER.sub(f"{_REDACTED}@", text))
+    return _NAMED.sub(rf"\1{_REDACTED}", _URL.sub(_redacted_url, text))
+
+
+def _redacted_url(url: re.Match[str]) -> str:
+    scheme, rest = url.groups()
+    is_web = scheme.lower() in _WEB
+    user = _USER.match(rest) or (_TOKEN.match(rest) if is_web else None)
+    if user:
+        rest = f"{_REDACTED}@{rest[user.end() :]}"
+    address, mark, parameters = rest.partition("?")
+    if mark:
+        rest = f"{address}?{_redacted_parameters(parameters, is_web=is_web)}"
+    return f"{scheme}://{rest}"
+
+
+def _redacted_parameters(parameters: str, *, is_web: bool) -> str:
+    """Parameters without the values that may be secrets."""
+    pieces = re.split(r"([&;#])", parameters)
+    # Every second one divides two others.
+    pieces[::2] = (_redacted_parameter(piece, is_web=is_web) for piece in pieces[::2])
+    return "".join(pieces)
+
+
+def _redacted_parameter(piece: str, *, is_web: bool) -> str:
+    name, equals, value = piece.partition("=")
+    is_known = name.lower() in _SHOWN_PARAMETERS
+    if not is_web and not (equals and _NAME.fullmatch(name)):
+        return piece  # a wildcard, behind which a folder may be named year=2020
+    if not equals:
+        return piece if is_known or not name else _REDACTED
+    if not _NAME.fullmatch(name):
+        return _REDACTED
+    return piece if is_known and _HARMLESS.fullmatch(value) else f"{name}={_REDACTED}"

@@ -39,6 +39,13 @@ SECRET = "hUnTeR2/+%3D"  # noqa: S105 - ours
             "https://host/?credential={}",
         ),
         *("https://host/a#access_token={}", "https://host/?to=https%3A%2F%2Fh%2F%3Fsig%3D{}"),
+        *("s3://AKIA:12345/{}@bucket", "S3://AKIA:{}@bucket/db"),
+        *("https://user:12/{}@host/path", "HTTPS://hUnTeR2@host/x", "hTTp://user:{}@host"),
+        *(f"https://host/a?{name}={{}}" for name in ("code", "sign", "hmac", "hash", "md5", "jwt")),
+        *(f"https://host/a?page=1&{name}={{}}" for name in ("pass", "sid", "x", "whatever", "t")),
+        "https://host/a?hdnea=st=1~exp=2~acl=/*~hmac={}",
+        "https://host/hdnts=exp=2~hmac={}/a.jsonl",
+        *("https://host/a?{}", "https://host/a?raw&{}", "/a/b.jsonl?jwt={}", "b?code={}"),
         *("simplecache::https://user:{}@host/path", "https://host/?x=1;token={}", "a?Key={} b"),
     ],
 )
@@ -53,7 +60,10 @@ def test_credentials_are_redacted(url: str) -> None:
     "text",
     [
         *(
-            "https://host:8080/a@b.jsonl?page=2&size=10",
+            "https://host:8080/a.jsonl?page=2&size=10&file=data/b.jsonl",
+            "s3://bucket/part-?.jsonl",
+            "s3://bucket/??/year=2020/part-*.jsonl",
+            "https://host/a?raw",
             "abfs://container@account.host/data/*.jsonl",
         ),
         *(

@@ -7,12 +7,13 @@ them that is tens of megabytes, and Dataflow takes 10 MB to describe a pipeline
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from cryptography.fernet import Fernet, InvalidToken
 
 from retro_db.errors import DamagedFileError
 from retro_db.store.folder import Folder
@@ -26,15 +27,17 @@ BRIEFS = "state/briefs"
 class Brief:
     """Values for workers, pickled one after another into one file.
 
+    It is encrypted, as URLs of a corpus may carry credentials, and a driver that is killed leaves it behind.
+
     Attributes:
         folder: Folder of the file.
         name: Name of the file.
-        sha256: Hash of its bytes: only what the driver wrote is unpickled.
+        key: Key that only the driver and its pipeline have: nothing else that lies there is unpickled.
     """
 
     folder: Folder
     name: str
-    sha256: str
+    key: bytes
 
     @classmethod
     def write(cls, folder: Folder, name: str, values: Iterable[object]) -> Brief:
@@ -45,9 +48,10 @@ class Brief:
             name: Name of the file, which replaces an earlier one.
             values: Values for the workers.
         """
+        key = Fernet.generate_key()
         data = b"".join(pickle.dumps(value) for value in values)
-        folder.write(f"{BRIEFS}/{name}", data)
-        return cls(folder, name, hashlib.sha256(data).hexdigest())
+        folder.write(f"{BRIEFS}/{name}", Fernet(key).encrypt(data))
+        return cls(folder, name, key)
 
     def read(self) -> Iterator[Any]:
         """The values, in order.
@@ -55,14 +59,15 @@ class Brief:
         Raises:
             DamagedFileError: The file is not the one that was written.
         """
-        data = self.folder.read(f"{BRIEFS}/{self.name}")
-        if hashlib.sha256(data).hexdigest() != self.sha256:
+        try:
+            data = Fernet(self.key).decrypt(self.folder.read(f"{BRIEFS}/{self.name}"))
+        except InvalidToken as error:
             raise DamagedFileError(
                 f"{self.folder.url}: {BRIEFS}/{self.name} was changed by others; build again"
-            )
+            ) from error
         stream = io.BytesIO(data)
         while stream.tell() < len(data):
-            yield pickle.load(stream)  # noqa: S301 - the driver's own bytes, by their hash
+            yield pickle.load(stream)  # noqa: S301 - the driver's own bytes, by its key
 
 
 @dataclass

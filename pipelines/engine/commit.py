@@ -98,8 +98,8 @@ class HandToProcesses(beam.DoFn):
 
 def _commit_in_process(stage: str, brief: Brief, task: Task) -> None:
     """Runs a task in a worker process, which keeps what the stage shares until the next stage."""
-    if _kept.brief != brief.sha256:
-        _kept.brief, _kept.opened = brief.sha256, None
+    if _kept.brief != brief.key:
+        _kept.brief, _kept.opened = brief.key, None
         with recorded_failures(brief.folder, stage, "open"):
             _kept.opened = _open(brief)
     _commit(stage, brief, task, _kept.opened)
@@ -153,7 +153,7 @@ def _open(brief: Brief) -> _Opened:
 class _Kept:
     """What a process shares among the tasks of a stage."""
 
-    brief: str = ""
+    brief: bytes = b""
     opened: _Opened | None = None
 
 

@@ -112,8 +112,8 @@ class Listing:
             Every file once, with its size in bytes.
 
         Raises:
-            CorpusError: A path is missing or not a file, a glob matches nothing, or a link in a folder
-                leads out of it: such a link must be named itself.
+            CorpusError: A path is missing or not a file, a glob matches nothing, a link in a folder leads
+                out of it (such a link must be named itself), or two files would have one name.
         """
         entries_by_url: dict[str, tuple[Any, dict[str, Any]]] = {}
         bases: set[str] = set()
@@ -142,7 +142,14 @@ class Listing:
         # Names start at the folder that all paths have in common, so that no two are alike.
         base = _common(bases)
         files = [_describe(fs, url, base, entry) for url, (fs, entry) in entries_by_url.items()]
-        return sorted(files, key=lambda file: (file.name, file.url))
+        files.sort(key=lambda file: (file.name, file.url))
+        for file, following in itertools.pairwise(files):
+            if file.name == following.name and redacted(file.url) == redacted(following.url):
+                raise CorpusError(
+                    f"{where}: {file.url} stands for two files, whose URLs differ in what is hidden as a "
+                    "credential; copy them to files of other names"
+                )
+        return files
 
     def _matches(self, fs: Any, pattern: str) -> tuple[str, list[dict[str, Any]]]:
         """The folder that names start at, and the entries of the files that match a pattern."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from tokenizers import Tokenizer
 
 from retro_db_pipelines.builds.stage_order import Recipe
 from support.projects import Project, make_project
+from support.web import Served, serving
 
 TEXTS = [f"A text about {word}. " * 30 for word in ("iron", "rain", "owls")]
 
@@ -64,32 +63,13 @@ def test_content_under_an_old_time_of_change(
     assert "gold" in texts_in(project)
 
 
-class Served(http.server.SimpleHTTPRequestHandler):
-    """Files over HTTP, with or without what tells their versions."""
-
-    tells = True
-
-    def send_header(self, keyword: str, value: str) -> None:
-        if self.tells or keyword != "Last-Modified":
-            super().send_header(keyword, value)
-
-    def log_message(self, *arguments: object) -> None:
-        """Says nothing."""
-
-
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the address at which it is served."""
     folder = tmp_path / "served"
     folder.mkdir()
-
-    def handle(*arguments: object) -> Served:
-        return Served(*arguments, directory=str(folder))  # type: ignore[arg-type]
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handle) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(folder) as address:
+        yield folder, address
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -105,7 +85,7 @@ def test_a_file_of_a_web_server(
     folder, address = served
     (folder / "a.jsonl").write_bytes(lines(TEXTS))
     os.utime(folder / "a.jsonl", (1_000_000, 1_000_000))
-    project = configure(tmp_path / "project", tokenizer, f"{address}/a.jsonl")
+    project = configure(tmp_path / "project", tokenizer, f"http://{address}/a.jsonl")
     assert project.build() == 0
     before = project.files()
     capsys.readouterr()

@@ -205,7 +205,7 @@ def test_a_pipeline_does_not_grow_with_the_corpus(project: Project) -> None:
     mark = fingerprint(1, {name: name for name in "abcdef"})
     each = [Task(part.name, mark, part) for part in parts]
     jobs: list[tuple[Any, list[Task], Placement]] = [
-        (EmbedJob(folder, "model", model, folder, Share(), {}), each, Placement()),
+        (EmbedJob(folder, "model", model, folder, Share(), {}, ""), each, Placement()),
         (ProbeJob(folder, "model", model), [Task("gpu", mark, None)], Placement()),
         (TrainJob(folder, "K", None, 8, 1, 1, 0), [Task("t", mark, parts)], Placement()),
         (AssembleJob(folder, folder, codes), [Task("a", mark, ListRange(0, 0, 1))], Placement()),
