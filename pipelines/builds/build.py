@@ -22,7 +22,7 @@ from ..stages.tune import BuiltIndex
 from .folders import check_files, checked_output, finished, mark_finished, sweep, taken_output
 from .manifest_content import built_manifest
 from .overwriting import expect_kept, loss_by
-from .preflight import allow_files, check_ahead
+from .preflight import allow_files, check_addresses, check_ahead
 from .prepare import prepare, record_locations
 from .stage_order import Recipe
 
@@ -129,6 +129,7 @@ def build_stage(
         action = RunningAlone(STAGES[name])
         prepared = prepare(config, folder, engine=engine, console=console, action=action)
         _claim(prepared.build, prepared.model, overwrite=overwrite)
+        check_addresses()
         allow_files(prepared.parts)
         record_locations(prepared.build)
         recipe = Recipe(prepared.build, prepared.queries, prepared.model)

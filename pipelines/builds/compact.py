@@ -41,7 +41,7 @@ from .folders import (
 )
 from .index import tune_index
 from .manifest_content import compacted_manifest
-from .preflight import allow_files, check_disk, held_bytes
+from .preflight import allow_files, check_addresses, check_disk, held_bytes
 from .queries import search_again
 
 Entry = TypeVar("Entry", bound=FileEntry)
@@ -88,6 +88,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         if manifest := _finished(folder, mark):
             console.say(f"{output} is {url} compacted: nothing to do")
             return manifest
+        check_addresses()
         size = sum(entry.bytes for entry in old.files)
         disk = check_disk(folder, size, held_bytes(folder))
         console.say(f"check      {disk}, {allow_files(len(old.tables.chunks))}")

@@ -25,6 +25,8 @@ _OTHER_FILES = 256
 # And ranges of memory: libraries, threads, allocators.
 _OTHER_MAPPINGS = 4096
 _TABLES = 4
+# Of threads' stacks and allocators' arenas: a small build on two cores takes two thirds of it.
+_ADDRESSES = 4_000_000_000
 
 
 def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, parts: int) -> None:
@@ -41,6 +43,7 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
         ExecutionError: The machine has too little disk, memory or file handles.
     """
     config, folder, console = build.config, build.home, build.console
+    check_addresses()
     _check_inputs(estimate)
     if config.tokenizer.path is not None:
         Tokenizer.load(config.tokenizer.path)
@@ -75,6 +78,7 @@ def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
         ExecutionError: The machine has too little disk or too few file handles.
     """
     config = build.config
+    check_addresses()
     _check_inputs(estimate)
     chunks = estimate.chunks(config.chunk.tokens)
     parts = len(old.tables.chunks) + len(build.shards) + chunks // config.chunk.part_rows
@@ -188,6 +192,22 @@ def allow_files(parts: int) -> str:
     if mapped < needed + _OTHER_MAPPINGS:
         raise _too_few("sysctl vm.max_map_count", parts, needed + _OTHER_MAPPINGS, mapped)
     return f"{needed:,} of {soft:,} open files"
+
+
+def check_addresses() -> None:
+    """Refuses a limit of address space that is smaller than what libraries and their threads reserve.
+
+    Raises:
+        ExecutionError: The system allows less; Beam would wait forever for a thread that could not start.
+    """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    needed = pages * resource.getpagesize() + _ADDRESSES
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        raise ExecutionError(
+            f"ulimit -v: {in_units(needed)} of addresses are needed, most of which take no memory, and "
+            f"{in_units(allowed)} are allowed; raise it"
+        )
 
 
 def _too_few(limit: str, parts: int, needed: int, allowed: int) -> ExecutionError:

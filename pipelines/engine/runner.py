@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 LOG = "state/build.log"
 # Beam hands an error over as the text of its trace.
 _OURS = re.compile(r"(?:retro_db\.errors\.)(\w+): (.*?)(?: \[while running .*)?$")
-_NO_MEMORY = re.compile(r"bad_alloc|can't allocate memory|MemoryError")
+_NO_MEMORY = re.compile(r"bad_alloc|can't allocate memory|MemoryError|can't start new thread")
 _LOCAL = ("DirectRunner", "FnApiRunner")
 _OF_LOCAL = ("--direct_running_mode", "--direct_num_workers")
 # Runners with a Java job server. Unless told how long to keep workers, one starts a process for every

@@ -34,6 +34,7 @@ def read_shard(
 
     Raises:
         CorpusError: A file vanished or cannot be opened.
+        MemoryError: A record is larger than the memory.
     """
     for piece in shard.pieces:
         for offset, record in _records(piece, shard.format, source, report):
@@ -53,6 +54,9 @@ def _records(
         with open_raw(file, report) as raw:
             for offset, record in READERS[kind](raw, piece, source):
                 yield offset, record
+    except MemoryError as error:
+        reason = f"{file.name} at {offset}: {error or 'a record'}"
+        raise MemoryError(f"{reason}; max_document can leave it out") from error
     except _DAMAGE as error:
         yield offset, BadRecord("damaged file", " ".join(str(error).split())[:300])
 

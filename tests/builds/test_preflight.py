@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from support.disks import small_disk
 from support.processes import Command
-from support.projects import Project, make_project
+from support.projects import Project, make_project, remove_documents
 from support.texts import python_sources
 
 
@@ -72,3 +74,39 @@ def test_file_handles_are_raised_or_asked_for(
     assert process.returncode == code, err
     assert ("ulimit -n" in err) == (code == 3)
     assert ("open files" in out) == (code == 0)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from retro_db_pipelines.commands.cli import run
+import retro_db_pipelines.builds.build, retro_db_pipelines.builds.append, retro_db_pipelines.builds.compact
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 10**9,) * 2)
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["build", "append", "stage", "compact"])
+def test_too_few_addresses_are_refused(
+    six: Project, db: Path, tmp_path: Path, command: str
+) -> None:
+    """Beam would wait for a thread that could not start."""
+    (tmp_path / "new.jsonl").write_text('{"text": "something new", "id": "new"}\n')
+    config = [str(six.config), "--set", f"output={db}"]
+    arguments = {
+        "build": ["build", *config, "--set", "neighbors.k=2"],
+        "append": [
+            *("build", *config, "--append"),
+            *("--set", f"corpus.0.paths=[{tmp_path / 'new.jsonl'}]"),
+        ],
+        "stage": ["stage", "neighbors", *config],
+        "compact": ["compact", str(db), str(tmp_path / "new")],
+    }
+    if command == "compact":
+        assert remove_documents(db, ["doc-1"]) == 0
+    program = [sys.executable, "-c", LIMITED, *arguments[command]]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("error: ulimit -v: ")
+    assert done.stderr.count("\n") == 1

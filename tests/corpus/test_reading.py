@@ -6,6 +6,8 @@ import bz2
 import gzip
 import lzma
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,3 +278,30 @@ def test_the_tokenizer_does_not_depend_on_file_times(tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     assert first == list(sample_texts(plan_shards(config), config, 2000, lambda count: None))
     assert 0 < len(first) < 30
+
+
+def test_a_record_larger_than_the_memory_is_no_bad_record(tmp_path: Path) -> None:
+    """JSON lines: the parser calls it an error of the JSON."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "' + b"word " * 40_000_000 + b'"}\n')
+    program = """
+import resource, sys
+from pathlib import Path
+from retro_db.config import SourceConfig
+from retro_db.corpus.listing import Listing
+from retro_db.corpus.reading import read_shard
+from retro_db.corpus.sharding import Shard, pack_files
+source = SourceConfig(name="a", paths=[sys.argv[1]], max_document="1GB")
+[pieces] = pack_files(Listing("db").files(source.paths, "paths"), "jsonl", 10**9)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 500_000_000,) * 2)
+try:
+    print(list(read_shard(Shard(0, "a", "jsonl", pieces), source)))
+except MemoryError as error:
+    print("no memory:", error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.startswith("no memory: a.jsonl at 0: "), done
+    assert "max_document can leave it out" in done.stdout

@@ -16,6 +16,8 @@ from retro_db.corpus.streams import BLOCK, decompressed
 # take two bytes or more: three bytes for one are enough for any text. The slack is for other fields.
 _JSON_FACTOR = 3
 _JSON_SLACK = 1 << 20
+# What orjson says of the machine, not of the line.
+_NO_MEMORY = "Not enough memory"
 
 
 def read_records(
@@ -51,6 +53,8 @@ def _parse(line: bytes) -> RawRecord:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        if str(error).startswith(_NO_MEMORY):
+            raise MemoryError(f"a line of {len(line):,} bytes") from error
         return BadRecord("not JSON", str(error))
 
 
