@@ -8,7 +8,7 @@ bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 engines := $(VENV)/.retro-db-engines
 
-.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train soak bench lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench lint schemas lock clean
 
 setup: $(stamp)
 
@@ -60,6 +60,10 @@ train: setup
 megatron-test: setup
 	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/megatron megatron-core==0.15.3
 	RETRO_DB_MEGATRON=$(VENV)/megatron $(bin)/python -m pytest tests/runners/test_megatron.py
+
+# A fault at every operation on the disk, one after the other: hours. FAULTS="--kind kill" tries some.
+faults: setup
+	cd tests && $(abspath $(bin))/python -m support.faults $(FAULTS)
 
 # What is too long for every change; benchmarks/RESULTS.md has what they last printed.
 soak: engines

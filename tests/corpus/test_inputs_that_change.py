@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from retro_db_pipelines.builds.stage_order import Recipe
 from support.projects import Project, make_project
+from support.soak import SOAKING
 from support.web import Served, serving
 
 TEXTS = [f"A text about {word}. " * 30 for word in ("iron", "rain", "owls")]
@@ -98,6 +99,64 @@ def test_a_file_of_a_web_server(
     (folder / "a.jsonl").write_bytes(lines(TEXTS).replace(b"iron", b"gold"))
     assert project.build() == 0
     assert "iron" not in texts_in(project)
+    assert "gold" in texts_in(project)
+
+
+def put_later(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    os.utime(path, (2_000_000_000, 2_000_000_000))
+
+
+CHANGES = (rewrite, put_later) if SOAKING else (rewrite,)
+STAGES = (
+    "",
+    "tokenizer",
+    "screen",
+    "chunk",
+    "embed",
+    "train",
+    "encode",
+    "assemble",
+    "tune",
+    "neighbors",
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("after", STAGES)
+def test_an_input_that_changes_at_any_stage_is_noticed_by_that_build_or_the_next(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    after: str,
+    change: Callable[[Path, bytes], None],
+) -> None:
+    """With a tokenizer that is trained on it, and with screening, which reads it too."""
+    path = tmp_path / "corpus.jsonl"
+    before, now = lines(TEXTS), lines(TEXTS).replace(b"iron", b"gold")
+    path.write_bytes(before)
+    project = configure(tmp_path / "project", "", str(path))
+    project.settings |= {"tokenizer": {"train": {"vocab_size": 300}}, "dedup": {"jaccard": 0.9}}
+    stages = Recipe.stages
+
+    def changing(recipe: Recipe) -> Iterator[str]:
+        if not after:
+            change(path, now)
+        for stage in stages(recipe):
+            if stage == after:
+                change(path, now)
+            yield stage
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "stages", changing)
+        code = project.build()
+    if code:
+        assert code == 2
+        assert "run the same command again" in capsys.readouterr().err
+    assert project.build() == 0
+    whole = Project(tmp_path, TEXTS, project.settings | {"output": str(tmp_path / "whole")})
+    assert whole.build() == 0
+    assert project.files() == whole.files()
     assert "gold" in texts_in(project)
 
 

@@ -20,7 +20,7 @@ import retro_db
 from retro_db.errors import ExecutionError
 from retro_db_pipelines.commands import cli
 from support.disks import small_disk
-from support.places import SUPPORT
+from support.faults import compiled
 from support.processes import Command, children, is_running
 from support.projects import Project, make_project, remove_documents
 from support.soak import amount
@@ -299,26 +299,21 @@ def test_a_folder_that_became_read_only(sound: Project, project: Project, tmp_pa
 @pytest.fixture(scope="module")
 def failing_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library that makes writes fail; see its source."""
-    source = SUPPORT / "failing_disk.c"
-    library = tmp_path_factory.mktemp("faults") / "failing_disk.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
+    return compiled(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.mark.parametrize(
     "place", ["/chunks/", "/embeddings/", "/index/", "/state/records/neighbors"]
 )
 def test_a_failing_disk(sound: Project, project: Project, failing_disk: Path, place: str) -> None:
-    flag = project.folder / "failing"
-    flag.touch()
     faults = {
-        "FAIL_PATH": place,
-        "FAIL_WHILE": str(flag),
-        "FAIL_ERRNO": str(errno.EIO),
+        "FAULT_BELOW": f"{project.output}{place}",
+        "FAULT_AT": "1",
+        "FAULT_ALL": "1",
+        "FAULT_KIND": str(errno.EIO),
     }
     words = ("Input/output error", "run the same command again")
     refused(project, 3, *words, preloaded=str(failing_disk), **faults)
-    flag.unlink()
     goes_on(project, sound)
 
 
