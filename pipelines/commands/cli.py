@@ -221,19 +221,35 @@ def query(
 )
 @click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
 @click.option(
+    "--inputs",
+    metavar="CONFIG.yaml",
+    type=click.Path(),
+    help="Configuration of the build: documents and tokens of as large a share of its corpus are compared.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     help="Of what is looked at where not everything is; by default another one each time, which is told.",
 )
 @_JSON
 def verify(
-    *, database: str, recompute: float, encoder: str | None, seed: int | None, as_json: bool
+    *,
+    database: str,
+    recompute: float,
+    encoder: str | None,
+    inputs: str | None,
+    seed: int | None,
+    as_json: bool,
 ) -> None:
     """Check every checksum and every invariant; exit 1 and a list where anything is wrong."""
     from .show_problems import show_problems
 
-    console = Console()
-    sys.exit(show_problems(database, recompute, encoder, console, seed=seed, as_json=as_json))
+    if inputs and not recompute:
+        raise click.UsageError("--inputs belongs to --recompute, which says how much is compared")
+    told = show_problems(
+        database, recompute, encoder, Console(), inputs=inputs, seed=seed, as_json=as_json
+    )
+    sys.exit(told)
 
 
 @cli.command()

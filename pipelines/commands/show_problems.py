@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from retro_db.config import load_config
 from retro_db.store.serialize import to_json
 from retro_db.verify import silent, verify_database
 
@@ -14,6 +15,7 @@ def show_problems(
     encoder: str | None,
     console: Console,
     *,
+    inputs: str | None,
     seed: int | None,
     as_json: bool,
 ) -> int:
@@ -23,7 +25,8 @@ def show_problems(
         The exit code: 0 where nothing is wrong.
     """
     stage = silent if as_json else console.stage
-    checked = verify_database(url, recompute, encoder, stage, seed=seed)
+    config = load_config(inputs) if inputs else None
+    checked = verify_database(url, recompute, encoder, stage, inputs=config, seed=seed)
     if as_json:
         console.show_json(to_json(checked))
     else:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from retro_db.config import Config
 from retro_db.encoder.encoder import Encoder
 from retro_db.errors import DamagedFileError, ManifestError
 from retro_db.manifest.sealing import FILE, GENERATIONS
@@ -23,6 +24,7 @@ from retro_db.verify import counting, rules
 from retro_db.verify.checksums import check_strangers, file_checks
 from retro_db.verify.history import History, check_history, is_begun, read_history
 from retro_db.verify.index_lists import IndexExamination, Partitions, check_fine
+from retro_db.verify.inputs import Inputs
 from retro_db.verify.ledger import Check, Ledger, one_line
 from retro_db.verify.opened import OpenedCorpus, OpenedPart, opened_corpora
 from retro_db.verify.recomputing import Recomputation, choose_documents
@@ -74,6 +76,7 @@ def verify_database(
     encoder: str | None = None,
     stage: Stage = silent,
     *,
+    inputs: Config | None = None,
     seed: int | None = None,
 ) -> Verification:
     """Checks a database against its manifest, its contracts and its rules.
@@ -84,6 +87,8 @@ def verify_database(
             one document of every corpus; 0 for none.
         encoder: Folder or hub name of the encoder; the one that the build used by default.
         stage: Shows progress.
+        inputs: Configuration whose corpus is compared with the tables, as large a share of its shards; None
+            if it is not at hand.
         seed: Seed of every sample; by default another one each time. Notes tell it.
 
     Returns:
@@ -107,13 +112,15 @@ def verify_database(
         verifier.check_rules()
         if model:
             verifier.recompute(model, recompute)
+        if inputs:
+            verifier.compare(inputs, recompute)
     ledger, files = verifier.ledger, len(database.manifest.files) + 1
     if recompute and not embeddings_kept:
         ledger.notes.append("nothing was computed again: embeddings were not kept")
     if not recompute:
         ledger.notes.append(
             "whether embeddings, codes and neighbors are those of the text was not checked: --recompute "
-            "checks a share"
+            "checks a share, and with --inputs documents and tokens too"
         )
     problems, notes = (list(dict.fromkeys(lines)) for lines in (ledger.problems, ledger.notes))
     return Verification(files, len(database), problems, notes)
@@ -273,6 +280,19 @@ class _Verifier:
         yield Check("removed", paths, functools.partial(check_removed, home))
         paths = [entry.path for entry in tables.renumbered]
         yield Check("renumbered", paths, functools.partial(check_renumbered, home, self._history))
+
+    def compare(self, config: Config, share: float) -> None:
+        """Compares a sample of the shards with the files that they were read from."""
+        meter = Meter()
+        inputs = Inputs(self._corpora[0], config, Sample(share, self._seed))
+        size = sum(shard.bytes for shard in inputs.shards)
+        with self._stage("inputs", "bytes", size, lambda: meter.work) as remark:
+            for shard in inputs.shards:
+                self.ledger.run(
+                    [Check(f"shard {shard.number}", [], functools.partial(inputs.check, shard))]
+                )
+                meter(shard.bytes)
+            remark(f"{len(inputs.shards):,} shards, {size:,} bytes")
 
     def recompute(self, encoder: Encoder, share: float) -> None:
         """Computes a sample again, if no file is damaged."""

@@ -25,6 +25,7 @@ RUNNING = ROOT / "docs" / "running.md"
 TUTORIAL = RUNNING.with_name("tutorial.md")
 INDEX = RUNNING.with_name("choosing-an-index.md")
 GUARANTEES = RUNNING.with_name("guarantees.md")
+SECURITY = ROOT / "SECURITY.md"
 LEAKAGE = RUNNING.with_name("leakage.md")
 MEGATRON = RUNNING.with_name("megatron.md")
 TRAINING = RUNNING.with_name("training.md")
@@ -123,8 +124,11 @@ def test_every_flag_of_a_build_is_told_once() -> None:
 
 def test_every_promise_names_tests_that_exist() -> None:
     promises = README.read_text("utf-8").split("## What is guaranteed")[1].split("\n## ")[0]
+    secured = SECURITY.read_text("utf-8").split("## What is promised")[1].split("\n## ")[0]
     rows = dict(re.findall(r"^\| (.+?) \| (`.+`) \|$", GUARANTEES.read_text("utf-8"), re.MULTILINE))
     for promise in re.findall(r"^- \*\*(.+?)\.\*\*", promises, re.MULTILINE):
         assert promise in rows
+    for promise in re.findall(r"^\*\*(.+?)\*\*", secured, re.MULTILINE):
+        assert any(row.startswith(promise) for row in rows), promise
     for file, test in re.findall(r"`(\S+)::(\w+)`", " ".join(rows.values())):
         assert f"\ndef {test}(" in (ROOT / file).read_text("utf-8"), test
