@@ -246,10 +246,10 @@ def verify(
 
     if inputs and not recompute:
         raise click.UsageError("--inputs belongs to --recompute, which says how much is compared")
-    told = show_problems(
+    exit_code = show_problems(
         database, recompute, encoder, Console(), inputs=inputs, seed=seed, as_json=as_json
     )
-    sys.exit(told)
+    sys.exit(exit_code)
 
 
 @cli.command()

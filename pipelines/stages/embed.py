@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from retro_db.corpus.chunking import ChunkedShard
 from retro_db.encoder.budget import find_budget, try_budget
+from retro_db.encoder.embedded_windows import PIECES, Pieces
 from retro_db.encoder.embedding import WINDOW_ROWS, embed_part
 from retro_db.encoder.encoder import Encoder
 from retro_db.encoder.models import CUDA, EncoderModel, gpu_count, resolve_model
-from retro_db.encoder.pieces import PIECES, Pieces
 from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
@@ -59,7 +59,7 @@ class EmbedJob(Job):
         [chunks] = open_files(self.folder, [part.chunks], "chunks", self.parameters)
         path = contract("embeddings").name(part.shard, part.number)
         pieces = self._pieces(part)
-        embedded = embed_part(chunks, path, encoder, tokenizer, self.folder, meter, pieces)
+        embedded = embed_part(chunks, path, encoder, tokenizer, self.folder, meter, pieces=pieces)
         return EmbeddedPart(*embedded)
 
     def done(self, part: Part) -> None:

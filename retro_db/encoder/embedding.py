@@ -11,8 +11,8 @@ import numpy as np
 
 from retro_db.encoder.batching import Tokenized
 from retro_db.encoder.chunk_texts import chunk_texts
+from retro_db.encoder.embedded_windows import Pieces
 from retro_db.encoder.encoder import Encoder
-from retro_db.encoder.pieces import Pieces
 from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
@@ -33,6 +33,7 @@ def embed_part(
     tokenizer: Tokenizer,
     folder: Folder,
     meter: Meter,
+    *,
     pieces: Pieces,
 ) -> tuple[TableEntry, int]:
     """Embeds every chunk of one file from its own text, ids decoded, and writes float16 embeddings.

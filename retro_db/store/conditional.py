@@ -71,8 +71,8 @@ def put_if(fs: Any, path: str, data: bytes, version: str | None) -> None:
 
 
 def _is_conflict(error: Exception) -> bool:
-    told = f"{error} {error.__cause__}"
-    return isinstance(error, FileExistsError) or any(word in told for word in _CONFLICTS)
+    message = f"{error} {error.__cause__}"
+    return isinstance(error, FileExistsError) or any(word in message for word in _CONFLICTS)
 
 
 def _put_generation(fs: Any, path: str, data: bytes, version: str | None) -> None:

@@ -22,9 +22,9 @@ from retro_db.search.retriever import open_encoder
 from retro_db.threads import available_cores
 from retro_db.verify import counting, rules
 from retro_db.verify.checksums import check_strangers, file_checks
+from retro_db.verify.corpus_files import Inputs
 from retro_db.verify.history import History, check_history, is_begun, read_history
 from retro_db.verify.index_lists import IndexExamination, Partitions, check_fine
-from retro_db.verify.inputs import Inputs
 from retro_db.verify.ledger import Check, Ledger, one_line
 from retro_db.verify.opened import OpenedCorpus, OpenedPart, opened_corpora
 from retro_db.verify.recomputing import Recomputation, choose_documents

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 import uuid
@@ -15,13 +14,13 @@ import pytest
 
 import retro_db
 from retro_db.errors import InputError, OwnershipLostError
-from retro_db.store import leases
 from retro_db.store.folder import Folder
 from retro_db.store.ownership import owning
 from retro_db.verify import verify_database
 from retro_db_pipelines.commands.cli import run
 from runners.go_programs import built
 from support.projects import Project, make_project, remove_documents
+from support.stores import free_port, shorten_leases
 from support.texts import python_sources
 
 MODULE, VERSION = "github.com/fsouza/fake-gcs-server", "1.52.2"
@@ -31,9 +30,7 @@ BUCKET = "databases"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The server, with an empty bucket; its address is in the environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     program = str(built(MODULE, VERSION))
     command = [program, "-scheme", "http", "-host", "127.0.0.1", "-port", port]
     command += ["-backend", "memory", "-public-host", f"127.0.0.1:{port}"]
@@ -67,9 +64,7 @@ def make_bucket() -> None:
 @pytest.fixture
 def store(server: None, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder of its own, whose leases are over soon."""
-    monkeypatch.setattr(leases, "SILENCE_SECONDS", 1.0)
-    monkeypatch.setattr(leases, "_BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(leases, "_LOOK_SECONDS", 0.2)
+    shorten_leases(monkeypatch)
     return Folder(f"gs://{BUCKET}/{uuid.uuid4().hex}/db")
 
 

@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 from retro_db.config import EncoderConfig
 from retro_db.encoder.embedding import WINDOW_ROWS, embed_part
-from retro_db.encoder.pieces import Pieces
+from retro_db.encoder.embedded_windows import Pieces
 from retro_db.encoder.encoder import Encoder
 from retro_db.config import load_config
 from retro_db.encoder.models import describe_model
@@ -72,7 +72,7 @@ for number, rows in enumerate(map(int, sys.argv[3:])):
     pieces = Pieces(output, "part", encoder.model.dimension, WINDOW_ROWS)
     tokenizer = Tokenizer.load(model)
     def embed():
-        file, _ = embed_part(chunks, "vectors.arrow", encoder, tokenizer, output, Meter(), pieces)
+        file, _ = embed_part(chunks, "vectors.arrow", encoder, tokenizer, output, Meter(), pieces=pieces)
         assert file.rows == rows
     print(peak_of_own(embed))
 """

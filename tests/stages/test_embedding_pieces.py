@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retro_db.encoder import embedding, pieces
+from retro_db.encoder import embedded_windows, embedding
 from retro_db_pipelines.stages import embed
 from support.disks import failing_disk_at
 from support.projects import Project, make_project
@@ -27,7 +27,7 @@ def texts() -> list[str]:
 def _a_piece_for_every_window(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (embedding, embed):
         monkeypatch.setattr(module, "WINDOW_ROWS", WINDOW)
-    monkeypatch.setattr(pieces, "_SECONDS", 0.0)
+    monkeypatch.setattr(embedded_windows, "_SECONDS", 0.0)
 
 
 def embedded(project: Project) -> int:

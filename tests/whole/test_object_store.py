@@ -9,7 +9,6 @@ import pickle
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -41,6 +40,7 @@ from retro_db.verify import verify_database
 from retro_db_pipelines.commands.cli import run
 from support.processes import Command
 from support.projects import Project, make_project
+from support.stores import free_port, shorten_leases
 from support.texts import python_sources
 
 BUCKET = "databases"
@@ -92,9 +92,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server; its address and credentials are in the environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", SERVE, "--port", str(port)]
     address = f"http://127.0.0.1:{port}"
     log = tmp_path_factory.mktemp("server") / "log"
@@ -132,9 +130,7 @@ def wait_for(address: str) -> None:
 @pytest.fixture
 def store(server: Server, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder of its own, whose leases are over soon."""
-    monkeypatch.setattr(leases, "SILENCE_SECONDS", 1.0)
-    monkeypatch.setattr(leases, "_BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(leases, "_LOOK_SECONDS", 0.2)
+    shorten_leases(monkeypatch)
     return Folder(f"s3://{BUCKET}/{uuid.uuid4().hex}/db")
 
 
