@@ -80,6 +80,14 @@ class InputFile:
         versions = {str(entry[key]) for key in _VERSIONS if entry.get(key)}
         return same_size and (not self.version or not versions or self.version in versions)
 
+    def was_touched(self, entry: dict[str, Any]) -> bool:
+        """Whether a local file's inode changed since it was listed.
+
+        Args:
+            entry: What the filesystem says of the opened file.
+        """
+        return bool(self.touched) and str(entry.get("created")) != self.touched
+
 
 class Listing:
     """Lists the files that paths name, and remembers every folder that it has listed.
