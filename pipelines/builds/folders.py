@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from retro_db.config import Config
-from retro_db.errors import ConfigError, ExecutionError, InputError, of_environment
+from retro_db.errors import ConfigError, ExecutionError, InputError, ManifestError, of_environment
 from retro_db.manifest.model import QUERIES, TABLES, Manifest, query_path
 from retro_db.manifest.sealing import FILE, GENERATIONS, manifest_path, read_manifest
 from retro_db.store.folder import Folder
@@ -167,11 +167,21 @@ def mark_finished(folder: Folder, mark: str, manifest: Manifest) -> None:
 
 def finished(folder: Folder, mark: str) -> Manifest | None:
     """The manifest of a database made from the same things, if there is one and its files are there."""
-    if not (folder.exists(FILE) and folder.exists(FINISHED)):
+    manifest = standing_manifest(folder)
+    if manifest is None or not folder.exists(FINISHED):
         return None
-    noted = folder.read(FINISHED).decode("ascii", "replace")
-    if not noted.startswith(f"{mark} "):
-        return None
-    manifest = read_manifest(folder)
-    same = noted == f"{mark} {manifest.sha256}"
+    same = folder.read(FINISHED).decode("ascii", "replace") == f"{mark} {manifest.sha256}"
     return manifest if same and not folder.missing(manifest.files) else None
+
+
+def standing_manifest(folder: Folder) -> Manifest | None:
+    """The manifest of a finished database; None if there is none, or a damaged one, which a build replaces.
+
+    Raises:
+        UnsupportedVersionError: This release does not read it, and must not replace it.
+    """
+    try:
+        return read_manifest(folder) if folder.exists(FILE) else None
+    except ManifestError:
+        log.exception("the manifest is damaged")
+        return None

@@ -6,7 +6,7 @@ from retro_db.config import Config
 from retro_db.encoder.models import EncoderModel
 from retro_db.errors import ConfigError
 from retro_db.manifest.model import Manifest
-from retro_db.manifest.sealing import FILE, GENERATIONS, read_manifest
+from retro_db.manifest.sealing import GENERATIONS
 from retro_db.store.records import StageRecords
 from retro_db.tokens.tokenizer import Tokenizer
 
@@ -15,6 +15,7 @@ from ..engine.inputs import read_settings
 from ..engine.jobs import fingerprint
 from ..stages import embed
 from ..stages.chunk import ChunkJob
+from .folders import standing_manifest
 
 # What decides every embedding, beside the tokens.
 _ENCODER_SETTINGS = ("pooling", "max_length", "dtype", "device")
@@ -32,11 +33,11 @@ def loss_by(build: Build, model: EncoderModel) -> str | None:
         files have the names and sizes of those that were read is taken for the same.
     """
     folder, config = build.home, build.config
-    if not folder.exists(FILE):
+    old = standing_manifest(folder)
+    if old is None:
         return None
     if folder.list(GENERATIONS):
         return f"an append to {folder.url}, which is not finished, would be given up"
-    old = read_manifest(folder)
     if reason := (
         _other_encoder(model, old) or _other_tokens(config, old) or _other_corpus(build, old)
     ):

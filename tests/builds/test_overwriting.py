@@ -15,6 +15,7 @@ import pytest
 from retro_db.errors import ConfigError
 from retro_db_pipelines.commands.cli import run
 from retro_db_pipelines.commands.demo import write_config
+from support.hostile import manifest_of, seal
 from support.processes import building
 from support.projects import Project
 
@@ -168,6 +169,24 @@ def test_an_append_that_is_not_finished_is_not_given_up_by_a_slip(
     assert list(pending.rglob("*.arrow"))
     assert finished.build("--append") == 0
     assert finished.open().manifest.generation == 2
+
+
+def test_a_damaged_manifest_is_made_again(finished: Project) -> None:
+    manifest = finished.output / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[: len(whole) // 2])
+    assert finished.build() == 0
+    assert manifest.read_bytes() == whole
+
+
+def test_a_database_of_a_later_format_is_not_replaced(
+    finished: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = manifest_of(finished.output) | {"version": "2.0"}
+    seal(finished.output, later)
+    assert finished.build() == 2
+    assert "format version 2.0" in capsys.readouterr().err
+    assert manifest_of(finished.output) == later
 
 
 def test_options_that_replace_nothing_take_no_overwrite(

@@ -328,6 +328,29 @@ def test_a_build_equals_the_local_one(
     check_same(local, store)
 
 
+def test_a_build_that_slept_beyond_its_lease_changes_nothing_more(
+    local: Project, store: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rival = Project(tmp_path, local.texts, local.settings | {"output": store.url})
+    config = str(rival.config)
+    with Command("build", config, "--set", "neighbors.k=3") as sleeper:
+        end = time.monotonic() + 120
+        while not store.exists("state/records/chunk.jsonl"):
+            assert sleeper.poll() is None, "it has ended"
+            assert time.monotonic() < end, "nothing was cut"
+            time.sleep(0.02)
+        sleeper.send_signal(signal.SIGSTOP)
+        assert run(["build", config]) == 0
+        sleeper.send_signal(signal.SIGCONT)
+        _, message = sleeper.communicate(timeout=120)
+        assert sleeper.wait() == 3
+    assert "another build has taken over" in message or "sign of its driver" in message
+    assert message.count("\n") == 1
+    check_same(local, store)
+    assert verify_database(store.url).problems == []
+
+
 def committed(store: Folder, stage: str) -> list[FileEntry]:
     """Files of the shards of a stage that are done."""
     return [file for record in StageRecords(store, stage).load().values() for file in record.files]
