@@ -17,14 +17,19 @@ def printable(text: str) -> str:
 
 
 _REDACTED = "***"
-# A scheme, and what may belong to its URL.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s\"'<>]*)")
-_WEB = ("http", "https")
 # A name and a password, which may hold anything; a port and a path with an @ look the same, and go too. For
 # the web also a token alone; on other filesystems a name alone is part of the address:
-# `abfs://container@account`.
-_USER = re.compile(r"[^/?#@:]*:(?:[^/?#]*@|[^@]{1,512}@)")
-_TOKEN = re.compile(r"[^/?#]+@")
+# `abfs://container@account`. All counts are bounded, so that no text takes long.
+_USER = re.compile(
+    r"(?<=://)[^\s/?#@:]{0,512}:(?:[^\s/?#]{0,512}@|\S{1,512}@)"
+    r"|(?<=http://)[^\s/?#]{1,1024}@|(?<=https://)[^\s/?#]{1,1024}@",
+    re.IGNORECASE,
+)
+# The end of a scheme, an address, and the parameters behind it, but for what may follow a URL in a sentence.
+_QUERY = re.compile(
+    r"([A-Za-z]{0,5})(://[^\s?\"'<>]{0,2048}\?)([^\s\"'<>]*?)([).,:;\]}]*(?=[\s\"'<>]|$))"
+)
+_WEB = ("http", "https")
 # Parameters whose values are shown, if they look as such values do. Any other one may sign or authorize, now
 # or in a service to come; what signs also changes with every signature, and names made of URLs must not.
 _SHOWN_PARAMETERS = {
@@ -33,20 +38,21 @@ _SHOWN_PARAMETERS = {
     *("per_page", "raw", "rev", "revision", "shard", "size", "split", "start", "type", "version"),
     "versionid",
 }
-_HARMLESS = re.compile(r"[\w.,:/-]{0,64}")
+_HARMLESS = re.compile(r"(?:[\w.,:/-]|%2[0CF]){0,64}", re.IGNORECASE)
 _NAME = re.compile(r"[\w.~%-]+")
 # In text that is no URL: names that are known to sign or authorize.
 _NAMES = (
     r"x-(?:amz|goog)-[\w.-]*"
     r"|[\w.-]{0,64}?(?:token|secret|passw(?:or)?d|passphrase|pwd|credential|signature|auth|hmac)[\w.-]{0,64}"
     r"|[\w.-]{0,64}?(?:key|keyid|key-id|key_id|accessid|sig)|key-pair-id|policy|expires|s[et]"
-    r"|code|sign|hash|md5|jwt|pass|sid|hdne?[ast]+"
+    r"|code|sign|hash|md5|jwt|pass|sid|hdne?[ast]+|jsessionid"
 )
-# Also matches in a URL that is the value of a parameter, and so is percent-encoded, and in parts of a path.
+# Also matches in a URL that is the value of a parameter, and so is percent-encoded.
 _NAMED = re.compile(
-    rf"((?:[?&;#]|%3F|%26)(?:{_NAMES})(?:=|%3D)|[/~](?:hdne?[ast]+|hmac)=)(?:(?!%26|%23)[^\s&;#\"'<>/])+",
-    re.IGNORECASE,
+    rf"((?:[?&;#]|%3F|%26)(?:{_NAMES})(?:=|%3D))(?:(?!%26|%23)[^\s&;#\"'<>])+", re.IGNORECASE
 )
+# And in a part of a path.
+_IN_PATH = re.compile(r"([/~](?:hdne?[ast]+|hmac)=)[^\s&;#\"'<>/]+", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
@@ -61,27 +67,20 @@ def redacted(text: str) -> str:
     Returns:
         The text with `***` in these places.
     """
-    return _NAMED.sub(rf"\1{_REDACTED}", _URL.sub(_redacted_url, text))
+    text = _QUERY.sub(_redacted_query, _USER.sub(f"{_REDACTED}@", text))
+    for named in (_NAMED, _IN_PATH):
+        text = named.sub(rf"\1{_REDACTED}", text)
+    return text
 
 
-def _redacted_url(url: re.Match[str]) -> str:
-    scheme, rest = url.groups()
-    is_web = scheme.lower() in _WEB
-    user = _USER.match(rest) or (_TOKEN.match(rest) if is_web else None)
-    if user:
-        rest = f"{_REDACTED}@{rest[user.end() :]}"
-    address, mark, parameters = rest.partition("?")
-    if mark:
-        rest = f"{address}?{_redacted_parameters(parameters, is_web=is_web)}"
-    return f"{scheme}://{rest}"
-
-
-def _redacted_parameters(parameters: str, *, is_web: bool) -> str:
-    """Parameters without the values that may be secrets."""
+def _redacted_query(url: re.Match[str]) -> str:
+    """A URL whose parameters tell no secrets."""
+    scheme, address, parameters, behind = url.groups()
     pieces = re.split(r"([&;#])", parameters)
+    is_web = scheme.lower() in _WEB
     # Every second one divides two others.
     pieces[::2] = (_redacted_parameter(piece, is_web=is_web) for piece in pieces[::2])
-    return "".join(pieces)
+    return f"{scheme}{address}{''.join(pieces)}{behind}"
 
 
 def _redacted_parameter(piece: str, *, is_web: bool) -> str:

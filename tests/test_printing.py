@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ SECRET = "hUnTeR2/+%3D"  # noqa: S105 - ours
         "https://host/a?hdnea=st=1~exp=2~acl=/*~hmac={}",
         "https://host/hdnts=exp=2~hmac={}/a.jsonl",
         *("https://host/a?{}", "https://host/a?raw&{}", "/a/b.jsonl?jwt={}", "b?code={}"),
+        *("http://user:it's{}@h/c", 'http://user:a"b{}@h/c', "http://user:a<b{}@h/c"),
+        "https://web.archive.org/web/https://user:{}@h/c",
+        *(
+            "https://h/a,https://u:{}@h/b",
+            "https://h/a;https://hUnTeR2@h/b",
+            "with url: /p?sig=ab/{}",
+        ),
+        *("https://user:pa/s@{}@host", "https://h/a;jsessionid={}?page=1"),
         *("simplecache::https://user:{}@host/path", "https://host/?x=1;token={}", "a?Key={} b"),
     ],
 )
@@ -62,6 +71,7 @@ def test_credentials_are_redacted(url: str) -> None:
         *(
             "https://host:8080/a.jsonl?page=2&size=10&file=data/b.jsonl",
             "s3://bucket/part-?.jsonl",
+            "(https://h/x?page=2), https://h/y?path=dir%2Ffile: and 'https://h/z?id=3'.",
             "s3://bucket/??/year=2020/part-*.jsonl",
             "https://host/a?raw",
             "abfs://container@account.host/data/*.jsonl",
@@ -76,6 +86,15 @@ def test_credentials_are_redacted(url: str) -> None:
 )
 def test_what_is_no_credential_stays(text: str) -> None:
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize("text", ["x", "ACGT", "://", "a?", "http://", "https://a:", "a@", "?a=&"])
+def test_no_text_takes_long(text: str) -> None:
+    signal.alarm(20)  # two seconds are plenty, on the slowest machine
+    try:
+        redacted(text * (200_000 // len(text)))
+    finally:
+        signal.alarm(0)
 
 
 @settings(max_examples=300, deadline=None)

@@ -6,8 +6,8 @@ from retro_db.config import Config
 from retro_db.encoder.models import EncoderModel
 from retro_db.errors import ConfigError
 from retro_db.manifest.model import Manifest
-from retro_db.manifest.sealing import GENERATIONS
-from retro_db.store.records import StageRecords
+from retro_db.manifest.sealing import FILE, GENERATIONS
+from retro_db.store.records import RECORDS, StageRecords
 from retro_db.tokens.tokenizer import Tokenizer
 
 from ..engine.context import Build
@@ -29,24 +29,24 @@ def loss_by(build: Build, model: EncoderModel) -> str | None:
         model: The encoder.
 
     Returns:
-        The loss in words; None if embeddings would be kept, or there is no finished database. A corpus whose
-        files have the names and sizes of those that were read is taken for the same.
+        The loss in words, as far as it is known before anything is read; None if embeddings may be kept, or
+        there is no finished database. A corpus whose files have the names and sizes of those that were read
+        is taken for the same.
     """
-    folder, config = build.home, build.config
-    old = standing_manifest(folder)
-    if old is None:
+    folder = build.home
+    if not folder.exists(FILE):
         return None
-    if folder.list(GENERATIONS):
+    begun = (f"{GENERATIONS}/{name}/{RECORDS}" for name in folder.list(GENERATIONS))
+    if any(folder.exists(records) for records in begun):
         return f"an append to {folder.url}, which is not finished, would be given up"
-    if reason := (
-        _other_encoder(model, old) or _other_tokens(config, old) or _other_corpus(build, old)
-    ):
-        counts = old.counts
-        return (
-            f"{folder.url} is a finished database of {counts.documents:,} documents and {counts.chunks:,} "
-            f"chunks, and none of its embeddings would be kept: {reason}"
-        )
-    return None
+    old = standing_manifest(folder)
+    reason = _other_records(build)
+    if old is not None:
+        reason = _other_encoder(model, old) or _other_tokens(build.config, old) or reason
+    if reason is None:
+        return None
+    counted = f" of {old.counts.documents:,} documents, {old.counts.chunks:,} chunks" if old else ""
+    return f"{folder.url} is a finished database{counted}, and none of its embeddings would be kept: {reason}"
 
 
 def expect_kept(build: Build, model: EncoderModel) -> None:
@@ -86,7 +86,18 @@ def _other_tokens(config: Config, old: Manifest) -> str | None:
     for setting, value in config.settings("tokenizer.train", "seed").items():
         if value != _stored(old, setting):
             return f"{setting} is another, so that another tokenizer would be trained"
-    return None
+    return _other_texts(config, old)
+
+
+def _other_texts(config: Config, old: Manifest) -> str | None:
+    """Why no source has the texts that it had; None if one has."""
+    before = {source["name"]: source for source in old.config["corpus"]}
+    for source in config.corpus:
+        settings = source.model_dump(mode="json", include={"text", "separator"})
+        stored = before.get(source.name, {})
+        if all(stored.get(name) == value for name, value in settings.items()):
+            return None
+    return "corpus: every source has another text or separator, so that its texts are others"
 
 
 def _stored(old: Manifest, setting: str) -> object:
@@ -95,10 +106,14 @@ def _stored(old: Manifest, setting: str) -> object:
     return value.get(name) if name and isinstance(value, dict) else value
 
 
-def _other_corpus(build: Build, old: Manifest) -> str | None:
+def _other_records(build: Build) -> str | None:
+    """Why no task's record can hold, as far as files' names and sizes tell."""
     recorded = StageRecords(build.folder, ChunkJob.stage).load().values()
     before = {record.depends.get("input") for record in recorded}
     now = {fingerprint(0, read_settings(build.config, shard))["input"] for shard in build.shards}
+    tokens = fingerprint(0, build.config.settings("chunk.tokens"))["chunk.tokens"]
+    if all(record.depends.get("chunk.tokens") != tokens for record in recorded):
+        return "chunk.tokens is another"
     if not now & before:
         return "no shard of the corpus holds the same files as before"
     embedded = StageRecords(build.folder, embed.EmbedJob.stage).load().values()

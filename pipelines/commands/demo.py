@@ -37,9 +37,17 @@ def write_config(folder: Path, documents: int) -> Path:
     Raises:
         ConfigError: The folder holds a corpus or a database that the demo did not make.
     """
-    config = folder / "demo.yaml"
+    config, corpus = folder / "demo.yaml", folder / "corpus"
+    settings = {
+        "output": str(folder / "db"),
+        "corpus": [{"name": "python", "paths": [str(corpus / "**" / "*.py")]}],
+        "tokenizer": {"train": {"vocab_size": 8000}},
+        "encoder": {"model": str(encoder_folder())},
+    }
+    written = yaml.safe_load(config.read_bytes()) if config.exists() else {}
+    made_here = all(written.get(name) == settings[name] for name in ("output", "corpus"))
     for name in ("corpus", "db"):
-        if (folder / name).exists() and not config.exists():
+        if (folder / name).exists() and not made_here:
             raise ConfigError(f"--folder: {folder}/{name} is not the demo's; name a new folder")
     library = Path(sysconfig.get_path("stdlib"))
     modules = [
@@ -48,13 +56,6 @@ def write_config(folder: Path, documents: int) -> Path:
         if not _DULL & set(path.relative_to(library).parts) and 2_000 < path.stat().st_size < 40_000
     ]
     modules.sort(key=lambda path: fraction_of("demo", path.relative_to(library).as_posix()))
-    corpus = folder / "corpus"
-    settings = {
-        "output": str(folder / "db"),
-        "corpus": [{"name": "python", "paths": [str(corpus / "**" / "*.py")]}],
-        "tokenizer": {"train": {"vocab_size": 8000}},
-        "encoder": {"model": str(encoder_folder())},
-    }
     # First, so that what is copied is known to be the demo's.
     folder.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")

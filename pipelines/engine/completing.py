@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from retro_db.corpus.sharding import Shard
 from retro_db.errors import ExecutionError
 from retro_db.manifest.sealing import FILE
 from retro_db.meter import Work
@@ -14,7 +15,7 @@ from retro_db.store.records import Record, StageRecords
 
 from .console import details
 from .context import Build, IncompleteError
-from .inputs import InputsJob, ReadContent
+from .inputs import InputsJob, ReadContent, task_name
 from .jobs import Result, Stage, Task, fingerprint
 from .resume import Standing, results_of
 from .task_progress import read_progress
@@ -126,24 +127,33 @@ def _run(build: Build, state: Standing[Result]) -> dict[str, Record]:
 def _compared(build: Build, state: Standing[Result]) -> Standing[Result]:
     """The same standing once the doubtful inputs are read: tasks whose input changed are pending."""
     kept, reasons = dict(state.kept), dict(state.reasons)
-    for task, content in zip(state.doubtful, _read_again(build, state.doubtful), strict=True):
-        assert task.reads is not None  # noqa: S101 - else it would not be doubtful
+    shards = [task.reads for task in state.doubtful if task.reads is not None]
+    for task, shard, content in zip(state.doubtful, shards, read_again(build, shards), strict=True):
         if kept[task.name].result.get("content") == content:
-            kept[task.name] = replace(kept[task.name], stamp=task.reads.stamp)
+            kept[task.name] = replace(kept[task.name], stamp=shard.stamp)
         else:
             del kept[task.name]
             reasons[task.name] = "changed: content of the input"
     return Standing(state.stage, kept, reasons, [])
 
 
-def _read_again(build: Build, doubtful: Sequence[Task]) -> list[str]:
-    """Hashes of the content that tasks would read now."""
-    shards = [task.reads for task in doubtful if task.reads is not None]
+def read_again(build: Build, shards: Sequence[Shard]) -> list[str]:
+    """Hashes of the content that shards have now.
+
+    Args:
+        build: The build; its database stays open meanwhile.
+        shards: Shards of its corpus.
+    """
     if not shards:
         return []
     tasks = [
-        Task(task.name, fingerprint(1, {"input": [shard.identity, shard.stamp]}), shard)
-        for task, shard in zip(doubtful, shards, strict=True)
+        Task(
+            task_name(shard),
+            fingerprint(1, {"input": [shard.identity, shard.stamp, touched]}),
+            shard,
+        )
+        for shard in shards
+        for touched in [[piece.file.touched_now for piece in shard.pieces]]
     ]
     job = InputsJob(build.folder, build.config)
     size = sum(shard.bytes for shard in shards)

@@ -20,6 +20,7 @@ from retro_db.store.serialize import to_json
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
+from ..engine.completing import read_again
 from ..engine.context import Build
 from ..engine.inputs import read_settings, task_name
 from ..engine.jobs import Job, Stage, Task, fingerprint
@@ -103,6 +104,7 @@ def chunk_stage(
     size = sum(shard.bytes for shard in build.shards)
     chunked = build.run(Stage(job, tasks, ChunkedShard, "bytes", size))
     _expect_screened(build, chunked, screened)
+    _expect_untouched(build, chunked)
     _check_rejects(build, chunked)
     if not any(part.chunks.rows for shard in chunked for part in shard.parts):
         raise CorpusError(
@@ -128,14 +130,37 @@ def _expect_screened(
     """Refuses shards that held other records when they were screened; both stages will read them again."""
     for planned, shard, decided in zip(build.shards, chunked, screened, strict=True):
         if decided and decided.content != shard.content:
-            for stage in (ScreenJob.stage, ChunkJob.stage):
-                build.action.forget(build.folder, stage, task_name(planned))
-            files = planned.pieces
-            more = f" (or one of {len(files) - 1:,} more)" if len(files) > 1 else ""
-            raise CorpusError(
-                f"{files[0].file.url}{more}: changed since it was screened; run the same command again, and "
-                "leave the files of the corpus as they are meanwhile"
-            )
+            raise _changed(build, planned, "screened")
+
+
+def _expect_untouched(build: Build, chunked: Sequence[ChunkedShard]) -> None:
+    """Reads files again that were touched while they were read, and refuses other content.
+
+    Sizes and times of change may have been put back; ranges of one file are read by several tasks.
+    """
+    files = {piece.file for shard in build.shards for piece in shard.pieces}
+    touched = {file for file in files if file.touched_now != file.touched}
+    doubtful = [
+        (planned, shard)
+        for planned, shard in zip(build.shards, chunked, strict=True)
+        if any(piece.file in touched for piece in planned.pieces)
+    ]
+    contents = read_again(build, [planned for planned, _ in doubtful])
+    for (planned, shard), content in zip(doubtful, contents, strict=True):
+        if content != shard.content:
+            raise _changed(build, planned, "read")
+
+
+def _changed(build: Build, shard: Shard, what: str) -> CorpusError:
+    """The error for a shard that has changed; both stages will read it again."""
+    for stage in (ScreenJob.stage, ChunkJob.stage):
+        build.action.forget(build.folder, stage, task_name(shard))
+    files = shard.pieces
+    more = f" (or one of {len(files) - 1:,} more)" if len(files) > 1 else ""
+    return CorpusError(
+        f"{files[0].file.url}{more}: changed since it was {what}; run the same command again, and leave the "
+        "files of the corpus as they are meanwhile"
+    )
 
 
 def _check_rejects(build: Build, chunked: list[ChunkedShard]) -> None:

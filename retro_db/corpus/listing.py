@@ -80,13 +80,10 @@ class InputFile:
         versions = {str(entry[key]) for key in _VERSIONS if entry.get(key)}
         return same_size and (not self.version or not versions or self.version in versions)
 
-    def was_touched(self, entry: dict[str, Any]) -> bool:
-        """Whether a local file's inode changed since it was listed.
-
-        Args:
-            entry: What the filesystem says of the opened file.
-        """
-        return bool(self.touched) and str(entry.get("created")) != self.touched
+    @property
+    def touched_now(self) -> str:
+        """What `touched` would be now, on the machine that listed it."""
+        return input_file(self.url, self.name).touched if self.touched else ""
 
 
 class Listing:

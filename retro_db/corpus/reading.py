@@ -51,7 +51,7 @@ def _records(
         return
     offset = piece.range.begin if piece.range else 0
     try:
-        with open_raw(file, report, divided=piece.range is not None) as raw:
+        with open_raw(file, report) as raw:
             for offset, record in READERS[kind](raw, piece, source):
                 yield offset, record
     except MemoryError as error:

@@ -47,17 +47,13 @@ def compression_of(name: str, beginning: bytes) -> str | None:
 
 @contextlib.contextmanager
 def open_raw(
-    file: InputFile,
-    report: Callable[[int], None] = lambda count: None,
-    *,
-    divided: bool = False,
+    file: InputFile, report: Callable[[int], None] = lambda count: None
 ) -> Iterator[io.BufferedReader[Any]]:
     """Opens a file for buffered reading, without decompressing it: the one that was planned, unchanged.
 
     Args:
         file: File to open.
         report: Called with the number of bytes of each read.
-        divided: Whether others read other ranges of it: then it may not even have been touched.
 
     Yields:
         The file; what is read of it means nothing if leaving the block raises an error.
@@ -79,15 +75,14 @@ def open_raw(
             raise _unread(file.url, error) from error
         raw = io.BufferedReader(_Counted(opened, file.url, report), BLOCK)
         resources.enter_context(raw)
-        before = looked_at()
-        _expect(file, file.is_same(before) and not (divided and file.was_touched(before)))
+        _expect_same(file, looked_at())
         try:
             yield raw
         except Exception:
             # What reads as damage may be a change.
-            _expect(file, file.is_same(looked_at()))
+            _expect_same(file, looked_at())
             raise
-        _expect(file, looked_at() == before)
+        _expect_same(file, looked_at())
 
 
 def _open(
@@ -108,11 +103,11 @@ def _status(descriptor: int) -> dict[str, Any]:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return {"size": -1}
-    return {"size": status.st_size, "mtime": status.st_mtime, "created": status.st_ctime}
+    return {"size": status.st_size, "mtime": status.st_mtime}
 
 
-def _expect(file: InputFile, is_same: bool) -> None:
-    if not is_same:
+def _expect_same(file: InputFile, entry: dict[str, Any]) -> None:
+    if not file.is_same(entry):
         raise CorpusError(
             f"{file.url}: changed since the build was planned; run the same command again, and leave the "
             "files of the corpus as they are meanwhile"

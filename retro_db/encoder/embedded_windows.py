@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -16,6 +17,8 @@ PIECES = "state/embedding"
 # A piece takes its name when one of them is reached: so much work is lost at most.
 _SECONDS = 60.0
 _BYTES = 500_000_000
+# Behind the embeddings.
+_HASH_BYTES = 32
 
 
 class _NotNeededError(Exception):
@@ -42,6 +45,7 @@ class Pieces:
         self._end = 0
         self._piece = contextlib.ExitStack()
         self._file: BinaryIO | None = None
+        self._hasher = hashlib.sha256()
         self._begun = time.monotonic()
 
     def stored(self) -> Iterator[np.ndarray]:
@@ -59,11 +63,15 @@ class Pieces:
         if self._file is None:
             path = self._piece.enter_context(self._folder.writing(self._path(self._end)))
             self._file = self._piece.enter_context(path.open("wb"))
-        self._file.write(embeddings.tobytes())
+            self._hasher = hashlib.sha256()
+        data = embeddings.tobytes()
+        self._file.write(data)
+        self._hasher.update(data)
         self._end += len(embeddings)
         is_due = time.monotonic() - self._begun >= _SECONDS or self._file.tell() >= _BYTES
         # Behind a window that is not whole there is no more.
         if is_due and len(embeddings) == self._window:
+            self._file.write(self._hasher.digest())
             self._file = None
             self._piece.close()
             self._begun = time.monotonic()
@@ -87,7 +95,8 @@ class Pieces:
                 data = file.read()
         except (DamagedFileError, FileNotFoundError):
             return None
+        data, sha256 = data[:-_HASH_BYTES], data[-_HASH_BYTES:]
         rows, rest = divmod(len(data), 2 * self._dimension)
-        if rest or rows == 0 or rows % self._window:
+        if rest or rows == 0 or rows % self._window or hashlib.sha256(data).digest() != sha256:
             return None
         return np.frombuffer(data, np.float16).reshape(rows, self._dimension)

@@ -40,7 +40,7 @@ def version_of(fs: Any, path: str) -> str | None:
     return next((str(entry[name]) for name in names if entry.get(name)), str(fs.ukey(path)))
 
 
-def put_if(fs: Any, path: str, data: bytes, version: str | None) -> None:
+def put_if(fs: Any, path: str, data: bytes, version: str | None) -> str | None:
     """Writes a file on a store, if it still has a version.
 
     Args:
@@ -49,19 +49,22 @@ def put_if(fs: Any, path: str, data: bytes, version: str | None) -> None:
         data: Its whole content.
         version: Version that `version_of` gave; None if the file must not exist.
 
+    Returns:
+        The version of what was put.
+
     Raises:
         ReplacedError: The file has another version by now.
     """
     try:
         if hasattr(fs, "call_s3"):
             condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
-            fs.pipe_file(path, data, chunksize=_ONE_REQUEST, **condition)
-        elif "gs" in fs.protocol:
-            _put_generation(fs, path, data, version)
-        elif version_of(fs, path) != version:
+            return str(fs.pipe_file(path, data, chunksize=_ONE_REQUEST, **condition)["ETag"])
+        if "gs" in fs.protocol:
+            return _put_generation(fs, path, data, version)
+        if version_of(fs, path) != version:
             raise ReplacedError(path)
-        else:
-            fs.pipe_file(path, data)
+        fs.pipe_file(path, data)
+        return version_of(fs, path)
     except FileNotFoundError as error:  # of which a version was noted
         raise ReplacedError(path) from error
     except Exception as error:  # fsspec's filesystems raise errors of their own
@@ -75,7 +78,7 @@ def _is_conflict(error: Exception) -> bool:
     return isinstance(error, FileExistsError) or any(word in message for word in _CONFLICTS)
 
 
-def _put_generation(fs: Any, path: str, data: bytes, version: str | None) -> None:
+def _put_generation(fs: Any, path: str, data: bytes, version: str | None) -> str:
     """Uploads under a condition on the generation; gcsfs's own uploads know "must not exist" alone.
 
     The request is the multipart upload of the JSON API
@@ -92,7 +95,7 @@ def _put_generation(fs: Any, path: str, data: bytes, version: str | None) -> Non
         f"--{boundary}\r\nContent-Type: {kind}\r\n\r\n".encode() + content + b"\r\n"
         for kind, content in parts
     )
-    fs.call(
+    uploaded = fs.call(
         "POST",
         uploads + "b/{}/o",
         bucket,
@@ -100,5 +103,7 @@ def _put_generation(fs: Any, path: str, data: bytes, version: str | None) -> Non
         data=body + f"--{boundary}--".encode(),
         uploadType="multipart",
         ifGenerationMatch=version or "0",
+        json_out=True,
     )
     fs.invalidate_cache()
+    return str(uploaded["generation"])

@@ -411,13 +411,12 @@ class Folder:
     def _put_watched(self, path: str, data: bytes) -> None:
         fs, _ = self._open()
         try:
-            put_if(fs, self.locate(path), data, self._versions[path])
+            self._versions[path] = put_if(fs, self.locate(path), data, self._versions[path])
         except ReplacedError as error:
             raise OwnershipLostError(
                 f"{self.url}/{path}: another build has written or removed it meanwhile; run the same command "
                 "again"
             ) from error
-        self.watch(path)
 
     def write(self, path: str, data: bytes) -> None:
         """Writes a small file in one step.

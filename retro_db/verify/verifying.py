@@ -285,6 +285,7 @@ class _Verifier:
         """Compares a sample of the shards with the files that they were read from."""
         meter = Meter()
         inputs = Inputs(self._corpora[0], config, Sample(share, self._seed))
+        self.ledger.notes += inputs.notes
         size = sum(shard.bytes for shard in inputs.shards)
         with self._stage("inputs", "bytes", size, lambda: meter.work) as remark:
             for shard in inputs.shards:

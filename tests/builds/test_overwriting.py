@@ -19,7 +19,7 @@ from support.hostile import manifest_of, seal
 from support.processes import building
 from support.projects import Project
 
-LOST = "is a finished database of 6 documents and"
+LOST = "is a finished database of 6 documents, "
 
 
 @pytest.fixture
@@ -60,6 +60,10 @@ def other_chunks(project: Project) -> None:
     project.settings["chunk"] = {"tokens": 32}
 
 
+def another_text(project: Project) -> None:
+    project.settings["corpus"][0]["text"] = "id"
+
+
 def other_embeddings(project: Project) -> None:
     project.settings["encoder"]["max_length"] = 12
 
@@ -71,6 +75,7 @@ def other_embeddings(project: Project) -> None:
         (another_tokenizer, "tokenizer.train is another"),
         (a_file_more, "no shard of the corpus holds the same files"),
         (a_source_more, "trained on a corpus of other files"),
+        (another_text, "every source has another text or separator"),
         (other_chunks, "chunk.tokens was 64, and is 32"),
         (other_embeddings, "encoder.max_length was 16, and is 12"),
     ],
@@ -175,8 +180,21 @@ def test_a_damaged_manifest_is_made_again(finished: Project) -> None:
     manifest = finished.output / "manifest.json"
     whole = manifest.read_bytes()
     manifest.write_bytes(whole[: len(whole) // 2])
+    for slip in (another_corpus, other_chunks):
+        settings = json.loads(json.dumps(finished.settings))
+        slipped = Project(finished.folder, finished.texts, settings)
+        slip(slipped)
+        assert slipped.build() == 2
     assert finished.build() == 0
     assert manifest.read_bytes() == whole
+
+
+def test_a_removal_that_was_stopped_is_no_append(finished: Project) -> None:
+    left = finished.output / "generations" / "0002" / "removed.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half of")
+    assert finished.build("--set", "neighbors.k=2") == 0
+    assert not left.exists()
 
 
 def test_a_database_of_a_later_format_is_not_replaced(
@@ -205,6 +223,9 @@ def test_the_demo_replaces_only_what_it_made(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="is not the demo's"):
         write_config(tmp_path, 3)
     assert own.exists()
+    (tmp_path / "demo.yaml").write_text("output: db")
+    with pytest.raises(ConfigError, match="is not the demo's"):
+        write_config(tmp_path, 3)
     write_config(tmp_path / "demo", 3)
     write_config(tmp_path / "demo", 4)
     assert len(list((tmp_path / "demo" / "corpus").rglob("*.py"))) == 4

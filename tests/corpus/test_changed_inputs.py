@@ -94,39 +94,6 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
         list(reading)
 
 
-def rewrite(path: Path, content: bytes) -> None:
-    """Puts other content of the same size under the same time of change."""
-    status = path.stat()
-    assert len(content) == status.st_size
-    path.write_bytes(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def test_a_file_whose_times_are_put_back_while_it_is_read_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(lines("a", 300_000))
-    reading = records(configure(tmp_path, "a.jsonl"))
-    assert isinstance(next(reading), Document)
-    rewrite(path, lines("b", 300_000))
-    with pytest.raises(CorpusError, match=CHANGED):
-        list(reading)
-
-
-def test_ranges_of_a_file_that_changes_between_them_are_not_mixed(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(lines("a", 400))
-    config = configure(tmp_path, "a.jsonl")
-    config = config.model_copy(
-        update={"chunk": config.chunk.model_copy(update={"shard_size": 2000})}
-    )
-    first, *_, last = plan_shards(config)
-    assert first.pieces[0].range
-    assert list(read_shard(first, config.corpus[0]))
-    rewrite(path, lines("a", 400)[::-1])
-    with pytest.raises(CorpusError, match=CHANGED):
-        list(read_shard(last, config.corpus[0]))
-
-
 def test_a_file_that_is_replaced_by_damage_is_no_bad_record(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_parquet(path, "a")

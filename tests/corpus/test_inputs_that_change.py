@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
+from retro_db.corpus.chunking import ChunkedShard
 from retro_db_pipelines.builds.stage_order import Recipe
+from retro_db_pipelines.stages import chunk
 from support.projects import Project, make_project
 from support.soak import SOAKING
 from support.web import Served, serving
@@ -100,6 +103,68 @@ def test_a_file_of_a_web_server(
     assert project.build() == 0
     assert "iron" not in texts_in(project)
     assert "gold" in texts_in(project)
+
+
+@pytest.mark.parametrize("shard_size", [1500, 10_000_000])
+def test_content_that_changes_while_it_is_read_and_gets_its_times_back(
+    tmp_path: Path,
+    tokenizer: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    shard_size: int,
+) -> None:
+    """Ranges of one file, of which one was read before; and a whole file."""
+    path = tmp_path / "corpus.jsonl"
+    before, now = lines(TEXTS), lines(TEXTS[::-1])
+    path.write_bytes(before)
+    project = configure(tmp_path / "project", tokenizer, str(path))
+    project.settings["chunk"] = {"shard_size": shard_size}
+    write = chunk.chunk_shard
+    ranges = []
+
+    def change_then(*arguments: Any) -> ChunkedShard:
+        written = write(*arguments)
+        ranges.append(written)
+        if len(ranges) == 1:
+            rewrite(path, now)
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunk, "chunk_shard", change_then)
+        assert project.build() == 2
+    assert (len(ranges) > 1) == (shard_size == 1500)
+    assert "corpus.jsonl: changed since it was read; run the same command again" in (
+        capsys.readouterr().err
+    )
+    assert project.build() == 0
+    whole = Project(tmp_path, TEXTS, project.settings | {"output": str(tmp_path / "whole")})
+    assert whole.build() == 0
+    assert project.files() == whole.files()
+
+
+@pytest.mark.parametrize("shard_size", [1500, 10_000_000])
+def test_a_file_that_is_only_touched_stops_no_build(
+    tmp_path: Path,
+    tokenizer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shard_size: int,
+) -> None:
+    """By a link from a backup, or by other permissions."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(lines(TEXTS))
+    project = configure(tmp_path / "project", tokenizer, str(path))
+    project.settings["chunk"] = {"shard_size": shard_size}
+    write = chunk.chunk_shard
+
+    def touch_then(*arguments: Any) -> ChunkedShard:
+        written = write(*arguments)
+        path.chmod(0o600 if path.stat().st_mode & 0o77 else 0o644)
+        return written
+
+    monkeypatch.setattr(chunk, "chunk_shard", touch_then)
+    assert project.build() == 0
+    assert "inputs " in capsys.readouterr().out, "it was read again"
 
 
 def put_later(path: Path, content: bytes) -> None:

@@ -74,7 +74,13 @@ def empty(piece: Path) -> None:
     os.truncate(piece, 0)
 
 
-@pytest.mark.parametrize("harm", [cut, lose, empty])
+def flip(piece: Path) -> None:
+    data = bytearray(piece.read_bytes())
+    data[100] ^= 1
+    piece.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [cut, lose, empty, flip])
 def test_pieces_end_at_the_first_that_is_not_whole(
     tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
 ) -> None:
