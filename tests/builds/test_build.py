@@ -470,9 +470,9 @@ def test_another_text_field_redoes_everything(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join(orjson.dumps(line) for line in lines))
     assert project.build() == 0
     before = project.files()
-    assert project.build("--set", "corpus.0.text=body") == 0
+    assert project.build("--set", "corpus.0.text=body", "--overwrite") == 0
     assert project.files()["tokenizer/tokenizer.json"] != before["tokenizer/tokenizer.json"]
-    assert project.build() == 0
+    assert project.build("--overwrite") == 0
     assert project.files() == before
 
 
