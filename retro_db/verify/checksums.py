@@ -14,7 +14,7 @@ from retro_db.manifest.sealing import FILE, GENERATIONS, generation_path, manife
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.verify.history import History, is_begun
+from retro_db.verify.history import History, begun_update
 from retro_db.verify.ledger import Check
 
 _PIECE = 1 << 20
@@ -81,7 +81,7 @@ def check_strangers(database: Database, history: History) -> Iterator[str]:
     copy = manifest_path(history.current.generation)
     if copy in paths and database.folder.read(copy) == database.folder.read(FILE):
         known.add(copy)  # before it is superseded
-    if is_begun(database):
+    if begun_update(database):
         begun = f"{generation_path(history.current.generation + 1)}/"
         known.update(path for path in paths if path.startswith(begun))
     for path in paths:

@@ -103,7 +103,9 @@ def _written(raw: bytes, manifest: Manifest) -> bytes:
     return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode("ascii")
 
 
-def is_begun(database: Database) -> bool:
-    """Whether an append is running or was stopped; its files are not the database's yet."""
+def begun_update(database: Database) -> str | None:
+    """What is running or was stopped, an append or a removal; its files are not the database's yet."""
     folder = generation_path(database.manifest.generation + 1)
-    return database.folder.exists(f"{folder}/{RECORDS}")
+    if not database.folder.list(folder):
+        return None
+    return "an append" if database.folder.exists(f"{folder}/{RECORDS}") else "a removal"

@@ -23,7 +23,7 @@ from retro_db.threads import available_cores
 from retro_db.verify import counting, rules
 from retro_db.verify.checksums import check_strangers, file_checks
 from retro_db.verify.corpus_files import Inputs
-from retro_db.verify.history import History, check_history, is_begun, read_history
+from retro_db.verify.history import History, begun_update, check_history, read_history
 from retro_db.verify.index_lists import IndexExamination, Partitions, check_fine
 from retro_db.verify.ledger import Check, Ledger, one_line
 from retro_db.verify.opened import OpenedCorpus, OpenedPart, opened_corpora
@@ -154,9 +154,9 @@ class _Verifier:
                 ]
             )
             self.ledger.run_on_files(file_checks(database, history, meter))
-            if is_begun(database):
+            if update := begun_update(database):
                 self.ledger.notes.append(
-                    f"an append is under way or was stopped: its files below {GENERATIONS} not checked"
+                    f"{update} is under way or was stopped: its files below {GENERATIONS} not checked"
                 )
             remark(f"{len(entries) + len(history.manifests):,} files, {meter.work.done:,} bytes")
 

@@ -85,6 +85,17 @@ def test_a_removal_that_was_killed_leaves_a_sound_database(db: Path, path: str) 
     assert verify_database(str(db)).problems == []
 
 
+def test_a_removal_that_was_killed_before_its_manifest_is_no_problem(db: Path) -> None:
+    left = db / "generations" / "0002" / "removed.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half of")
+    checked = verify_database(str(db))
+    assert checked.problems == []
+    assert "a removal is under way or was stopped" in checked.notes[0]
+    assert remove_documents(db, ["doc-1"]) == 0
+    assert verify_database(str(db)).problems == []
+
+
 def test_a_refused_append_is_in_nobodys_way(
     six: Project, db: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -203,7 +203,8 @@ class Harness:
         for place in {self._plan.made, self._plan.kept} - {""}:
             if problem := _unsound(self._work / place):
                 return f"not sound before it goes on: {problem}"
-        code, message = self._run()
+        if code:
+            code, message = self._run()
         if code:
             return f"the same command ends with {code}: {message}"
         return self._difference()
