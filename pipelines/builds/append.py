@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from retro_db.config import Config
 from retro_db.corpus.chunking import ChunkedShard
@@ -144,9 +143,7 @@ def _check_settings(config: Config, old: Manifest) -> EncoderModel:
             "a new database with embeddings.keep: true"
         )
     for setting, value in config.settings(*_KEPT_SETTINGS).items():
-        stored: Any = old.config
-        for name in setting.split("."):
-            stored = stored[name]
+        stored = old.setting(setting)
         if value != stored:
             raise ConfigError(
                 f"{setting}: {value}, but the database has {stored}; write what it has"

@@ -7,12 +7,10 @@ from retro_db.encoder.models import EncoderModel
 from retro_db.errors import ConfigError
 from retro_db.manifest.model import Manifest
 from retro_db.manifest.sealing import FILE, GENERATIONS
-from retro_db.store.records import RECORDS, StageRecords
+from retro_db.store.records import RECORDS, StageRecords, mark_of
 from retro_db.tokens.tokenizer import Tokenizer
 
 from ..engine.context import Build
-from ..engine.inputs import read_settings
-from ..engine.jobs import fingerprint
 from ..stages import embed
 from ..stages.chunk import ChunkJob
 from .folders import standing_manifest
@@ -40,9 +38,8 @@ def loss_by(build: Build, model: EncoderModel) -> str | None:
     if any(folder.exists(records) for records in begun):
         return f"an append to {folder.url}, which is not finished, would be given up"
     old = standing_manifest(folder)
-    reason = _other_records(build)
-    if old is not None:
-        reason = _other_encoder(model, old) or _other_tokens(build.config, old) or reason
+    reason = old and (_other_encoder(model, old) or _other_tokens(build.config, old))
+    reason = reason or _other_records(build)
     if reason is None:
         return None
     counted = f" of {old.counts.documents:,} documents, {old.counts.chunks:,} chunks" if old else ""
@@ -84,7 +81,7 @@ def _other_tokens(config: Config, old: Manifest) -> str | None:
         is_same = Tokenizer.load(config.tokenizer.path).sha256 == old.tokenizer.sha256
         return None if is_same else "tokenizer.path is another tokenizer"
     for setting, value in config.settings("tokenizer.train", "seed").items():
-        if value != _stored(old, setting):
+        if value != old.setting(setting):
             return f"{setting} is another, so that another tokenizer would be trained"
     return _other_texts(config, old)
 
@@ -100,24 +97,18 @@ def _other_texts(config: Config, old: Manifest) -> str | None:
     return "corpus: every source has another text or separator, so that its texts are others"
 
 
-def _stored(old: Manifest, setting: str) -> object:
-    section, _, name = setting.partition(".")
-    value = old.config.get(section)
-    return value.get(name) if name and isinstance(value, dict) else value
-
-
 def _other_records(build: Build) -> str | None:
     """Why no task's record can hold, as far as files' names and sizes tell."""
     recorded = StageRecords(build.folder, ChunkJob.stage).load().values()
     before = {record.depends.get("input") for record in recorded}
-    now = {fingerprint(0, read_settings(build.config, shard))["input"] for shard in build.shards}
-    tokens = fingerprint(0, build.config.settings("chunk.tokens"))["chunk.tokens"]
+    now = {mark_of(shard.identity) for shard in build.shards}
+    tokens = mark_of(build.config.chunk.tokens)
     if all(record.depends.get("chunk.tokens") != tokens for record in recorded):
         return "chunk.tokens is another"
     if not now & before:
         return "no shard of the corpus holds the same files as before"
     embedded = StageRecords(build.folder, embed.EmbedJob.stage).load().values()
-    code = fingerprint(embed.VERSION, {})["code"]
+    code = mark_of(embed.VERSION)
     if all(record.depends.get("code") != code for record in embedded):
         return "this release embeds otherwise than the one that built it"
     if now != before and build.config.tokenizer.train is not None:

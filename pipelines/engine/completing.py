@@ -15,7 +15,7 @@ from retro_db.store.records import Record, StageRecords
 
 from .console import details
 from .context import Build, IncompleteError
-from .inputs import InputsJob, ReadContent, task_name
+from .inputs import InputsJob, ReadContent
 from .jobs import Result, Stage, Task, fingerprint
 from .resume import Standing, results_of
 from .task_progress import read_progress
@@ -148,7 +148,7 @@ def read_again(build: Build, shards: Sequence[Shard]) -> list[str]:
         return []
     tasks = [
         Task(
-            task_name(shard),
+            shard.task_name,
             fingerprint(1, {"input": [shard.identity, shard.stamp, touched]}),
             shard,
         )

@@ -36,11 +36,6 @@ class InputsJob(Job):
         return ReadContent(content.sha256)
 
 
-def task_name(shard: Shard) -> str:
-    """Name of the task that reads a shard, in every stage that does."""
-    return f"shard-{shard.number:07d}"
-
-
 def read_settings(config: Config, shard: Shard) -> dict[str, object]:
     """Everything that decides which records are read from a shard, by name."""
     source = config.source(shard.source)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from retro_db.corpus.sharding import Shard
 from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.serialize import digest
+from retro_db.store.records import mark_of
 
 from .beam import beam
 
@@ -166,4 +166,4 @@ def fingerprint(version: int, inputs: Mapping[str, object]) -> dict[str, str]:
         version: Version of the stage's code.
         inputs: Values that JSON can hold, by the names that users know them by.
     """
-    return {name: digest(value)[:32] for name, value in {"code": version, **inputs}.items()}
+    return {name: mark_of(value) for name, value in {"code": version, **inputs}.items()}

@@ -22,7 +22,7 @@ from retro_db.tokens.tokenizer import Tokenizer
 
 from ..engine.completing import read_again
 from ..engine.context import Build
-from ..engine.inputs import read_settings, task_name
+from ..engine.inputs import read_settings
 from ..engine.jobs import Job, Stage, Task, fingerprint
 from .screen import Screened, ScreenJob
 from .tokenizer import TokenizerFiles
@@ -100,7 +100,7 @@ def chunk_stage(
         verdicts = decided.verdicts if decided else None
         own = read_settings(config, shard) | {"screen": verdicts.sha256 if verdicts else None}
         mark = fingerprint(VERSION, decides | own)
-        tasks.append(Task(task_name(shard), mark, (shard, verdicts), shard))
+        tasks.append(Task(shard.task_name, mark, (shard, verdicts), shard))
     size = sum(shard.bytes for shard in build.shards)
     chunked = build.run(Stage(job, tasks, ChunkedShard, "bytes", size))
     _expect_screened(build, chunked, screened)
@@ -154,7 +154,7 @@ def _expect_untouched(build: Build, chunked: Sequence[ChunkedShard]) -> None:
 def _changed(build: Build, shard: Shard, what: str) -> CorpusError:
     """The error for a shard that has changed; both stages will read it again."""
     for stage in (ScreenJob.stage, ChunkJob.stage):
-        build.action.forget(build.folder, stage, task_name(shard))
+        build.action.forget(build.folder, stage, shard.task_name)
     files = shard.pieces
     more = f" (or one of {len(files) - 1:,} more)" if len(files) > 1 else ""
     return CorpusError(

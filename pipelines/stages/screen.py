@@ -32,7 +32,7 @@ from retro_db.tokens.tokenizer import Tokenizer
 from ..engine.beam import beam
 from ..engine.briefs import Brief, ReadBrief
 from ..engine.context import Build
-from ..engine.inputs import read_settings, task_name
+from ..engine.inputs import read_settings
 from ..engine.jobs import Deal, Job, Placement, Stage, Task, fingerprint
 from .tokenizer import TokenizerFiles
 
@@ -230,7 +230,7 @@ def _screen(
     }
     tasks = [
         Task(
-            task_name(shard),
+            shard.task_name,
             fingerprint(VERSION, decides | read_settings(config, shard)),
             shard,
             shard,

@@ -49,6 +49,11 @@ class Shard:
         return sum(piece.bytes for piece in self.pieces)
 
     @property
+    def task_name(self) -> str:
+        """Name of the task that reads it, in every stage that does."""
+        return f"shard-{self.number:07d}"
+
+    @property
     def identity(self) -> str:
         """Hash of the names and sizes of its pieces, without their folder and time of change."""
         pieces = [

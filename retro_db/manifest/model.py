@@ -261,6 +261,17 @@ class Manifest:
             QUERIES: [file for query in self.queries for file in query.tables.files],
         }
 
+    def setting(self, name: str) -> Any:
+        """The recorded value of a setting; None if there is none.
+
+        Args:
+            name: Name in the configuration, such as `chunk.tokens`.
+        """
+        value: Any = self.config
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
     @property
     def template_file(self) -> FileEntry:
         """The trained index without entries."""

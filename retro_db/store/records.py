@@ -10,7 +10,14 @@ from typing import Any
 from retro_db.meter import Work
 from retro_db.store.entries import check_entry, read_bounded
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.serialize import DecodeError, canonical, from_json, parse_json, to_json
+from retro_db.store.serialize import (
+    DecodeError,
+    canonical,
+    digest,
+    from_json,
+    parse_json,
+    to_json,
+)
 
 RECORDS = "state/records"
 _READERS = 32
@@ -40,6 +47,15 @@ class Record:
     work: Work = field(default_factory=Work)
     stamp: str = ""
     host: str = ""
+
+
+def mark_of(value: object) -> str:
+    """Hash of one thing that an output depends on, as records keep it.
+
+    Args:
+        value: Value that JSON can hold.
+    """
+    return digest(value)[:32]
 
 
 class StageRecords:

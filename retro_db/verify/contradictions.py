@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Iterator
-from typing import Any
 
 import faiss
 
@@ -43,26 +41,26 @@ def check_settings(manifest: Manifest) -> Iterator[str]:
         A line for each contradiction.
     """
     for setting in _EQUAL:
-        stored, value = _setting(manifest, setting), operator.attrgetter(setting)(manifest)
+        stored, value = manifest.setting(setting), operator.attrgetter(setting)(manifest)
         if stored not in _OPEN and stored != value:
             yield f"{FILE}: config.{setting} is {stored!r}, but {setting} is {value!r}"
     for name, known in _KNOWN.items():
         if (value := operator.attrgetter(name)(manifest)) not in known:
             yield f"{FILE}: {name} is {value[:20]!r}, which is none of {', '.join(known)}"
     for setting, value, word in _bounds(manifest):
-        stored = _setting(manifest, setting)
+        stored = manifest.setting(setting)
         if isinstance(stored, int) and value > stored:
             yield f"{FILE}: config.{setting} is {stored}, but {word} is {value}"
-    kept = _setting(manifest, "embeddings.keep")
+    kept = manifest.setting("embeddings.keep")
     if isinstance(kept, bool) and kept != bool(
         manifest.tables.embeddings or not manifest.counts.chunks
     ):
         yield f"{FILE}: config.embeddings.keep is {kept}, but the embeddings say otherwise"
-    if manifest.counts.validation_chunks and not _setting(manifest, "split.validation"):
+    if manifest.counts.validation_chunks and not manifest.setting("split.validation"):
         yield f"{FILE}: config.split.validation is 0, but there are validation chunks"
     queries = [query.source for query in manifest.queries]
     for setting, sources in (("corpus", manifest.sources), ("queries", queries)):
-        stored = _setting(manifest, setting) or []
+        stored = manifest.setting(setting) or []
         counted = [(source.name, source.weight) for source in sources]
         if [(source.get("name"), source.get("weight")) for source in stored] != counted:
             yield f"{FILE}: config.{setting} has other names or weights than the sources that are counted"
@@ -72,14 +70,6 @@ def _bounds(manifest: Manifest) -> Iterator[tuple[str, int, str]]:
     """Settings that bound a field: the setting, the field's value, and its name."""
     yield "neighbors.rerank", manifest.index.rerank, "index.rerank"
     yield "tokenizer.train.vocab_size", manifest.chunk.vocab_size, "chunk.vocab_size"
-
-
-def _setting(manifest: Manifest, setting: str) -> Any:
-    """The recorded value of a setting; None if there is none."""
-    try:
-        return functools.reduce(operator.getitem, setting.split("."), manifest.config)
-    except (KeyError, TypeError):
-        return None
 
 
 def check_search(manifest: Manifest) -> Iterator[str]:

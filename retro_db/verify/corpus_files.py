@@ -15,8 +15,7 @@ from retro_db.corpus.reading import read_shard
 from retro_db.corpus.selection import Tally, select
 from retro_db.corpus.sharding import Shard, plan_shards
 from retro_db.manifest.model import Manifest
-from retro_db.store.records import StageRecords
-from retro_db.store.serialize import digest
+from retro_db.store.records import StageRecords, mark_of
 from retro_db.tokens.tokenizer import Tokenizer
 from retro_db.verify.opened import OpenedCorpus, OpenedPart
 from retro_db.verify.sampling import Sample
@@ -61,8 +60,8 @@ class Inputs:
 
     def _is_built_from(self, shard: Shard) -> bool:
         """Whether the build's record of a shard names the same files."""
-        record = self._records.get(f"shard-{shard.number:07d}")
-        return record is not None and record.depends.get("input") == digest(shard.identity)[:32]
+        record = self._records.get(shard.task_name)
+        return record is not None and record.depends.get("input") == mark_of(shard.identity)
 
     def check(self, shard: Shard) -> Iterator[str]:
         """Checks that the documents of a shard are those of its files, in their order.

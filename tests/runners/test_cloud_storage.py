@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +17,7 @@ from retro_db.verify import verify_database
 from retro_db_pipelines.commands.cli import run
 from runners.go_programs import built
 from support.projects import Project, make_project, remove_documents
-from support.stores import free_port, shorten_leases
+from support.stores import free_port, running, shorten_leases
 from support.texts import python_sources
 
 MODULE, VERSION = "github.com/fsouza/fake-gcs-server", "1.52.2"
@@ -40,25 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("FSSPEC_GS", '{"token": "anon"}')
         # It would ask a service that the server does not have.
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        with (
-            log.open("wb") as output,
-            subprocess.Popen(command, stdout=output, stderr=output) as process,
-        ):
-            try:
-                make_bucket()
-                yield
-            finally:
-                process.kill()
-
-
-def make_bucket() -> None:
-    """Once the server answers."""
-    end = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(OSError):
-            return fsspec.filesystem("gs").mkdir(BUCKET)
-        assert time.monotonic() < end, "the server does not answer"
-        time.sleep(0.2)
+        with running(command, log, lambda: fsspec.filesystem("gs").mkdir(BUCKET)):
+            yield
 
 
 @pytest.fixture

@@ -244,8 +244,8 @@ def _expected(kind: str, code: int, message: str) -> str | None:
     if kind == "short write":
         return f"ended with {code}: {message}" if code else None
     # An error of what is not needed may be passed over.
-    told = message.startswith("error: ") and message.count("\n") == 1
-    if code in (2, 3) and told and "Traceback" not in message:
+    is_one_line = message.startswith("error: ") and message.count("\n") == 1
+    if code in (2, 3) and is_one_line and "Traceback" not in message:
         return None
     return None if code == 0 else f"ended with {code}: {message}"
 

@@ -49,8 +49,8 @@ def test_what_is_not_that_of_the_corpus_is_found(
 ) -> None:
     rewrite(db, table, alter)
     config = load_config(six.config)
-    found = verify_database(str(db), 1.0, inputs=config).problems
-    assert any(message in problem for problem in found), found
+    problems = verify_database(str(db), 1.0, inputs=config).problems
+    assert any(message in problem for problem in problems), problems
 
 
 def test_documents_that_were_left_out_are_not_missed(

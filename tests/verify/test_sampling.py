@@ -79,6 +79,6 @@ def test_the_chance_to_miss_is_that_of_the_sample() -> None:
     for seed in range(400):
         taken = Sample(SHARE, seed).takes(ids)
         missed.append(not taken[rng.choice(4000, wrong, replace=False)].any())
-    told = float(Sample(SHARE, 0).missing(4000).rsplit(" ", 1)[1])
-    assert told == pytest.approx(0.0625, abs=0.005)
+    chance = float(Sample(SHARE, 0).missing(4000).rsplit(" ", 1)[1])
+    assert chance == pytest.approx(0.0625, abs=0.005)
     assert np.mean(missed) == pytest.approx(0.0625, abs=0.04)

@@ -40,7 +40,7 @@ from retro_db.verify import verify_database
 from retro_db_pipelines.commands.cli import run
 from support.processes import Command
 from support.projects import Project, make_project
-from support.stores import free_port, shorten_leases
+from support.stores import free_port, running, shorten_leases
 from support.texts import python_sources
 
 BUCKET = "databases"
@@ -101,30 +101,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "anyone")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        with (
-            log.open("wb") as output,
-            subprocess.Popen(command, stdout=output, stderr=output) as process,
-        ):
-            try:
-                wait_for(address)
-                # One that talked to an earlier server, in this process, would go on to do so.
-                s3fs.S3FileSystem.clear_instance_cache()
-                s3fs.S3FileSystem().mkdir(BUCKET)
-                yield Server(log)
-            finally:
-                process.send_signal(signal.SIGKILL)
-
-
-def wait_for(address: str) -> None:
-    """Until the server answers."""
-    end = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(address, timeout=5):  # noqa: S310 - http, as given above
-                return
-        except OSError:
-            assert time.monotonic() < end, "the server does not answer"
-            time.sleep(0.1)
+        with running(command, log, lambda: urllib.request.urlopen(address, timeout=5).close()):
+            # One that talked to an earlier server, in this process, would go on to do so.
+            s3fs.S3FileSystem.clear_instance_cache()
+            s3fs.S3FileSystem().mkdir(BUCKET)
+            yield Server(log)
 
 
 @pytest.fixture
