@@ -112,7 +112,7 @@ def committed(place: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """By stage, the records of shards, each with inode and time of its first file."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     records = place / "state" / "records"
-    for path in [*records.glob("*.jsonl"), *records.glob("*/[!.]*.json")]:
+    for path in [*records.glob("[!.]*.jsonl"), *records.glob("*/[!.]*.json")]:
         stage = path.stem if path.suffix == ".jsonl" else path.parent.name
         for line in path.read_bytes().splitlines():
             record = json.loads(line)
