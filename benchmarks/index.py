@@ -9,7 +9,7 @@ stages beside `add_with_ids` of one Faiss index that was trained the same. Searc
 memory as one, beside that index; then recall@10 among all chunks against exact search and queries a
 second, all with the same number of candidates re-ranked exactly and two threads, for ours, monolithic
 Faiss with our re-ranking, autofaiss's choice, and, in separate environments that pip fills,
-ScaNN and hnswlib. Last, ours as a build uses it: with the document selector, and the whole stage.
+ScaNN and hnswlib. `neighbors.py` compares how the neighbors of all keys are found.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from retro_db.index.structure import faiss, inverted_file, transform
 from retro_db.index.training import PATH, Sampling, sample_embeddings, train_index
 from retro_db.search.finder import Finder
 from retro_db.search.part_documents import Documents
-from retro_db.search.part_neighbors import PartQueries, neighbors_part
 from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder
@@ -390,34 +389,6 @@ def rate_at(curve: Sequence[Point], recall: float) -> float:
     return curve[0].rate if curve[0].recall >= recall else float("nan")
 
 
-# Ours as a build uses it.
-
-
-def compare_stage(stages: Stages, plain: Engine, data: Data, breadth: int, rounds: int) -> None:
-    """Prints the neighbors stage, with its selector, re-ranking and writing, beside bare searching."""
-    finder = Finder(stages.searcher(), stages.embeddings, SearchSettings(breadth, RERANK))
-    part, documents = stages.parts[0], stages.documents[0]
-    queries = data.embeddings[: part.embeddings.rows].astype(np.float32)
-    bare, whole = [], []
-    for _ in range(rounds):
-        bare.append(seconds(lambda: plain.candidates(queries, breadth, RERANK)))
-        whole.append(
-            seconds(
-                lambda: neighbors_part(
-                    PartQueries(part.embeddings, documents),
-                    finder,
-                    NEIGHBORS,
-                    contract("neighbors").name(0, 0),
-                    stages.folder,
-                    threads=THREADS,
-                    report=quiet,
-                )
-            )
-        )
-    ratio, rate = median_ratio(bare, whole), len(queries) / statistics.median(whole)
-    print(f"neighbors stage beside Faiss's bare search: {ratio:.3f} ({rate:,.0f} chunks/s)")
-
-
 def compare(
     data: Data, key: str, place: Path, environments: Path, peers: Sequence[str], rounds: int
 ) -> None:
@@ -440,7 +411,6 @@ def compare(
     ]
     ratio = median_ratio([row[1] for row in bare], [row[0] for row in bare])
     print(f"search without re-ranking beside one index, nprobe {usual}: {ratio:.3f}")
-    compare_stage(stages, plain, data, usual, rounds)
 
     def timed(engine: Engine) -> Callable[[int, int], tuple[float, np.ndarray]]:
         def run(breadth: int, rerank: int) -> tuple[float, np.ndarray]:
@@ -485,21 +455,9 @@ def measure_memory(place: Path) -> None:
     stages.encode()
     stages.assemble()
     filled = time.perf_counter()
-    searcher = stages.searcher()
-    finder = Finder(searcher, stages.embeddings, SearchSettings(searcher.lists // 16, RERANK))
-    part, whole = stages.parts[0], stages.documents[0]
-    fewer = int(np.searchsorted(np.cumsum(whole.counts), 50_000)) + 1
-    documents = Documents(whole.starts[:fewer], whole.counts[:fewer], whole.exclude[:fewer])
-    path = contract("neighbors").name(0, 0)
-    queries = PartQueries(part.embeddings, documents)
-    entry, short = neighbors_part(
-        queries, finder, NEIGHBORS, path, stages.folder, threads=THREADS, report=quiet
-    )
-    done = time.perf_counter()
     print(
         f"{len(data.embeddings):,} keys of {data.dimension} dimensions, {key}: train "
-        f"{trained - start:,.0f} s, encode and assemble {filled - trained:,.0f} s, neighbors of "
-        f"{entry.rows:,} chunks {done - filled:,.0f} s, {short} rows short"
+        f"{trained - start:,.0f} s, encode and assemble {filled - trained:,.0f} s"
     )
     print(f"peak memory {peak_gigabytes():.2f} GB, of which making the keys took {made:.2f}")
 

@@ -183,6 +183,15 @@ class NeighborsConfig(_Section):
     max_nprobe: Annotated[int, Field(ge=1)] | None = None
     """Largest number of inverted lists to visit for a chunk with fewer than k neighbors. null: all lists,
     so that every row is full if k neighbors exist."""
+    partitions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Number of partitions of the join, each of which one worker holds in memory. auto: the fewest whose
+    chunks fit a third of `index.memory`. It does not change the neighbors."""
+    scratch: ByteSize | None = None
+    """Bytes of queries on their way between partitions at any time; more go in waves, each of which reads
+    the partitions again. null: all in one wave. It does not change the neighbors."""
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the products that sort out what cannot be a neighbor. auto: bfloat16 where the processor
+    multiplies it natively. It does not change the neighbors, which exact distances decide."""
     drop_duplicates: bool = False
     """Skip neighbors whose tokens are identical to the chunk's."""
 
@@ -296,6 +305,8 @@ class Config(_Section):
             del files["paths"]
         for placement in ("accelerator", "max_active_bundles"):
             del data["encoder"][placement]
+        for placement in ("partitions", "scratch", "products"):
+            del data["neighbors"][placement]
         data["encoder"]["model"] = self.encoder.model.rstrip("/").rsplit("/", 1)[-1]
         return data
 

@@ -36,7 +36,7 @@ from ..stages.chunk import chunk_stage
 from ..stages.drift import Drift, drift_stage
 from ..stages.embed import EmbeddedCorpus, embed_stage
 from ..stages.encode import encode_stage
-from ..stages.neighbors import Removed, Searched, neighbors_stage
+from ..stages.route import Removed
 from ..stages.screen import screen_stage
 from ..stages.tokenizer import TokenizerFiles
 from ..stages.train import TrainedIndex
@@ -44,6 +44,7 @@ from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
 from .folders import FINISHED, check_files, owned_folder, sweep
 from .index import tune_index
+from .join import Join, Searched
 from .manifest_content import appended_manifest
 from .preflight import check_append
 from .queries import search_again
@@ -204,18 +205,19 @@ def _run(
     _warn(build, old, assembled, drift_stage(build, first_parts, corpus.parts, trained, dimension))
     partitions = [partition.file.below(build.place) for partition in assembled]
     all_parts = [*old_parts, *corpus.parts]
-    filled = FilledIndex(old.index.key, old.index.lists, trained, partitions)
+    lengths = [partition.lengths for partition in assembled]
+    filled = FilledIndex(old.index.key, old.index.lists, trained, partitions, lengths)
     index = tune_index(build, all_parts, filled, dimension)
     searched = Searched(
-        build.home,
         all_parts,
         index,
         dict(database.parameters),
         _named(old, build.config),
         _removed(database),
     )
-    neighbors = neighbors_stage(build, all_parts if refresh else corpus.parts, searched)
-    queries = search_again(build, old, old.queries, searched) if refresh else old.queries
+    join = Join(build, searched)
+    neighbors = join.neighbors(build, all_parts if refresh else corpus.parts)
+    queries = search_again(build, old, old.queries, join) if refresh else old.queries
     manifest = appended_manifest(
         build.config,
         old,

@@ -25,7 +25,6 @@ from ..engine.console import Console
 from ..engine.context import Build
 from ..engine.runner import Engine
 from ..stages.compact import VERSION, OldDatabase, compact_stage
-from ..stages.neighbors import Searched, neighbors_stage
 from ..stages.renumber import renumber_stage
 from ..stages.train import TrainedIndex
 from ..stages.tune import BuiltIndex, FilledIndex
@@ -40,6 +39,7 @@ from .folders import (
     sweep,
 )
 from .index import tune_index
+from .join import Join, Searched
 from .manifest_content import compacted_manifest
 from .preflight import allow_files, check_addresses, check_disk, held_bytes
 from .queries import search_again
@@ -162,20 +162,22 @@ def _run(
         _copy(database.folder, entry, home, entry.path)
     renumbered = write_renumbering(home, renumbering)
     copied = compact_stage(build, source)
-    partitions = renumber_stage(build, database, renumbered)
+    renumbered_partitions = renumber_stage(build, database, renumbered)
+    partitions = [partition.file for partition in renumbered_partitions]
+    lengths = [partition.lengths for partition in renumbered_partitions]
     parts = _parts(copied)
     trained = TrainedIndex(old.template_file, None, old.index.training_points)
-    filled = FilledIndex(old.index.key, old.index.lists, trained, partitions)
+    filled = FilledIndex(old.index.key, old.index.lists, trained, partitions, lengths)
     index = tune_index(build, parts, filled, dimension)
     named = [source["name"] for source in old.config["corpus"] if source.get("id")]
-    searched = Searched(home, parts, index, database.parameters, named)
-    neighbors = neighbors_stage(build, parts, searched)
+    join = Join(build, Searched(parts, index, database.parameters, named))
+    neighbors = join.neighbors(build, parts)
     manifest = compacted_manifest(
         old,
         copied=copied,
         index=index,
         neighbors=neighbors,
-        queries=search_again(build, old, _copied_queries(database, home), searched),
+        queries=search_again(build, old, _copied_queries(database, home), join),
         dropped=_copy_tables(database, old.tables.dropped, home, "", "dropped"),
         renumbered=renumbered,
     )

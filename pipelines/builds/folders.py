@@ -16,6 +16,7 @@ from retro_db.store.folder import Folder
 from retro_db.store.leases import LEASES
 from retro_db.store.local_lock import FENCE, LOCK
 from retro_db.store.ownership import owning
+from retro_db.store.records import RECORDS
 
 from ..engine.console import chatter_to
 from ..engine.runner import LOG, log_path
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 FINISHED = "state/finished"
 # What taking a folder writes below state/.
 OWNERSHIP = {os.path.basename(name) for name in (LOCK, FENCE, LEASES, LOG)}
+# What lies between the stages of the join, and those stages.
+JOIN = "state/join"
+_OF_JOIN = {"order", "route", "home", "visit", "short"}
 _FOLDERS = (*TABLES, "index", "tokenizer")
 
 
@@ -40,7 +44,16 @@ def sweep(folder: Folder, manifest: Manifest, below: str = "") -> None:
     _sweep_tables(folder, manifest, below)
 
 
+def _sweep_join(folder: Folder, below: str) -> None:
+    """Removes what lay between the stages of the join: first the records that vouch for it."""
+    for name in folder.list(f"{below}{RECORDS}"):
+        if name.removesuffix(".jsonl").split("-")[0] in _OF_JOIN:
+            folder.remove(f"{below}{RECORDS}/{name}")
+    folder.remove(f"{below}{JOIN}")
+
+
 def _sweep_tables(folder: Folder, manifest: Manifest, below: str) -> None:
+    _sweep_join(folder, below)
     listed = {file.path for file in manifest.files}
     for table in _FOLDERS:
         if not any(path.startswith(f"{below}{table}/") for path in listed):

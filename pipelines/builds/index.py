@@ -99,4 +99,11 @@ def tune_index(build: Build, parts: list[Part], index: FilledIndex, dimension: i
         target = build.config.index.recall_target
         line += f"; the target {target:g} is out of reach, {search.remedy} would meet it"
     build.console.say(line)
+    breadth = tuned.measured.join
+    line = f"           neighbors in {breadth.nprobe:,} of {index.lists:,} lists"
+    if reached := breadth.chosen:
+        line += f": recall@10 {reached.recall:.3f}, of distinct chunks at least {reached.lower_bound:.3f}"
+    if not breadth.lower_bound_met:
+        line += f"; the target {build.config.index.recall_target:g} needs more: raise neighbors.max_nprobe"
+    build.console.say(line)
     return tuned

@@ -80,7 +80,7 @@ def built_manifest(
         tokenizer=TokenizerInfo(tokenizer.sha256),
         encoder=_encoder_info(portable["encoder"]["model"], model),
         index=_index_info(index, fine_size(config.index.refine, model.dimension)),
-        neighbors=NeighborsInfo(config.neighbors.k),
+        neighbors=_neighbors_info(config.neighbors.k, index),
         config=portable,
         tables=_built_tables(
             corpus, neighbors, keeps_embeddings=config.embeddings.keep, fine=index.fine
@@ -119,6 +119,11 @@ def _index_info(index: BuiltIndex, fine_bytes: int) -> IndexInfo:
         recall=index.search.curve,
         fine_size=fine_bytes if index.fine else 0,
     )
+
+
+def _neighbors_info(k: int, index: BuiltIndex) -> NeighborsInfo:
+    breadth = index.measured.join
+    return NeighborsInfo(k, breadth.nprobe, breadth.curve)
 
 
 def _built_tables(
@@ -205,6 +210,7 @@ def appended_manifest(
         ),
         sources=_added_sources(old.sources, config, corpus),
         index=_searched_info(old.index, index),
+        neighbors=_neighbors_info(old.neighbors.k, index),
         config=_merged_settings(old.config, config.portable()),
         tables=replace(
             old.tables,
@@ -294,6 +300,7 @@ def compacted_manifest(
         ),
         sources=[_remaining_source(source, parts) for source in old.sources],
         index=_searched_info(old.index, index),
+        neighbors=_neighbors_info(old.neighbors.k, index),
         tables=Tables(
             documents=[part.documents for part in parts],
             chunks=[part.chunks for part in parts],

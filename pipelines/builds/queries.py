@@ -14,8 +14,8 @@ from retro_db.manifest.parts import listed_parts
 from ..engine.context import Build, IncompleteError
 from ..stages.chunk import ChunkedCorpus, chunk_stage
 from ..stages.embed import EmbeddedCorpus, embed_stage
-from ..stages.neighbors import Searched, neighbors_stage
 from ..stages.tokenizer import TokenizerFiles
+from .join import Join
 from .manifest_content import query_corpus, searched_again
 
 QUERY_STAGES = ("chunk", "embed", "neighbors")
@@ -64,7 +64,7 @@ class QueryRecipe:
             with self._going_on():
                 self._corpus = embed_stage(self.build, self._chunked, tokenizer, model)
 
-    def search(self, searched: Searched) -> QueryCorpus:
+    def search(self, join: Join) -> QueryCorpus:
         """Finds the chunks' neighbors in the database.
 
         Returns:
@@ -76,8 +76,8 @@ class QueryRecipe:
         self.check()
         build, [source] = self.build, self.build.config.corpus
         corpus = self._corpus.below(build.place)
-        namesakes = searched.namesakes(of_named=source.id is not None)
-        neighbors = neighbors_stage(build, corpus.parts, searched, namesakes)
+        namesakes = join.searched.namesakes(of_named=source.id is not None)
+        neighbors = join.neighbors(build, corpus.parts, namesakes=namesakes)
         return query_corpus(build.config, corpus, neighbors)
 
     def check(self) -> None:
@@ -98,7 +98,7 @@ class QueryRecipe:
 
 
 def search_again(
-    build: Build, old: Manifest, queries: list[QueryCorpus], searched: Searched
+    build: Build, old: Manifest, queries: list[QueryCorpus], join: Join
 ) -> list[QueryCorpus]:
     """Finds the neighbors of query corpora that are complete in a database that changed.
 
@@ -106,7 +106,7 @@ def search_again(
         build: The build of the database.
         old: Manifest whose settings they were built with.
         queries: The query corpora, with the files of their chunks and embeddings.
-        searched: What is searched.
+        join: The join with the database.
 
     Returns:
         Their new entries.
@@ -114,8 +114,8 @@ def search_again(
     entries = []
     for query, settings in zip(queries, old.config["queries"], strict=True):
         of_queries = build.of_queries(query.source.name)
-        namesakes = searched.namesakes(of_named=settings.get("id") is not None)
+        namesakes = join.searched.namesakes(of_named=settings.get("id") is not None)
         parts = listed_parts(query.tables)
-        neighbors = neighbors_stage(of_queries, parts, searched, namesakes)
+        neighbors = join.neighbors(of_queries, parts, namesakes=namesakes)
         entries.append(searched_again(query, neighbors))
     return entries

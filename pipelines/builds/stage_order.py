@@ -15,12 +15,13 @@ from ..stages.assemble import assemble_stage, divide_lists
 from ..stages.chunk import ChunkedCorpus, chunk_stage
 from ..stages.embed import EmbeddedCorpus, embed_stage, probe_stage
 from ..stages.encode import encode_stage
-from ..stages.neighbors import NeighborsTable, Searched, neighbors_stage
+from ..stages.neighbors import NeighborsTable
 from ..stages.screen import Screened, screen_stage
 from ..stages.tokenizer import TokenizerFiles, tokenizer_stage
 from ..stages.train import train_stage
 from ..stages.tune import BuiltIndex, FilledIndex
 from .index import announce_key, decide_key, training_chunks, tune_index
+from .join import Join, Searched
 from .queries import QUERY_STAGES, QueryRecipe
 
 VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, train, tune, neighbors)]
@@ -93,9 +94,9 @@ class Recipe:
             query.embed(self.tokenizer, self.model)
         yield "embed"
         yield from self._index_stages()
-        searched = self._searched()
-        self.neighbors = neighbors_stage(build, self.corpus.parts, searched)
-        self.queries = [query.search(searched) for query in self._query_recipes]
+        join = Join(build, self._searched())
+        self.neighbors = join.neighbors(build, self.corpus.parts)
+        self.queries = [query.search(join) for query in self._query_recipes]
         for query in self._query_recipes:
             place, stages = query.build.place, query.build.stages
             build.stages |= {f"{place}/{name}": work for name, work in stages.items()}
@@ -115,7 +116,8 @@ class Recipe:
         yield "assemble"
         partitions = [partition.file for partition in assembled]
         fine = [encoded.fine for encoded in codes if encoded.fine]
-        filled = FilledIndex(text, key.lists, trained, partitions, fine)
+        lengths = [partition.lengths for partition in assembled]
+        filled = FilledIndex(text, key.lists, trained, partitions, lengths, fine)
         self.index = tune_index(build, parts, filled, dimension)
         yield "tune"
 
@@ -124,7 +126,7 @@ class Recipe:
         parameters = self.tokenizer.parameters(config.chunk.tokens)
         parameters["dimension"] = self.model.dimension
         named = [source.name for source in config.corpus if source.id]
-        return Searched(self.build.home, self.corpus.parts, self.index, parameters, named)
+        return Searched(self.corpus.parts, self.index, parameters, named)
 
     @property
     def mark(self) -> str:

@@ -146,6 +146,11 @@ def build(
     metavar="COUNT",
     help="What one of your devices embeds, as benchmarks/embedding.py prints it.",
 )
+@click.option(
+    "--nprobe",
+    metavar="COUNT",
+    help="Lists that a chunk visits to find its neighbors; 64. A build measures how many it takes.",
+)
 @_JSON
 def plan(
     *,
@@ -155,6 +160,7 @@ def plan(
     index_memory: str | None,
     no_embeddings: bool,
     chunks_per_second: str | None,
+    nprobe: str | None,
     as_json: bool,
     **corpus: str | None,
 ) -> None:
@@ -168,7 +174,7 @@ def plan(
     ]
     if no_embeddings:
         settings.append("embeddings.keep=false")
-    planned = plan_build(config, CorpusOptions(**corpus), settings, chunks_per_second)
+    planned = plan_build(config, CorpusOptions(**corpus), settings, chunks_per_second, nprobe)
     show_plan(planned, Console(), as_json=as_json)
 
 

@@ -12,6 +12,7 @@ from retro_db.errors import InputError
 from retro_db.plan import (
     TOKENS_PER_DOCUMENT,
     IndexPlan,
+    JoinPlan,
     Plan,
     estimated_facts,
     given_facts,
@@ -46,6 +47,7 @@ def plan_build(
     options: CorpusOptions,
     overrides: Sequence[str] = (),
     chunks_per_second: str | None = None,
+    nprobe: str | None = None,
 ) -> Plan:
     """Plans what a configuration builds, or a corpus of which the number of tokens is given.
 
@@ -54,11 +56,13 @@ def plan_build(
         options: Description of the corpus, if no file is given.
         overrides: `a.b=value` each.
         chunks_per_second: What a device embeds.
+        nprobe: Lists that a chunk visits.
 
     Raises:
         InputError: Both or none are given, a number is none, or a setting is wrong.
     """
     rate = parse_count(chunks_per_second, "--chunks-per-second") if chunks_per_second else None
+    breadth = _whole(nprobe, "--nprobe", _MOST_ENTRIES) if nprobe else None
     each = parse_count(options.bytes_per_token or f"{CHARACTERS_PER_TOKEN}", "--bytes-per-token")
     if config is None:
         if options.tokens is None:
@@ -74,7 +78,7 @@ def plan_build(
             _whole(options.vocab_size or f"{_VOCAB_SIZE}", "--vocab-size", _MOST_ENTRIES),
             _whole(options.dimension or f"{_DIMENSION}", "--dimension", _MOST_DIMENSIONS),
         )
-        return make_plan(settings, facts, rate)
+        return make_plan(settings, facts, rate, breadth)
     for name, value in asdict(options).items():
         if value is not None and name != "bytes_per_token":
             option = f"--{name.replace('_', '-')}"
@@ -83,7 +87,7 @@ def plan_build(
                 "--tokens"
             )
     settings = load_config(config, overrides)
-    return make_plan(settings, estimated_facts(settings, each), rate)
+    return make_plan(settings, estimated_facts(settings, each), rate, breadth)
 
 
 def _settings(overrides: Sequence[str]) -> Config:
@@ -144,6 +148,7 @@ def show_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
         f"removed at the end {temporary}"
     )
     _say_planned_index(plan.index, console)
+    _say_planned_join(plan.join, console)
     _show_planned_stages(plan, console)
     bands = plan.totals.shuffled_bytes
     payload = f"{in_units(bands)} of band keys, to find duplicates" if bands else "no payload"
@@ -195,6 +200,21 @@ def _say_planned_index(index: IndexPlan, console: Console) -> None:
             f"take {in_units(index.loaded_bytes)}"
         )
     console.say(f"memory     search {in_units(index.search_bytes)} a worker{streamed}")
+
+
+def _say_planned_join(join: JoinPlan, console: Console) -> None:
+    """How neighbors are found, and the bytes that move for it."""
+    others = f", of which a chunk visits about {join.visited:,.1f} others" if join.visited else ""
+    waves = f" in {join.waves:,} waves" if join.waves > 1 else ""
+    console.say(
+        f"join       {join.nprobe:,} lists a chunk, {join.partitions:,} partitions{others}{waves}; "
+        f"{in_units(join.worker_memory)} a worker"
+    )
+    console.say(
+        f"join       {in_units(join.written_bytes)} written and {in_units(join.read_bytes)} read for the "
+        f"neighbors, in sequence, keys {join.key_reads:,} times; {join.operations:.1e} multiplications, for "
+        "which no rate is known here"
+    )
 
 
 def _show_planned_stages(plan: Plan, console: Console) -> None:

@@ -132,7 +132,7 @@ def _run(task: Task, job: Job, shared: Any) -> None:
         host=socket.gethostname(),
     )
     progress.publish(meter.work)
-    StageRecords(job.folder, job.stage).commit(record)
+    StageRecords(job.folder, job.name).commit(record)
     job.done(task.item)
 
 

@@ -42,6 +42,9 @@ class Running:
         build.stages[stage.name] = StageWork(seconds, stage.unit, work)
         return results_of(stage, records)
 
+    def foresee(self, build: Build, state: Standing[Result]) -> None:
+        """Goes on: the stages that prepare it run first."""
+
     def report(self, folder: Folder, path: str, data: bytes) -> None:
         """Writes the file, or removes an earlier one."""
         if data:
@@ -91,7 +94,7 @@ class RunningAlone(Running):
         if name not in self.names:
             raise IncompleteError(
                 f"{build.config.output}: {build.label}{len(state.pending):,} of "
-                f"{len(state.stage.tasks):,} tasks of the stage {job.stage} are not done; run "
+                f"{len(state.stage.tasks):,} tasks of the stage {job.name} are not done; run "
                 f"retro-db stage {name} with the same configuration first"
             )
         super().begin(build, state)

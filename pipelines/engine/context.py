@@ -32,6 +32,13 @@ class Action(Protocol):
             IncompleteError: Tasks are left, and this action does not run them.
         """
 
+    def foresee(self, build: Build, state: Standing[Result]) -> None:
+        """Notes a stage with tasks left before the stages that prepare it are looked at.
+
+        Raises:
+            IncompleteError: This action goes no further.
+        """
+
     def report(self, folder: Folder, path: str, data: bytes) -> None:
         """Writes a report for people, or removes an earlier one if `data` is empty."""
 

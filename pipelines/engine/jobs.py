@@ -107,6 +107,11 @@ class Job(abc.ABC):
     part_of: ClassVar[str | None] = None
     folder: Folder
 
+    @property
+    def name(self) -> str:
+        """Name in records and in what is printed: the stage, if that is done once."""
+        return self.stage
+
     def open(self) -> Any:
         """Returns what all tasks of a process share, such as a tokenizer, a model or an index."""
         return None
@@ -156,7 +161,7 @@ class Stage(Generic[Result]):
     @property
     def name(self) -> str:
         """Name of the stage."""
-        return self.job.stage
+        return self.job.name
 
 
 def fingerprint(version: int, inputs: Mapping[str, object]) -> dict[str, str]:

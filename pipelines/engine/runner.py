@@ -162,10 +162,10 @@ class Engine:
                 pass  # leaving runs it
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
             worker_processes.stop()
-            log.exception("stage %s failed: %s", job.stage, trace.getvalue())
+            log.exception("stage %s failed: %s", job.name, trace.getvalue())
             for failure in read_failures(folder):
                 raise _traced(failure, path) from error
-            raise _traced(_unforeseen(job.stage, error), path) from error
+            raise _traced(_unforeseen(job.name, error), path) from error
         for failure in read_failures(folder):
             # A failure that a retry mended does not count.
             if not isinstance(failure, ExecutionError):
@@ -183,11 +183,11 @@ class Engine:
         brief = Brief.write(job.folder, "job", [job])
         workers = self.workers or 1
         processes = workers if self.is_local and workers > 1 and not placement.alone else 0
-        pipeline = beam.Pipeline(options=self._stage_options(job.stage, placement))
+        pipeline = beam.Pipeline(options=self._stage_options(job.name, placement))
         _ = (
             pipeline
-            | f"{job.stage} tasks" >> ReadBrief(Brief.write(job.folder, "tasks", tasks))
-            | job.stage >> RunTasks(job.stage, brief, placement, processes)
+            | f"{job.name} tasks" >> ReadBrief(Brief.write(job.folder, "tasks", tasks))
+            | job.name >> RunTasks(job.name, brief, placement, processes)
         )
         return pipeline
 

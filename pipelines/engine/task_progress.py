@@ -20,9 +20,9 @@ class TaskProgress:
     """Publishes a task's work: to the runner as its own metrics, and on local folders to the driver."""
 
     def __init__(self, job: Job, name: str) -> None:
-        folder = progress_folder(job.folder, job.stage) if job.folder.is_local else None
+        folder = progress_folder(job.folder, job.name) if job.folder.is_local else None
         self._path = Path(folder, name) if folder else None
-        self._stage = job.stage
+        self._stage = job.name
         self._published = Work()
         self._last = time.monotonic()
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from retro_db.config import IndexConfig
-from retro_db.index.filling import assemble_partition, cut_lists, partition_path, unpack_entries
+from retro_db.index.filling import assemble_partition, cut_lists, partition_path
 from retro_db.index.keys import IndexKey
 from retro_db.index.structure import faiss, inverted_file, read_index
 from retro_db.index.training import PATH as TEMPLATE_PATH
@@ -18,21 +18,34 @@ from retro_db.index.training import predict_size
 from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
 from retro_db.store.folder import FileEntry, Folder, TableEntry
+from retro_db.store.packing import pack_numbers, unpack_numbers
 from retro_db.store.serialize import digest
 from retro_db.store.tables import TableFile
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from .encode import EncodedPart
-from .train import VERSION, TrainedIndex
+from .train import TrainedIndex
+
+VERSION = 5
 
 
 @dataclass(frozen=True)
 class AssembledPartition:
-    """One range of lists, and the sum of their squared lengths: what searches take grows with it."""
+    """One range of lists.
+
+    Attributes:
+        file: The partition of the index.
+        lengths: Packed numbers: the entries of each of its lists.
+    """
 
     file: TableEntry
-    squares: int
+    lengths: str
+
+    @property
+    def squares(self) -> int:
+        """Sum of the lists' squared lengths: what searches take grows with it."""
+        return int((unpack_numbers(self.lengths) ** 2).sum())
 
 
 @dataclass(frozen=True)
@@ -71,17 +84,16 @@ class AssembleJob(Job):
         template, parts = shared
         path = partition_path(lists.number)
         with self.home.intact(lists.base) if lists.base else nullcontext() as base:
-            return AssembledPartition(
-                *assemble_partition(
-                    template,
-                    range(lists.first, lists.end),
-                    parts,
-                    path,
-                    self.folder,
-                    meter,
-                    base=base,
-                )
+            file, lengths = assemble_partition(
+                template,
+                range(lists.first, lists.end),
+                parts,
+                path,
+                self.folder,
+                meter,
+                base=base,
             )
+        return AssembledPartition(file, pack_numbers(lengths))
 
     def files(self, result: AssembledPartition) -> list[FileEntry]:
         return [result.file]
@@ -125,7 +137,7 @@ def divide_lists(
         key: The parsed index key.
         dimension: Dimension d of the embeddings.
     """
-    entries = functools.reduce(np.add, (unpack_entries(encoded.entries) for encoded in codes))
+    entries = functools.reduce(np.add, (unpack_numbers(encoded.entries) for encoded in codes))
     each, _ = predict_size(key, dimension, 1)
     bounds = cut_lists(config, entries, key.lists, each)
     return [ListRange(number, first, end) for number, (first, end) in enumerate(bounds)]

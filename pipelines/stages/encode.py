@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from retro_db.index.filling import encode_part, pack_entries
+from retro_db.index.filling import encode_part
 from retro_db.index.part_embeddings import load_embeddings
 from retro_db.index.refining import FINE_PATH, refine_part
 from retro_db.index.structure import faiss, read_index
@@ -14,6 +14,7 @@ from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry
+from retro_db.store.packing import pack_numbers
 from retro_db.threads import Share
 
 from ..engine.context import Build
@@ -64,7 +65,7 @@ class EncodeJob(Job):
         if quantizer is not None:
             path = contract("fine").name(part.shard, part.number)
             fine = refine_part(part_embeddings.embeddings, path, quantizer, self.folder)
-        return EncodedPart(file, pack_entries(entries), fine)
+        return EncodedPart(file, pack_numbers(entries), fine)
 
     def files(self, result: EncodedPart) -> list[FileEntry]:
         return [file for file in (result.file, result.fine) if file]

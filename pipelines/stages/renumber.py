@@ -9,18 +9,14 @@ from retro_db.index.filling import partition_path
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
 from retro_db.store.folder import FileEntry, Folder, TableEntry
+from retro_db.store.packing import pack_numbers
 from retro_db.updates.compaction import Renumbering, compact_partition, read_renumbering
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Stage, Task, fingerprint
-from .compact import VERSION
+from .assemble import AssembledPartition
 
-
-@dataclass(frozen=True)
-class RenumberedPartition:
-    """One range of lists with new ids."""
-
-    file: TableEntry
+VERSION = 2
 
 
 @dataclass
@@ -36,18 +32,20 @@ class RenumberJob(Job):
 
     def run(
         self, shared: Renumbering, item: tuple[int, FileEntry], meter: Meter, /
-    ) -> RenumberedPartition:
+    ) -> AssembledPartition:
         number, partition = item
         with self.home.intact(partition) as path:
-            file = compact_partition(path, shared, partition_path(number), self.folder)
+            file, lengths = compact_partition(path, shared, partition_path(number), self.folder)
         meter(file.rows)
-        return RenumberedPartition(file)
+        return AssembledPartition(file, pack_numbers(lengths))
 
-    def files(self, result: RenumberedPartition) -> list[FileEntry]:
+    def files(self, result: AssembledPartition) -> list[FileEntry]:
         return [result.file]
 
 
-def renumber_stage(build: Build, database: Database, renumbered: TableEntry) -> list[TableEntry]:
+def renumber_stage(
+    build: Build, database: Database, renumbered: TableEntry
+) -> list[AssembledPartition]:
     """Renumbers the entries of every partition."""
     job = RenumberJob(build.folder, database.folder, renumbered)
     mark = fingerprint(VERSION, {"database": database.manifest.sha256})
@@ -56,5 +54,4 @@ def renumber_stage(build: Build, database: Database, renumbered: TableEntry) -> 
         for number, partition in enumerate(database.manifest.partition_files)
     ]
     total = database.manifest.counts.indexed_chunks
-    results = build.run(Stage(job, tasks, RenumberedPartition, "chunks", total))
-    return [result.file for result in results]
+    return build.run(Stage(job, tasks, AssembledPartition, "chunks", total))

@@ -11,6 +11,9 @@ import numpy as np
 
 from retro_db.index.keys import parse_key
 from retro_db.index.part_embeddings import embedding_column, load_embeddings
+from retro_db.index.structure import read_index
+from retro_db.join.breadth import RECALL_AT, JoinBreadth, SampledQueries, measure_breadth
+from retro_db.join.router import Router
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
 from retro_db.search.finder import Finder
@@ -30,16 +33,16 @@ from retro_db.search.searching import (
     open_searcher,
     resident_bytes,
 )
-from retro_db.search.tuning import RECALL_AT, MeasuredQueries, Tuned, depths_for, tune
+from retro_db.search.tuning import MeasuredQueries, Tuned, depths_for, tune
 from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
-from retro_db.store.serialize import to_json
+from retro_db.store.gathering import ColumnReader
 from retro_db.threads import Share
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from .train import TrainedIndex
 
-VERSION = 1
+VERSION = 2
 # More than are compared: summing in another order may swap nearly equal distances.
 _EXACT = 2 * RECALL_AT
 _QUERIES_PATH = "state/tuning/queries.npz"
@@ -54,6 +57,7 @@ class FilledIndex:
         lists: Number of inverted lists.
         template: The trained index.
         partitions: Files of the inverted lists, as the database sees them.
+        lengths: For each of them, packed numbers: the entries of each of its lists.
         fine: Files of fine codes; none if the embeddings are kept.
     """
 
@@ -61,7 +65,21 @@ class FilledIndex:
     lists: int
     template: TrainedIndex
     partitions: list[TableEntry]
+    lengths: list[str]
     fine: list[TableEntry] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How widely chunks and texts must be searched for, as measured.
+
+    Attributes:
+        join: Lists that a chunk visits when all neighbors are found.
+        search: Settings of the search for single texts.
+    """
+
+    join: JoinBreadth
+    search: Tuned
 
 
 @dataclass(frozen=True)
@@ -69,21 +87,20 @@ class BuiltIndex(FilledIndex):
     """An index with its measured search: all that later stages need to know about it.
 
     Attributes:
-        search: Settings of the search, and how they were measured.
+        measured: How widely it is searched.
     """
 
-    search: Tuned = field(kw_only=True)
+    measured: Measured = field(kw_only=True)
+
+    @property
+    def search(self) -> Tuned:
+        """Settings of the search for single texts, and how they were measured."""
+        return self.measured.search
 
     @property
     def entries(self) -> int:
         """Number of chunks in the index."""
         return sum(file.rows for file in self.partitions)
-
-    @property
-    def identity(self) -> list[object]:
-        """What decides a search, for fingerprints."""
-        files = [self.template.file, *self.partitions]
-        return [self.key, [file.sha256 for file in files], to_json(self.search.settings)]
 
 
 @dataclass(frozen=True)
@@ -169,7 +186,7 @@ class TuneJob(Job):
         item: tuple[list[Part], list[FileEntry]],
         meter: Meter,
         /,
-    ) -> Tuned:
+    ) -> Measured:
         parts, truth = item
         vectors, own = _load(self.folder, _QUERIES_PATH)
         distances = np.full((len(vectors), _EXACT), np.inf, np.float32)
@@ -184,7 +201,19 @@ class TuneJob(Job):
         )
         tuned = tune(finder, queries, self.target, self.depths, self.cores.threads)
         meter(len(vectors))
-        return tuned
+        return Measured(self._measure_join(vectors, best, embeddings), tuned)
+
+    def _measure_join(
+        self, vectors: np.ndarray, best: tuple[np.ndarray, np.ndarray], embeddings: ColumnReader
+    ) -> JoinBreadth:
+        router = Router(read_index(self.home.verified(self.template)))
+        distances, ids = best
+        # A chunk that is missing has no distance: any embedding stands in for its own.
+        neighbors = embeddings[np.maximum(ids, 0)]
+        all_chunks = len(embeddings) <= QUERIES
+        queries = SampledQueries(vectors, neighbors, distances, are_all_chunks=all_chunks)
+        limit = min(self.max_nprobe or router.lists, router.lists)
+        return measure_breadth(router, queries, self.target, limit)
 
 
 def search_groups(
@@ -233,8 +262,8 @@ def tune_stage(build: Build, parts: list[Part], index: FilledIndex, dimension: i
     }
     task = Task("tuned", fingerprint(VERSION, decides), (parts, exact))
     placement = Placement.in_memory(job.memory)
-    search = build.run_task(Stage(job, [task], Tuned, "queries", queries, placement))
-    return BuiltIndex(**vars(index), search=search)
+    measured = build.run_task(Stage(job, [task], Measured, "queries", queries, placement))
+    return BuiltIndex(**vars(index), measured=measured)
 
 
 def _exact_neighbors(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import bisect
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,16 +138,6 @@ def range_bounds(lists: int) -> np.ndarray:
     return lists * np.arange(count + 1) // count
 
 
-def pack_entries(entries: Sequence[int]) -> str:
-    """Packs numbers into text that is short in JSON: zlib of little-endian int64, in base 85."""
-    return base64.b85encode(zlib.compress(np.array(entries, "<i8").tobytes())).decode("ascii")
-
-
-def unpack_entries(packed: str) -> np.ndarray:
-    """Unpacks the text of `pack_entries`: int64 [n]."""
-    return np.frombuffer(zlib.decompress(base64.b85decode(packed)), "<i8")
-
-
 def list_ranges(entries: np.ndarray, lists: int, partitions: int) -> list[tuple[int, int]]:
     """Cuts the lists into ranges with about equal numbers of entries.
 
@@ -232,7 +220,7 @@ def assemble_partition(
     report: Callable[[int], None],
     *,
     base: Path | None = None,
-) -> tuple[TableEntry, int]:
+) -> tuple[TableEntry, np.ndarray]:
     """Writes a range of lists of all parts as one index that stock Faiss opens by itself.
 
     It holds the centroids of these lists alone, under a flat quantizer. Entries are in part order, as
@@ -248,7 +236,7 @@ def assemble_partition(
         base: File of a partition with the same lists, whose entries were added before.
 
     Returns:
-        The partition's file, whose rows are the entries, and the sum of its lists' squared lengths.
+        The partition's file, whose rows are the entries, and the entries of each list, int64 [lists].
     """
     index = _empty_partition(trained_index, lists)
     ivf = inverted_file(index)
@@ -275,7 +263,7 @@ def assemble_partition(
     index.ntotal = ivf.ntotal = int(lengths.sum())
     with folder.writing(path) as temporary:
         faiss.write_index(index, str(temporary))
-        return describe(temporary, path, ivf.ntotal), int((lengths**2).sum())
+        return describe(temporary, path, ivf.ntotal), lengths
 
 
 def _list_lengths(lists: faiss.InvertedLists | None, count: int) -> np.ndarray:

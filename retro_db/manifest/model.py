@@ -10,7 +10,7 @@ from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.store.serialize import digest, to_json
 
 FORMAT = "retro-db"
-VERSION = "1.3"
+VERSION = "1.4"
 TRAIN, VALIDATION = "train", "validation"
 
 
@@ -122,6 +122,8 @@ class RecallPoint:
         lower_bound: Lower bound of the mean, one-sided, 99%; the mean itself if all chunks were queries.
         rerank: Candidates re-ranked.
         ef_search: Breadth of the search among centroids; None if they have no graph.
+        distinct_recall: Mean over the queries without copies, of which `lower_bound` speaks; None in
+            databases of format 1.3, whose copies count.
     """
 
     nprobe: int
@@ -129,6 +131,24 @@ class RecallPoint:
     lower_bound: float
     rerank: int = 200
     ef_search: int | None = None
+    distinct_recall: float | None = None
+
+
+@dataclass(frozen=True)
+class JoinPoint:
+    """Recall@10 of stored neighbors that were found in a number of lists.
+
+    Attributes:
+        nprobe: Lists visited.
+        recall: Mean over the sampled queries.
+        distinct_recall: Mean over the queries without copies.
+        lower_bound: Lower bound of the latter, one-sided, 99%; the mean itself if all chunks were queries.
+    """
+
+    nprobe: int
+    recall: float
+    distinct_recall: float
+    lower_bound: float
 
 
 @dataclass(frozen=True)
@@ -165,9 +185,18 @@ class IndexInfo:
 
 @dataclass(frozen=True)
 class NeighborsInfo:
-    """The number of neighbors stored for a chunk, `k`."""
+    """The stored neighbors, and how they were found.
+
+    Attributes:
+        k: Number of neighbors of a chunk.
+        nprobe: Lists that a chunk visited, or twice, four times as many where they held fewer than k; 0 if
+            neighbors were searched for in the index, as format 1.3 has it.
+        recall: Measured curve; its last point belongs to `nprobe`.
+    """
 
     k: int
+    nprobe: int = 0
+    recall: list[JoinPoint] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from retro_db.plan.build_plan import IndexPlan, Plan, make_plan
 from retro_db.plan.corpus_facts import TOKENS_PER_DOCUMENT, Facts, estimated_facts, given_facts
+from retro_db.plan.join_plan import JoinPlan
 
 __all__ = [
     "TOKENS_PER_DOCUMENT",
     "Facts",
     "IndexPlan",
+    "JoinPlan",
     "Plan",
     "estimated_facts",
     "given_facts",

@@ -21,6 +21,7 @@ from retro_db.manifest.sealing import FILE as MANIFEST
 from retro_db.manifest.sealing import manifest_text
 from retro_db.plan.corpus_facts import Facts, Layout, share_out
 from retro_db.plan.hours import HoursPlan, plan_hours
+from retro_db.plan.join_plan import JoinPlan, plan_join
 from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
 from retro_db.plan.stage_plan import StagePlan, plan_stages
 from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
@@ -132,6 +133,7 @@ class Plan:
         tables: Tables that stay, the manifest last.
         temporary: Tables that lie beside them until the build ends.
         index: Size of the index.
+        join: How neighbors are found.
         stages: Stages in the order in which they run.
         hours: Hours of the stages whose rate is known.
         totals: Sums over tables and stages.
@@ -153,18 +155,25 @@ class Plan:
     tables: list[TablePlan]
     temporary: list[TablePlan]
     index: IndexPlan
+    join: JoinPlan
     stages: list[StagePlan]
     hours: list[HoursPlan]
     totals: Totals
 
 
-def make_plan(config: Config, facts: Facts, chunks_per_second: float | None = None) -> Plan:
+def make_plan(
+    config: Config,
+    facts: Facts,
+    chunks_per_second: float | None = None,
+    nprobe: int | None = None,
+) -> Plan:
     """Plans a build.
 
     Args:
         config: Configuration of the build.
         facts: Corpora, encoder and tokenizer to build from.
         chunks_per_second: Rate at which one of the user's devices embeds; a published rate by default.
+        nprobe: Lists that a chunk visits to find its neighbors; a usual number by default.
 
     Raises:
         IndexKeyError: The index key is malformed, or this number of chunks and this memory cannot train it.
@@ -175,7 +184,11 @@ def make_plan(config: Config, facts: Facts, chunks_per_second: float | None = No
     tables = _tables(planned_manifest(config, facts, files, built, index.described(config)))
     bands = _band_keys(config, facts)
     temporary = _temporary(config, facts, layouts[0], files, index, bands)
-    stages = plan_stages(config, facts, files, index.partitions, count_partitions(bands, 1))
+    join = plan_join(config, index.lists, facts.dimension, chunks, nprobe)
+    temporary.append(_table_of_join(join, chunks))
+    stages = plan_stages(
+        config, facts, files, index.partitions, join.partitions, count_partitions(bands, 1)
+    )
     return Plan(
         source=facts.source,
         documents=facts.corpus.documents,
@@ -193,6 +206,7 @@ def make_plan(config: Config, facts: Facts, chunks_per_second: float | None = No
         tables=tables,
         temporary=temporary,
         index=index,
+        join=join,
         stages=stages,
         hours=plan_hours(
             chunks + queried_chunks,
@@ -261,6 +275,12 @@ def _temporary(
         shards, documents = len(facts.corpus.shards), facts.corpus.documents
         temporary.append(TablePlan("signatures", shards, documents, size, round(size / chunks, 3)))
     return temporary
+
+
+def _table_of_join(join: JoinPlan, chunks: int) -> TablePlan:
+    """Returns what the join keeps beside the tables until the build ends."""
+    files = 3 * join.partitions
+    return TablePlan("join", files, chunks, join.disk_bytes, round(join.disk_bytes / chunks, 3))
 
 
 def plan_index(config: Config, dimension: int, chunks: int) -> tuple[IndexPlan, list[FileEntry]]:

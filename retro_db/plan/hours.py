@@ -29,9 +29,6 @@ EMBEDDING_RATES = {
     1024: Rate(1_728, "GPU", "A100, BERT-large; InstructRetro, arXiv 2310.07713, appendix B.2"),
 }
 CHUNKING_RATE = Rate(8_772, "CPU", "tokenizing alone; M. Gordon, RETRO is blazingly fast")
-SEARCHING_RATE = Rate(
-    250, "CPU", "4 ms a query, index in memory; InstructRetro, arXiv 2310.07713, appendix B"
-)
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,10 @@ class HoursPlan:
 def plan_hours(
     chunks: int, dimension: int, *, on_gpu: bool, chunks_per_second: float | None
 ) -> list[HoursPlan]:
-    """Plans the hours of the stages whose rate is known, which excludes training, encoding and tuning.
+    """Plans the hours of the stages whose rate is known: cutting and embedding.
 
     Args:
-        chunks: Number of chunks that are cut, embedded and searched for.
+        chunks: Number of chunks that are cut and embedded.
         dimension: Dimension of the embeddings.
         on_gpu: Whether the encoder runs on a GPU; names the device of the user's rate.
         chunks_per_second: Embedding rate that the user measured; None for a published rate.
@@ -71,7 +68,7 @@ def plan_hours(
         embedding = EMBEDDING_RATES[nearest]
     else:
         embedding = Rate(chunks_per_second, "GPU" if on_gpu else "CPU worker", "as given")
-    rates = {"chunk": CHUNKING_RATE, "embed": embedding, "neighbors": SEARCHING_RATE}
+    rates = {"chunk": CHUNKING_RATE, "embed": embedding}
     return [
         HoursPlan(
             stage,

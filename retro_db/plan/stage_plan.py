@@ -43,6 +43,7 @@ def plan_stages(
     facts: Facts,
     files: Sequence[Files],
     partitions: int,
+    join_partitions: int,
     pairs: int,
 ) -> list[StagePlan]:
     """Plans all stages that a build runs, in order; the stage of the leakage filter's texts has one task.
@@ -52,6 +53,7 @@ def plan_stages(
         facts: Corpora, encoder and tokenizer to build from.
         files: Files of the corpus and of each query corpus, by table.
         partitions: Number of partitions of the index.
+        join_partitions: Number of partitions of the join.
         pairs: Number of partitions of the band keys, if the build looks for duplicates.
     """
     shards, parts = facts.corpus.shards, _parts(files[0])
@@ -70,11 +72,23 @@ def plan_stages(
         _stage("sample", 1, all_parts, 1),
         _stage("truth", len(parts), all_parts, len(parts)),
         _stage("tune", 1, all_parts),
-        _stage("neighbors", len(parts), all_parts, len(parts)),
+        _stage("order", 1, 0, 1),
+        *_join("", len(parts), join_partitions, all_parts),
     ]
     for query, by_table in zip(facts.queries, files[1:], strict=True):
-        planned += _of_queries(query, _parts(by_table))
+        planned += _of_queries(query, _parts(by_table), join_partitions)
     return planned
+
+
+def _join(folder: str, parts: int, partitions: int, size: int) -> list[StagePlan]:
+    """Plans the stages that find neighbors, if all chunks go through the partitions once."""
+    planned = [
+        _stage(f"{folder}route", parts, size, parts),
+        _stage(f"{folder}home", partitions, 0, 2 * partitions),
+    ]
+    if partitions > 1:
+        planned.append(_stage(f"{folder}visit", partitions, 0, partitions))
+    return [*planned, _stage(f"{folder}neighbors", parts, size, parts)]
 
 
 def _screening(config: Config, shards: int, read: int, pairs: int) -> list[StagePlan]:
@@ -88,12 +102,12 @@ def _screening(config: Config, shards: int, read: int, pairs: int) -> list[Stage
     return planned
 
 
-def _of_queries(query: Corpus, parts: list[Part]) -> list[StagePlan]:
+def _of_queries(query: Corpus, parts: list[Part], join_partitions: int) -> list[StagePlan]:
     folder, count, size = query_path(query.name), len(parts), _bytes_of(parts)
     return [
         _stage(f"{folder}/chunk", len(query.shards), _bytes_of(query.shards), count, count),
         _stage(f"{folder}/embed", count, size, count),
-        _stage(f"{folder}/neighbors", count, size, count),
+        *_join(f"{folder}/", count, join_partitions, size),
     ]
 
 

@@ -10,20 +10,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from retro_db.index.training import HNSW_EF_SEARCH
+from retro_db.join.breadth import RECALL_AT, first_of_equals, lower_bound
 from retro_db.manifest.model import RecallPoint
 from retro_db.search.finder import Finder
 from retro_db.search.reranking import Candidates
 from retro_db.search.searching import QueryBlock, SearchSettings
 
-RECALL_AT = 10
 # nprobe doubles from 1 up to a sixteenth of the lists, then grows by these shares.
 _SHARES_OF_LISTS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 _USUAL_SHARE = 1 / 4
 # Candidates to re-rank: up to the configured number; a remedy may advise more.
 _DEPTHS = (50, 100, 200, 400, 800, 1600, 3200)
 _EF_SEARCHES = (16, 32, 64, 128, 256, 512, 1024)
-# One-sided 99% bound of a normal mean.
-_Z99 = 2.326
 
 
 @dataclass(frozen=True)
@@ -156,6 +154,8 @@ class _Tuner:
         # The distances are computed as the search computes them, so that equal distances are equal.
         pairs = zip(queries.blocks, queries.neighbors, strict=True)
         distances = np.stack([self._exact(block, ids) for block, ids in pairs])
+        vectors = np.concatenate([block.vectors for block in queries.blocks])
+        self._distinct = first_of_equals(vectors)
         self._true_distances = np.sort(distances, axis=1)[:, :RECALL_AT]
         self._true_counts = np.isfinite(self._true_distances).sum(axis=1)
 
@@ -260,17 +260,15 @@ class _Tuner:
         return np.where(counts == 0, 1.0, shares)
 
     def _point(self, settings: SearchSettings, hits: np.ndarray) -> RecallPoint:
-        recall = bound = float(hits.mean())
-        if not self._are_all_chunks:
-            # One imagined failure: else a sample without failures would seem certain.
-            hits = np.append(hits, 0.0)
-            bound = float(hits.mean() - _Z99 * hits.std() / np.sqrt(len(hits)))
+        distinct_hits = hits[self._distinct]
+        bound = lower_bound(distinct_hits, are_all=self._are_all_chunks)
         return RecallPoint(
             nprobe=settings.nprobe,
-            recall=round(recall, 6),
+            recall=round(float(hits.mean()), 6),
             lower_bound=round(bound, 6),
             rerank=settings.rerank,
             ef_search=settings.ef_search,
+            distinct_recall=round(float(distinct_hits.mean()), 6),
         )
 
     def _met(self, points: Sequence[RecallPoint]) -> SearchSettings | None:

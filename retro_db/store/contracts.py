@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from retro_db.store.serialize import from_json
 
+_LIST = re.compile(r"list<(\w+)>")
 _FIXED_SIZE_LIST = re.compile(r"fixed_size_list<(\w+)>\[(\d+)\]")
 
 
@@ -77,4 +78,6 @@ def _arrow_type(name: str) -> pa.DataType:
     if match := _FIXED_SIZE_LIST.fullmatch(name):
         item = pa.field("item", pa.type_for_alias(match[1]), nullable=False)
         return pa.list_(item, int(match[2]))
+    if match := _LIST.fullmatch(name):
+        return pa.list_(pa.field("item", pa.type_for_alias(match[1]), nullable=False))
     return pa.type_for_alias(name)

@@ -189,7 +189,7 @@ def _write(
 
 def compact_partition(
     partition: Path, renumbering: Renumbering, path: str, folder: Folder
-) -> TableEntry:
+) -> tuple[TableEntry, np.ndarray]:
     """Writes a range of inverted lists without removed chunks, the others under their new ids.
 
     Args:
@@ -199,21 +199,23 @@ def compact_partition(
         folder: Folder of the new database.
 
     Returns:
-        The partition's file, whose rows are the entries.
+        The partition's file, whose rows are the entries, and the entries of each list, int64 [lists].
     """
     index = read_index(partition)
     ivf = inverted_file(index)
     before = ivf.invlists
     lists = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    lengths = np.zeros(ivf.nlist, np.int64)
     for number in range(ivf.nlist):
         ids = renumbering.of(list_ids(before, number))
         codes = np.ascontiguousarray(list_codes(before, number)[ids >= 0])
         ids = np.ascontiguousarray(ids[ids >= 0])
         if len(ids):
             lists.add_entries(number, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
+        lengths[number] = len(ids)
     ivf.replace_invlists(lists, True)
     lists.this.disown()
     index.ntotal = ivf.ntotal = lists.compute_ntotal()
     with folder.writing(path) as temporary:
         faiss.write_index(index, str(temporary))
-        return describe(temporary, path, int(ivf.ntotal))
+        return describe(temporary, path, int(ivf.ntotal)), lengths

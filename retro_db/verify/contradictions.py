@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import faiss
 
@@ -11,7 +11,7 @@ from retro_db.errors import IndexKeyError
 from retro_db.index.keys import parse_key
 from retro_db.index.structure import inverted_file
 from retro_db.index.training import create_index
-from retro_db.manifest.model import Manifest, RecallPoint
+from retro_db.manifest.model import JoinPoint, Manifest, RecallPoint
 from retro_db.manifest.sealing import FILE
 
 # Settings of which a field of the same name is the outcome, unless the setting left it open.
@@ -88,13 +88,38 @@ def check_search(manifest: Manifest) -> Iterator[str]:
         yield f"{FILE}: index.rerank is {info.rerank}"
     if info.recall_queries > chunks:
         yield f"{FILE}: index.recall_queries is {info.recall_queries}, of {chunks} chunks"
-    for number, point in enumerate(info.recall):
-        if not 0 <= point.lower_bound <= point.recall <= 1:
-            yield f"{FILE}: index.recall[{number}]: {point.lower_bound:g} bounds {point.recall:g}"
-        if not 1 <= point.nprobe <= info.lists:
-            yield f"{FILE}: index.recall[{number}].nprobe is {point.nprobe}, of {info.lists} lists"
+    yield from _check_curve("index", info.recall, info.lists)
     if info.recall and _settings(info.recall[-1]) != (info.nprobe, info.rerank, info.ef_search):
         yield f"{FILE}: index.recall does not end with nprobe, rerank and ef_search of the index"
+
+
+def check_join(manifest: Manifest) -> Iterator[str]:
+    """Checks how neighbors were found against the size of the index and against what was measured.
+
+    Args:
+        manifest: The manifest.
+
+    Yields:
+        A line for each contradiction.
+    """
+    info, lists = manifest.neighbors, manifest.index.lists
+    if info.nprobe > lists:
+        yield f"{FILE}: neighbors.nprobe is {info.nprobe}, of {lists} lists"
+    yield from _check_curve("neighbors", info.recall, lists)
+    if info.recall and info.recall[-1].nprobe != info.nprobe:
+        yield f"{FILE}: neighbors.recall does not end with neighbors.nprobe"
+
+
+def _check_curve(
+    section: str, curve: Sequence[RecallPoint | JoinPoint], lists: int
+) -> Iterator[str]:
+    for number, point in enumerate(curve):
+        where = f"{FILE}: {section}.recall[{number}]"
+        bounded = point.recall if point.distinct_recall is None else point.distinct_recall
+        if not 0 <= point.lower_bound <= bounded <= 1 or not 0 <= point.recall <= 1:
+            yield f"{where}: {point.lower_bound:g} bounds {bounded:g}"
+        if not 1 <= point.nprobe <= lists:
+            yield f"{where}.nprobe is {point.nprobe}, of {lists} lists"
 
 
 def _settings(point: RecallPoint) -> tuple[int, int, int | None]:

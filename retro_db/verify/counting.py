@@ -9,7 +9,7 @@ from retro_db.corpus.selection import CONTENT_REASONS
 from retro_db.manifest.sealing import FILE
 from retro_db.reader.database import Database
 from retro_db.tokens.tokenizer import Tokenizer
-from retro_db.verify.contradictions import check_search, check_settings
+from retro_db.verify.contradictions import check_join, check_search, check_settings
 from retro_db.verify.opened import OpenedCorpus
 
 
@@ -18,6 +18,7 @@ def check_manifest(database: Database) -> Iterator[str]:
     manifest = database.manifest
     yield from check_settings(manifest)
     yield from check_search(manifest)
+    yield from check_join(manifest)
     if manifest.template_file.sha256 != manifest.index.template_sha256:
         yield f"{FILE}: template_sha256 is not the hash of {manifest.template_file.path}"
     for query in manifest.queries:

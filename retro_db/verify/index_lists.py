@@ -69,12 +69,20 @@ class Partitions:
         """Opens one partition."""
         return open_lists(self._paths[number])
 
-    def code(self, inverted_list: int, chunk: int) -> np.ndarray | None:
-        """Returns the code of a chunk in a list, uint8 [code_size]; None if the list lacks the chunk."""
+    def ids(self, inverted_list: int) -> np.ndarray:
+        """Returns the ids of the chunks in a list: int64 [n], ascending."""
+        return list_ids(*self._place(inverted_list))
+
+    def _place(self, inverted_list: int) -> tuple[faiss.InvertedLists, int]:
+        """Returns the lists of the partition that holds a list, and its number among them."""
         number = int(np.searchsorted(self.starts, inverted_list, side="right")) - 1
         if number not in self._opened:
             self._opened[number] = self.open(number)
-        lists, position = self._opened[number].invlists, inverted_list - self.starts[number]
+        return self._opened[number].invlists, inverted_list - self.starts[number]
+
+    def code(self, inverted_list: int, chunk: int) -> np.ndarray | None:
+        """Returns the code of a chunk in a list, uint8 [code_size]; None if the list lacks the chunk."""
+        lists, position = self._place(inverted_list)
         ids = list_ids(lists, position)
         row = int(np.searchsorted(ids, chunk))
         if row == len(ids) or ids[row] != chunk:

@@ -15,6 +15,7 @@ from retro_db.hashing import fractions_of
 from retro_db.index.filling import encode_embeddings
 from retro_db.index.structure import faiss as faiss_library
 from retro_db.index.structure import inverted_file, is_embedded, read_index, transform, widen
+from retro_db.join.router import Router
 from retro_db.manifest.model import IndexInfo, Manifest
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
@@ -29,6 +30,7 @@ from retro_db.verify.index_lists import Partitions
 from retro_db.verify.opened import OpenedCorpus, OpenedPart
 from retro_db.verify.rules import compare_distances
 from retro_db.verify.sampling import Sample
+from retro_db.verify.visited_lists import VisitedLists
 
 _WINDOW_ROWS = 2048
 # Other batch mates change the last bits of float32, and float16 rounds to 1 / 2,048.
@@ -112,6 +114,7 @@ class Recomputation:
         self._parts = [part.files for part in home.parts()]
         self._partitions = Partitions(database, pool)
         self._trained = read_index(database.folder.verified(manifest.template_file))
+        self._router = Router(self._trained)
         self._memory = manifest.config.get("index", {}).get("memory")
         self._finders: dict[tuple[FileEntry, ...], Finder] = {}
 
@@ -236,12 +239,16 @@ class Recomputation:
         """
         written = self._history.first_listed[part.neighbors]
         path, chunks = part.neighbors.path, written.counts.chunks
+        removed = Database(self._home.database.folder, written).removals
         if written.index.template_sha256 != self._manifest.index.template_sha256:
             self.notes[f"{path}: not searched again: the index was trained again since"] = None
             return
         later = ((chunks, len(self._home.database)),) if chunks < len(self._home.database) else ()
         tokens = self._tokens(Table([part.open("chunks", part.files.chunks)]))
         searched, first = is_embedded(embeddings), 0
+        if written.neighbors.nprobe and not part.corpus.is_queries:
+            # Removed chunks have no neighbors.
+            searched &= ~removed.has_chunks(rows + part.files.first_id)
         queries = []
         for start, stop, exclude in window:
             block = np.flatnonzero(searched[first : first + stop - start]) + first
@@ -251,14 +258,40 @@ class Recomputation:
                 queries.append(QueryBlock(widen(embeddings[block]), exclude + later, block_tokens))
         if not queries:
             return
-        results = self._finder(written).find(queries, self._manifest.neighbors.k, self._pool)
-        neighbors = part.open("neighbors", part.neighbors)
-        stored = Table([neighbors]).column("distances")[rows[searched]]
-        fresh = np.concatenate([distances for _, distances in results])
-        # Equally near ids may be exchanged.
-        agree = np.isclose(stored, fresh, rtol=_DISTANCE_TOLERANCE, atol=0).all(axis=1)
-        for row in rows[searched][~agree]:
+        stored = Table([part.open("neighbors", part.neighbors)])
+        columns = (stored.column(name)[rows[searched]] for name in ("ids", "distances"))
+        for row in rows[searched][~self._agree(written, queries, *columns)]:
             yield f"{path}: row {row} is not what a search finds"
+
+    def _agree(
+        self,
+        written: Manifest,
+        queries: list[QueryBlock],
+        ids: np.ndarray,
+        distances: np.ndarray,
+    ) -> np.ndarray:
+        """Whether the stored neighbors of each query are what a search finds: bool [n]."""
+        if written.neighbors.nprobe:
+            return self._visited_lists(written).agree(queries, ids, distances)
+        # Format 1.3: by the codes of the index.
+        results = self._finder(written).find(queries, self._manifest.neighbors.k, self._pool)
+        fresh = np.concatenate([block_distances for _, block_distances in results])
+        # Equally near ids may be exchanged.
+        return np.isclose(distances, fresh, rtol=_DISTANCE_TOLERANCE, atol=0).all(axis=1)
+
+    def _visited_lists(self, written: Manifest) -> VisitedLists:
+        """Returns the lists that a generation's queries visited, without the chunks removed by then."""
+        database, lists = self._home.database, self._manifest.index.lists
+        return VisitedLists(
+            self._partitions,
+            self._router,
+            database.embeddings,
+            self._manifest.neighbors.k,
+            written.neighbors.nprobe,
+            min(self._neighbors_config.get("max_nprobe") or lists, lists),
+            Database(database.folder, written).removals.chunks,
+            self._tokens(database.table("chunks")),
+        )
 
 
 def _settings(index: IndexInfo) -> SearchSettings:

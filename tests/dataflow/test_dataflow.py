@@ -22,11 +22,13 @@ from retro_db.config import load_config
 from retro_db.corpus.estimating import CorpusEstimate
 from retro_db.encoder.models import describe_model
 from retro_db.errors import ConfigError, DamagedFileError, InputError
+from retro_db.join.setting import JoinSetting
+from retro_db.join.span_routing import RoutedSpan
 from retro_db.manifest.parts import Part
 from retro_db.screening.duplicates import SignedShard
-from retro_db.search.searching import SearchSettings
-from retro_db.search.tuning import Tuned
 from retro_db.store.folder import Folder, TableEntry
+from retro_db.store.packing import pack_numbers
+from retro_db.store.slices import SlicedFile
 from retro_db.threads import Share
 from retro_db_pipelines.builds.build import build_database
 from retro_db_pipelines.builds.preflight import check_ahead
@@ -39,10 +41,9 @@ from retro_db_pipelines.engine.jobs import Job, Placement, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.assemble import AssembleJob, ListRange
 from retro_db_pipelines.stages.embed import EmbedJob, ProbeJob
-from retro_db_pipelines.stages.neighbors import NeighborsJob, Searched
+from retro_db_pipelines.stages.home import HomeJob, RoutedChunks
 from retro_db_pipelines.stages.screen import GatherBands, PairsJob
-from retro_db_pipelines.stages.train import TrainedIndex, TrainJob
-from retro_db_pipelines.stages.tune import BuiltIndex
+from retro_db_pipelines.stages.train import TrainJob
 from support.projects import Project, make_project
 from support.texts import python_sources
 
@@ -142,7 +143,8 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submitted]:
 def test_every_stage_is_taken(stages: dict[str, Submitted]) -> None:
     assert list(stages) == [
         *("tokenizer", "evaluation", "screen", "pairs", "resolve", "chunk", "embed"),
-        *("train", "encode", "assemble", "sample", "truth", "tune", "neighbors"),
+        *("train", "encode", "assemble", "sample", "truth", "tune"),
+        *("order", "route", "home", "neighbors"),
     ]
 
 
@@ -164,7 +166,7 @@ def test_workers_run_in_the_image_that_was_named(stages: dict[str, Submitted]) -
 def test_each_stage_asks_for_what_it_needs(stages: dict[str, Submitted]) -> None:
     embed = {"accelerator": GPU, "max_active_bundles_per_worker": "2"}
     memory = {"min_ram_bytes": str(MEMORY + 4_000_000_000)}
-    alone = {"train", "assemble", "tune", "neighbors"}
+    alone = {"train", "assemble", "tune", "order", "route", "home", "neighbors"}
     for stage, submitted in stages.items():
         wanted = embed if stage == "embed" else memory if stage in alone else None
         asked = submitted.hints
@@ -196,9 +198,10 @@ def test_a_pipeline_does_not_grow_with_the_corpus(project: Project) -> None:
         for i in range(30_000)
     ]
     codes = [entry("codes", i) for i in range(30_000)]
-    template = TrainedIndex(entry("index", 0), None, 1)
-    tuned = Tuned(SearchSettings(1, 1), 0, [])
-    index = BuiltIndex("IVF1,Flat", 1, template, codes[:100], search=tuned)
+    join = JoinSetting(768, 64, 20, by_name=False, passes_over_copies=False, memory=10**9)
+    packed = pack_numbers(range(2000))
+    sliced = SlicedFile(entry("near", 0), packed)
+    routed = RoutedChunks([RoutedSpan(sliced, packed, packed) for _ in range(4000)], 64)
     config = load_config(project.config)
     model = describe_model(config.encoder)
     shards = [SignedShard(i, entry("signatures", i)) for i in range(30_000)]
@@ -210,10 +213,8 @@ def test_a_pipeline_does_not_grow_with_the_corpus(project: Project) -> None:
         (TrainJob(folder, "K", None, 8, 1, 1, 0), [Task("t", mark, parts)], Placement()),
         (AssembleJob(folder, folder, codes), [Task("a", mark, ListRange(0, 0, 1))], Placement()),
         (
-            NeighborsJob(
-                folder, Searched(folder, parts, index, {}, []), config.neighbors, None, 1, Share()
-            ),
-            each,
+            HomeJob(folder, folder, routed, list(range(30_000)), join, Share()),
+            [Task(f"partition-{i}", mark, i) for i in range(1000)],
             Placement.in_memory(10**9),
         ),
         (

@@ -12,11 +12,11 @@ import pytest
 
 from retro_db.config import load_config
 from retro_db.corpus.estimating import expected_chunks
-from retro_db.index.filling import pack_entries, unpack_entries
 from retro_db.index.keys import choose_key, parse_key
 from retro_db.index.training import training_points
 from retro_db.plan import estimated_facts, make_plan
 from retro_db.store.folder import Folder
+from retro_db.store.packing import pack_numbers, unpack_numbers
 from retro_db.store.records import StageRecords
 from retro_db_pipelines.commands.cli import run
 from retro_db_pipelines.commands.plan import parse_count
@@ -105,6 +105,7 @@ def test_what_is_printed_is_what_the_json_says(capsys: Any) -> None:
     numbers += [table["files"] for table in plan["tables"]]
     numbers += [stage["tasks"] for stage in plan["stages"]]
     numbers += [plan["index"][name] for name in ("lists", "partitions", "search_groups")]
+    numbers += [plan["join"][name] for name in ("nprobe", "partitions", "key_reads")]
     for number in numbers:
         assert f"{number:,}" in told
     words = [plan["index"]["key"], "TB", "no payload"]
@@ -136,6 +137,7 @@ def test_every_option_is_read(capsys: Any) -> None:
         "dimension": ["--dimension", "1024"],
         "k": ["--k", "2"],
         "index": ["--index-memory", "200GB"],
+        "join": ["--nprobe", "16"],
         "temporary": ["--no-embeddings"],
         "shards": ["--set", "chunk.shard_size=1GB"],
         "totals": ["--set", "dedup.jaccard=0.8"],
@@ -259,17 +261,23 @@ def divided(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-def test_tasks_are_those_that_a_build_runs(divided: Project) -> None:
+def test_tasks_are_those_that_a_build_runs(divided: Project, tmp_path: Path) -> None:
+    # Until its manifest is written, a build keeps the records of all stages.
+    unfinished = Project(
+        tmp_path, divided.texts, divided.settings | {"output": str(tmp_path / "db")}
+    )
+    for stage in ("tokenizer", "screen", "chunk", "embed", "index", "neighbors"):
+        assert run(["stage", stage, str(unfinished.config)]) == 0
     config = load_config(divided.config)
     counts = divided.open().manifest.counts
     characters = sum(len(text) for text in divided.texts)
     plan = make_plan(config, estimated_facts(config, characters / counts.tokens))
     for stage in plan.stages:
         place, _, name = stage.stage.rpartition("/")
-        records = StageRecords(Folder(str(divided.output / place)), name).load()
+        records = StageRecords(Folder(str(unfinished.output / place)), name).load()
         assert len(records) == stage.tasks, stage.stage
     known = {stage.stage.rpartition("/")[2] for stage in plan.stages}
-    found = {path.stem for path in divided.output.rglob("state/records/*.jsonl")}
+    found = {path.stem for path in unfinished.output.rglob("state/records/*.jsonl")}
     assert found == known
     assert plan.shards > 3
     assert plan.index.partitions == 3
@@ -297,7 +305,7 @@ def test_auto_finds_a_key_for_more_than_the_memory_holds() -> None:
 
 def test_packed_entries() -> None:
     for entries in ([0], [3, 0, 1 << 40], [7] * 1024):
-        assert unpack_entries(pack_entries(entries)).tolist() == entries
+        assert unpack_numbers(pack_numbers(entries)).tolist() == entries
 
 
 def at_paper_size(folder: Path, what: str) -> dict[str, Any]:

@@ -191,7 +191,8 @@ class Target:
         data = injure(self.manifest, rng)
         if rng.random() < 0.7:
             twisted = json.loads(self.manifest)
-            twist(twisted, rng)
+            # A manifest has more figures than files, and what it says of files is what readers act upon.
+            twist(rng.choice([twisted, twisted["tables"]]), rng)
             data = sealed(twisted)
         self.put(self.path / "manifest.json", data)
         try:

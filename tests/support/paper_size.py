@@ -18,13 +18,14 @@ import numpy as np
 
 from retro_db.config import Config, parse_config
 from retro_db.corpus.chunking import ChunkedPart, ChunkedShard
-from retro_db.index.filling import pack_entries, range_bounds
+from retro_db.index.filling import range_bounds
 from retro_db.manifest.sealing import FILE, read_manifest, write_manifest
 from retro_db.plan import given_facts
 from retro_db.plan.build_plan import plan_manifest
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.gathering import Table
+from retro_db.store.packing import pack_numbers
 from retro_db.store.records import Record, StageRecords
 from retro_db.store.serialize import to_json
 from retro_db.store.tables import IpcFile
@@ -36,7 +37,7 @@ from retro_db_pipelines.engine.jobs import Stage, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.chunk import parts_of
 from retro_db_pipelines.stages.encode import EncodedPart
-from retro_db_pipelines.stages.neighbors import NeighborsPart
+from retro_db_pipelines.stages.neighbors import NeighborsPart, NeighborsSpan
 from support.memory import peak
 from support.soak import amount
 
@@ -112,15 +113,15 @@ def results(stage: str, number: int) -> tuple[Any, list[FileEntry]]:
         ranges = len(range_bounds(65_536)) - 1
         spread = np.random.default_rng(number).multinomial(rows, [1 / ranges] * ranges)
         file = entry("codes", number, rows)
-        return EncodedPart(file, pack_entries(spread.tolist()), None), [file]
+        return EncodedPart(file, pack_numbers(spread.tolist()), None), [file]
     file = entry("neighbors", number, rows)
-    return NeighborsPart(file, 7), [file]
+    return NeighborsSpan([NeighborsPart(file, 7)]), [file]
 
 
 KINDS = {
     "chunk": ChunkedShard,
     "encode": EncodedPart,
-    "neighbors": NeighborsPart,
+    "neighbors": NeighborsSpan,
 }
 
 
@@ -128,7 +129,7 @@ class Unneeded:
     """A job that must not be asked to do anything."""
 
     def __init__(self, stage: str) -> None:
-        self.stage = stage
+        self.stage = self.name = stage
 
 
 def tasks_of(stage: str) -> list[Task]:

@@ -70,9 +70,9 @@ def is_free(where: Location, manifest: dict[str, Any]) -> bool:
             where[1 : n + 1] in FREE_SETTINGS or where[1] in FREE_SETTINGS for n in range(1, 5)
         )
     # Figures of searches that were not chosen.
-    chosen = len(manifest["index"]["recall"]) - 1
-    if where[:2] == ("index", "recall"):
-        return where[2] != chosen or where[3] in ("recall", "lower_bound")
+    if where[0] in ("index", "neighbors") and where[1] == "recall":
+        chosen = len(manifest[where[0]]["recall"]) - 1
+        return where[2] != chosen or where[3] in ("recall", "distinct_recall", "lower_bound")
     return where in FREE
 
 

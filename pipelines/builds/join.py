@@ -1,0 +1,456 @@
+"""The join: the stages that find every chunk's neighbors, in rounds and waves.
+
+A round goes through all partitions with the lists that its queries have not visited yet. Its queries are on
+their way to other partitions wave after wave, so that what lies in between stays within bounds. All chunks go
+through the first round; those that found fewer than k neighbors go round again, through twice the lists.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from retro_db.join.at_home import HomeResult
+from retro_db.join.setting import JoinSetting
+from retro_db.join.span_routing import RoutedSpan, Routing
+from retro_db.join.spans import Span, cut_spans
+from retro_db.join.spatial_order import partition_waves
+from retro_db.manifest.parts import Part
+from retro_db.store.folder import FileEntry
+from retro_db.store.records import StageRecords
+from retro_db.store.serialize import digest, from_json
+from retro_db.store.slices import SlicedFile
+
+from ..engine.context import Build
+from ..engine.jobs import Placement, Stage, Task, fingerprint
+from ..engine.resume import standing
+from ..stages.home import HomeJob, RoutedChunks
+from ..stages.neighbors import (
+    VERSION,
+    NeighborsJob,
+    NeighborsSpan,
+    NeighborsTable,
+)
+from ..stages.order import OrderedLists, order_stage
+from ..stages.route import Removed, RouteJob, route_stage, span_contents
+from ..stages.short import ShortJob, ShortSpan
+from ..stages.tune import BuiltIndex
+from ..stages.visit import VisitJob, VisitResult
+
+# Slices of one exchange: spans, or partitions, times partitions.
+_MOST_SLICES = 10_000_000
+# Bytes of a visit beside the embedding, about.
+_VISIT_BYTES = 48
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What is searched: the index, the parts whose chunks are in it, and how the tables look.
+
+    Attributes:
+        parts: All parts of the database.
+        index: Index of their embeddings.
+        parameters: Parameters of the contracts' types: token_type, chunk_tokens, dimension.
+        named: Sources whose records name their documents.
+        removed: Documents whose chunks are neither queries nor neighbors; None if none was removed.
+    """
+
+    parts: list[Part]
+    index: BuiltIndex
+    parameters: dict[str, str | int]
+    named: list[str]
+    removed: Removed | None = None
+
+    def namesakes(self, *, of_named: bool) -> list[str]:
+        """Sources whose documents a query document must not find if they have its id.
+
+        Args:
+            of_named: Whether the records of the query corpus name their documents. Otherwise there are no
+                namesakes: ids made from offsets in files match by coincidence alone.
+        """
+        return self.named if of_named else []
+
+
+@dataclass
+class Join:
+    """Finds neighbors in a database, of its own chunks and of query corpora.
+
+    Args:
+        build: The build of the database.
+        searched: What is searched.
+    """
+
+    build: Build
+    searched: Searched
+    _keys: RoutedChunks | None = field(default=None, init=False)
+
+    def neighbors(
+        self, build: Build, parts: list[Part], *, namesakes: list[str] | None = None
+    ) -> NeighborsTable:
+        """Finds the neighbors of every chunk of some parts.
+
+        Args:
+            build: The build, of the database or of a query corpus.
+            parts: Parts whose chunks are the queries, their files as the database sees them.
+            namesakes: For a query corpus, sources of the database whose documents are skipped if a query's
+                document has their id; None if the parts are the database's own.
+        """
+        return _Queries(self, build, parts, namesakes).complete()
+
+    def setting(self, *, by_name: bool) -> JoinSetting:
+        """What the tasks agree on.
+
+        Args:
+            by_name: Whether the queries are those of a query corpus.
+        """
+        config, index = self.build.config, self.searched.index
+        limit = min(config.neighbors.max_nprobe or index.lists, index.lists)
+        return JoinSetting(
+            dimension=int(self.searched.parameters["dimension"]),
+            nprobe=min(index.measured.join.nprobe, limit),
+            k=config.neighbors.k,
+            by_name=by_name,
+            passes_over_copies=config.neighbors.drop_duplicates,
+            memory=int(config.index.memory),
+            products=config.neighbors.products,
+        )
+
+    @functools.cached_property
+    def order(self) -> OrderedLists:
+        """The order of the lists, and the partitions."""
+        most_rows = self.setting(by_name=False).most_rows
+        return order_stage(self.build, self.searched.index, most_rows)
+
+    def keys(self, nprobe: int) -> RoutedChunks:
+        """The database's chunks by partition, and the lists of each chunk: as many as asked for first."""
+        if self._keys is None:
+            setting = replace(self.setting(by_name=False), nprobe=nprobe)
+            named = self.searched.named
+            routed = self.route(self.build, self.searched.parts, setting, named)
+            self._keys = RoutedChunks(routed, nprobe)
+        return self._keys
+
+    def route(
+        self,
+        build: Build,
+        parts: list[Part],
+        setting: JoinSetting,
+        named: list[str],
+        *,
+        after: int = 0,
+        only: dict[int, FileEntry] | None = None,
+    ) -> list[RoutedSpan]:
+        """Routes the chunks of parts.
+
+        Args:
+            build: The build, of the database or of a query corpus.
+            parts: The parts.
+            setting: What the join agrees on; it names the lists of a chunk.
+            named: Sources whose records name their documents.
+            after: Number of nearest lists that were visited before.
+            only: By the number of a gathering span, the ids of its chunks that are routed; None for all.
+        """
+        searched = self.searched
+        template = searched.index.template.file
+        removed = None if setting.by_name else searched.removed
+        routing = Routing(
+            home=self.build.home,
+            parameters=searched.parameters,
+            named=named,
+            are_queries_alone=setting.by_name,
+            after=after,
+            nprobe=after + setting.nprobe,
+        )
+        job = RouteJob(
+            build.folder, self.build.home, self.build.folder, template, routing, removed, setting
+        )
+        decides: dict[str, object] = {
+            "order": self.order.file.sha256,
+            "nprobe": [after, routing.nprobe],
+            "named": named,
+            "removed": removed and removed.sha256,
+            "neighbors.drop_duplicates": setting.passes_over_copies,
+        }
+        spans: list[tuple[Span, FileEntry | None]]
+        if only is None:
+            least = self._least_rows(parts)
+            spans = [(span, None) for span in cut_spans(parts, least, setting.most_rows)]
+        else:
+            gathered = self.gathered(parts)
+            spans = [(span, only[span.number]) for span in gathered if span.number in only]
+        return route_stage(build, job, spans, decides)
+
+    def gathered(self, parts: list[Part]) -> list[Span]:
+        """The spans of whole parts whose neighbors one task gathers."""
+        most = max([self.setting(by_name=False).most_rows, *(part.rows for part in parts)])
+        return cut_spans(parts, self._least_rows(parts), most)
+
+    def _least_rows(self, parts: Sequence[Part]) -> int:
+        """Chunks of a span, so that spans times partitions stay few."""
+        chunks = sum(part.rows for part in self.searched.parts)
+        partitions = self.build.config.neighbors.partitions
+        if partitions == "auto":
+            partitions = 1 + chunks // self.setting(by_name=False).most_rows
+        return sum(part.rows for part in parts) * partitions // _MOST_SLICES
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One round of some queries through the partitions.
+
+    Attributes:
+        setting: What its tasks agree on.
+        number: Number of the round, from 1 on.
+        keys: The keys by partition, with the lists of a chunk in their files.
+        queries: The queries by partition; None if they are the keys.
+        identity: Hash of what decides its results.
+    """
+
+    setting: JoinSetting
+    number: int
+    keys: RoutedChunks
+    queries: RoutedChunks | None
+    identity: str
+
+    @property
+    def routed(self) -> list[RoutedSpan]:
+        """The queries by partition."""
+        return (self.queries or self.keys).spans
+
+    def in_wave(self, wave: int, waves: int) -> JoinSetting:
+        """The setting of one of its waves, whose files have names of their own."""
+        turn = f"-round{self.number}" if self.number > 1 else ""
+        if waves > 1:
+            turn += f"-wave{wave + 1}"
+        return replace(self.setting, turn=turn)
+
+
+@dataclass
+class _Queries:
+    """The chunks whose neighbors are looked for.
+
+    Args:
+        join: The join.
+        build: The build, of the database or of a query corpus.
+        parts: Parts of the chunks.
+        namesakes: For a query corpus, sources whose documents of the same id are skipped; else None.
+    """
+
+    join: Join
+    build: Build
+    parts: list[Part]
+    namesakes: list[str] | None
+
+    @functools.cached_property
+    def _setting(self) -> JoinSetting:
+        return self.join.setting(by_name=self.namesakes is not None)
+
+    @functools.cached_property
+    def _spans(self) -> list[Span]:
+        return self.join.gathered(self.parts)
+
+    @property
+    def _placement(self) -> Placement:
+        return Placement.in_memory(self._setting.memory)
+
+    def complete(self) -> NeighborsTable:
+        """Runs what is left of all stages."""
+        stage = self._neighbors_stage([])
+        # What its records depend on is known before anything is joined.
+        state = standing(self.build.folder, stage)
+        if not state.is_complete:
+            self.build.action.foresee(self.build, state)
+            stage = self._neighbors_stage(self._joined())
+        written = [part for result in self.build.run(stage) for part in result.parts]
+        return NeighborsTable(
+            [part.file.below(self.build.place) for part in written],
+            sum(part.short_rows for part in written),
+        )
+
+    def _neighbors_stage(self, near: list[SlicedFile]) -> Stage[NeighborsSpan]:
+        job = NeighborsJob(self.build.folder, self.join.build.home, near, self._setting)
+        searched = self.join.searched
+        all_spans = self.join.gathered(searched.parts)
+        removed = searched.removed
+        decides = self.build.config.settings(
+            "neighbors.k", "neighbors.max_nprobe", "neighbors.drop_duplicates"
+        ) | {
+            "train": searched.index.template.file.sha256,
+            "nprobe": self._setting.nprobe,
+            "embed": digest([span_contents(span) for span in all_spans]),
+            "queries": self.namesakes,
+            "removed": removed and removed.sha256,
+        }
+        tasks = [
+            Task(span.name, fingerprint(VERSION, decides | {"chunk": span_contents(span)}), span)
+            for span in self._spans
+        ]
+        total = sum(span.rows for span in self._spans)
+        return Stage(job, tasks, NeighborsSpan, "chunks", total, self._placement)
+
+    def _joined(self) -> list[SlicedFile]:
+        """Joins in rounds; returns files of neighbors, with a slice for each span."""
+        lists = self.join.searched.index.lists
+        limit = min(self.build.config.neighbors.max_nprobe or lists, lists)
+        setting, after = self._setting, 0
+        turn = self._first_turn()
+        near, unbounded = self._round(turn)
+        while unbounded and (after := after + turn.setting.nprobe) < limit:
+            only = self._short(near, turn)
+            if not only:
+                break
+            number = turn.number + 1
+            nprobe = min(after, limit - after)
+            setting = replace(setting, nprobe=nprobe, turn=f"-round{number}")
+            turn = self._turn(setting, number, after=after, only=only)
+            more, unbounded = self._round(turn)
+            near += more
+        return near
+
+    def _first_turn(self) -> _Turn:
+        if self.namesakes is None and self.parts == self.join.searched.parts:
+            keys = self.join.keys(self._setting.nprobe)
+            return _Turn(self._setting, 1, keys, None, self._identity(self._setting, keys, keys))
+        return self._turn(self._setting, 1)
+
+    def _turn(
+        self,
+        setting: JoinSetting,
+        number: int,
+        *,
+        after: int = 0,
+        only: dict[int, FileEntry] | None = None,
+    ) -> _Turn:
+        """Routes the queries of a round."""
+        keys = self.join.keys(1)
+        named = [self.build.query] if self.namesakes else []
+        if self.namesakes is None:
+            named = self.join.searched.named
+            setting = replace(setting, turn=setting.turn or "-queries")
+        routed = self.join.route(self.build, self.parts, setting, named, after=after, only=only)
+        queries = RoutedChunks(routed, setting.nprobe)
+        return _Turn(setting, number, keys, queries, self._identity(setting, keys, queries))
+
+    def _identity(self, setting: JoinSetting, keys: RoutedChunks, queries: RoutedChunks) -> str:
+        files = [[span.routed.file.sha256 for span in chunks.spans] for chunks in (keys, queries)]
+        starts = [span.first_id for span in self._spans]
+        copies = setting.passes_over_copies
+        return digest([files, starts, setting.nprobe, setting.k, setting.by_name, copies])
+
+    def _round(self, turn: _Turn) -> tuple[list[SlicedFile], int]:
+        """Joins all waves; returns files of neighbors, and the number of queries unbounded at home."""
+        sizes = np.sum([span.visits_of_partitions for span in turn.routed], axis=0)
+        each = 2 * turn.setting.dimension + _VISIT_BYTES
+        scratch = self.build.config.neighbors.scratch
+        waves = partition_waves((sizes * each).tolist(), scratch and int(scratch))
+        near: list[SlicedFile] = []
+        unbounded = 0
+        for number, wave in enumerate(waves):
+            setting = turn.in_wave(number, len(waves))
+            homes, visits = self._wave(turn, setting, wave)
+            near += [file for home in homes for file in home.near]
+            near += [file for visit in visits for file in visit.near]
+            unbounded += sum(home.unbounded for home in homes)
+        return near, unbounded
+
+    def _wave(
+        self, turn: _Turn, setting: JoinSetting, wave: range
+    ) -> tuple[list[HomeResult], list[VisitResult]]:
+        homes = self._home_stage(turn, setting, wave)
+        if self.join.order.partitions == 1:
+            return self.build.run(homes), []
+        # Visits are removed once they are joined: then records say what came of the queries at home.
+        recorded = self._recorded(homes)
+        visits = self._visit_stage(turn, setting, wave, recorded or [])
+        if recorded is None or not standing(self.build.folder, visits).is_complete:
+            recorded = self.build.run(homes)
+            visits = self._visit_stage(turn, setting, wave, recorded)
+        results = self.build.run(visits)
+        self._forget_visits(homes, setting)
+        return recorded, results
+
+    def _forget_visits(self, stage: Stage[HomeResult], setting: JoinSetting) -> None:
+        """Removes visits that are joined: first from the records that vouch for them."""
+        place = f"state/join/visits{setting.turn}"
+        records = StageRecords(self.build.folder, stage.name)
+        records.keep_only(
+            [
+                replace(
+                    record,
+                    files=[file for file in record.files if not file.path.startswith(f"{place}/")],
+                )
+                for record in records.load().values()
+            ]
+        )
+        self.build.action.discard(self.build.folder, place)
+
+    def _recorded(self, stage: Stage[HomeResult]) -> list[HomeResult] | None:
+        """What the records of a stage say of all its tasks, whether or not their files remain."""
+        records = StageRecords(self.build.folder, stage.name).load()
+        results = []
+        for task in stage.tasks:
+            record = records.get(task.name)
+            if record is None or record.depends != task.depends:
+                return None
+            results.append(from_json(HomeResult, record.result, task.name))
+        return results
+
+    def _home_stage(self, turn: _Turn, setting: JoinSetting, wave: range) -> Stage[HomeResult]:
+        rows = np.sum([span.rows_of_partitions for span in turn.routed], axis=0)
+        partitions = [partition for partition in wave if rows[partition]]
+        job = HomeJob(**self._of_partitions(turn, setting, len(partitions)), queries=turn.queries)
+        tasks = [
+            Task(
+                f"partition-{partition:05d}",
+                fingerprint(_VERSION, {"route": [turn.identity, partition]}),
+                partition,
+            )
+            for partition in partitions
+        ]
+        total = int(sum(rows[partition] for partition in partitions))
+        return Stage(job, tasks, HomeResult, "chunks", total, self._placement)
+
+    def _visit_stage(
+        self, turn: _Turn, setting: JoinSetting, wave: range, homes: list[HomeResult]
+    ) -> Stage[VisitResult]:
+        partitions = self.join.order.partitions
+        job = VisitJob(**self._of_partitions(turn, setting, partitions), homes=homes)
+        tasks = [
+            Task(
+                f"partition-{partition:05d}",
+                fingerprint(_VERSION, {"route": [turn.identity, partition, wave.start, wave.stop]}),
+                partition,
+            )
+            for partition in range(partitions)
+        ]
+        visits = np.sum([span.visits_of_partitions for span in turn.routed], axis=0)
+        total = int(visits[wave.start : wave.stop].sum())
+        return Stage(job, tasks, VisitResult, "visits", total, self._placement)
+
+    def _of_partitions(self, turn: _Turn, setting: JoinSetting, tasks: int) -> dict[str, Any]:
+        return {
+            "folder": self.build.folder,
+            "ordered": self.join.build.folder,
+            "keys": turn.keys,
+            "starts": [span.first_id for span in self._spans],
+            "setting": setting,
+            "cores": self.build.engine.share(tasks, self._placement),
+        }
+
+    def _short(self, near: list[SlicedFile], turn: _Turn) -> dict[int, FileEntry]:
+        """Files of the chunks with fewer than k neighbors, by the number of the span."""
+        setting = turn.in_wave(0, 1)
+        job = ShortJob(self.build.folder, self.join.build.home, near, setting)
+        tasks = [
+            Task(span.name, fingerprint(_VERSION, {"route": turn.identity}), span)
+            for span in self._spans
+        ]
+        total = sum(span.rows for span in self._spans)
+        spans = self.build.run(Stage(job, tasks, ShortSpan, "chunks", total, self._placement))
+        pairs = zip(self._spans, spans, strict=True)
+        return {span.number: short.file for span, short in pairs if short.file}

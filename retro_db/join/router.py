@@ -1,0 +1,120 @@
+"""Routing: which lists a chunk visits, decided for each chunk by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from retro_db.index.structure import faiss, inverted_file, transform
+from retro_db.index.training import HNSW_EF_SEARCH
+from retro_db.join.multiplying import multiply
+from retro_db.threads import use_faiss_threads, use_torch_threads
+
+# Queries of one product: of always the same shape, as other shapes add in another order.
+_BLOCK = 512
+# A sum of products in float32 errs by at most this share of the squared lengths for each term.
+_ROUNDING = 2.0**-24
+_EXACT_LISTS = 4096
+
+
+class Router:
+    """Finds the nearest lists of embeddings under a trained index.
+
+    Where a flat quantizer's products leave open which of two lists is nearer, float64 decides: so the lists
+    of a chunk do not depend on the other chunks of its block. A graph of centroids is searched for each
+    chunk by itself.
+
+    Args:
+        trained_index: The trained index.
+    """
+
+    def __init__(self, trained_index: faiss.Index) -> None:
+        self._index = trained_index
+        self._ivf = inverted_file(trained_index)
+        self._quantizer = faiss.downcast_index(self._ivf.quantizer)
+        self._graph = isinstance(self._quantizer, faiss.IndexHNSW)
+        if not self._graph:
+            self._centroids = self._quantizer.reconstruct_n(0, self.lists)
+            self._squares = np.einsum("ij,ij->i", self._centroids, self._centroids)
+            self._factors = torch.from_numpy(-2 * self._centroids)
+
+    @property
+    def lists(self) -> int:
+        """Number of lists."""
+        return int(self._ivf.nlist)
+
+    def nearest(self, vectors: np.ndarray, nprobe: int) -> np.ndarray:
+        """Finds the nearest lists of every vector.
+
+        Args:
+            vectors: float32 [n, d].
+            nprobe: Number of lists, at most all.
+
+        Returns:
+            int64 [n, nprobe], nearest first; the first, and which they are, do not depend on the block.
+        """
+        use_faiss_threads(1)
+        use_torch_threads(1)
+        lists = np.empty((len(vectors), nprobe), np.int64)
+        block = np.zeros((_BLOCK, vectors.shape[1]), np.float32)
+        packed = np.empty((_BLOCK, 0 if self._graph else self.lists), np.uint64)
+        for start in range(0, len(vectors), _BLOCK):
+            count = min(_BLOCK, len(vectors) - start)
+            block[:count] = vectors[start : start + count]
+            x = np.ascontiguousarray(transform(self._index, block))
+            rows = slice(start, start + count)
+            if self._graph:
+                breadth = faiss.SearchParametersHNSW(efSearch=max(HNSW_EF_SEARCH, 2 * nprobe))
+                lists[rows] = self._quantizer.search(x[:count], nprobe, params=breadth)[1]
+            else:
+                lists[rows] = self._nearest(x, nprobe, packed)[:count]
+        return lists
+
+    def _nearest(self, x: np.ndarray, nprobe: int, packed: np.ndarray) -> np.ndarray:
+        squares = np.einsum("ij,ij->i", x, x)
+        margin = (x.shape[1] + 8) * _ROUNDING * (squares + self._squares.max())
+        bias = torch.from_numpy(self._squares)
+        distances = multiply(torch.from_numpy(x), self._factors, bias).numpy()
+        # None is negative, so that the bits ascend with the distance.
+        distances += (squares + margin)[:, None]
+        smallest, lists = _smallest(distances, nprobe, packed)
+        open_rows = np.flatnonzero(_is_open(smallest, nprobe, 2 * margin))
+        if len(open_rows):
+            lists[open_rows, :nprobe] = self._decided(x[open_rows], nprobe)
+        return lists[:, :nprobe]
+
+    def _decided(self, x: np.ndarray, nprobe: int) -> np.ndarray:
+        """The nearest lists by float64, of few vectors: int64 [n, nprobe]."""
+        exact = np.empty((len(x), self.lists))
+        wide = torch.from_numpy(x.astype(np.float64))
+        for start in range(0, self.lists, _EXACT_LISTS):
+            centroids = self._centroids[start : start + _EXACT_LISTS].astype(np.float64)
+            products = torch.mm(wide, torch.from_numpy(centroids).T).numpy()
+            exact[:, start : start + _EXACT_LISTS] = (centroids**2).sum(axis=1) - 2 * products
+        return np.argsort(exact, axis=1, kind="stable")[:, :nprobe]
+
+
+def _smallest(
+    distances: np.ndarray, count: int, packed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest of every row, ascending, and one more to compare with: values and columns.
+
+    `packed`, uint64 in the shape of the distances, is overwritten: new memory takes longer than the work.
+    """
+    packed[...] = distances.view(np.uint32)
+    packed <<= np.uint64(32)
+    packed |= np.arange(distances.shape[1], dtype=np.uint64)
+    if count + 1 < distances.shape[1]:
+        packed.partition(count, axis=1)
+    smallest = np.sort(packed[:, : count + 1], axis=1)
+    columns = (smallest & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return (smallest >> np.uint64(32)).astype(np.uint32).view(np.float32), columns
+
+
+def _is_open(distances: np.ndarray, nprobe: int, margin: np.ndarray) -> np.ndarray:
+    """Whether rounding may decide which list is the first, or the last: bool [n]."""
+    is_open = np.zeros(len(distances), bool)
+    for last in {0, nprobe - 1}:
+        if last + 1 < distances.shape[1]:
+            is_open |= distances[:, last + 1] - distances[:, last] <= margin
+    return is_open

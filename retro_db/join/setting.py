@@ -1,0 +1,96 @@
+"""What all tasks of one join agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from retro_db.join.products import PRECISIONS, fastest_precision
+from retro_db.store.contracts import contract
+
+# Bytes that a query of a block takes beside its embedding: survivors, neighbors, labels.
+_QUERY_BYTES = 2048
+_LEAST_BLOCK, _MOST_BLOCK = 1024, 1 << 16
+
+
+@dataclass(frozen=True)
+class JoinSetting:
+    """What all tasks of one join agree on.
+
+    Attributes:
+        dimension: d of the embeddings.
+        nprobe: Lists that a query visits.
+        k: Number of neighbors.
+        by_name: Whether queries exclude the documents of their names, as those of query corpora do; else
+            their own documents.
+        passes_over_copies: Whether queries exclude chunks with their own tokens.
+        memory: Bytes of a worker.
+        products: Type of the products, or auto for this processor's fastest; it decides no result.
+        turn: What the names of folders end with: empty unless queries go round in waves, or again.
+    """
+
+    dimension: int
+    nprobe: int
+    k: int
+    by_name: bool
+    passes_over_copies: bool
+    memory: int
+    products: str = "auto"
+    turn: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that multiplies."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The type of the products."""
+        name = self.products
+        if name == "auto":
+            name = "bfloat16" if self.device.type == "cuda" else fastest_precision()
+        return PRECISIONS[name]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a chunk of a partition in memory: embedding, lists, labels and neighbors."""
+        return 2 * self.dimension + 4 * self.nprobe + 20 * self.k + 64
+
+    @property
+    def most_rows(self) -> int:
+        """Chunks that fill a third of the memory: another third is for their factors, and one for blocks."""
+        return max(1, self.memory // 3 // self.row_bytes)
+
+    def block_rows(self, threads: int, queries: int | None = None) -> int:
+        """Queries of a block, of which each thread has one in hand.
+
+        Args:
+            threads: Number of threads.
+            queries: All queries, if their number is known: blocks of equal size end at the same time.
+        """
+        each = 10 * self.dimension + 4 * self.nprobe + 24 * self.k + _QUERY_BYTES
+        most = max(_LEAST_BLOCK, min(_MOST_BLOCK, self.memory // 4 // threads // each))
+        if queries is None:
+            return most
+        rounds = -(-queries // (most * threads))
+        return max(_LEAST_BLOCK, -(-queries // max(1, rounds * threads)))
+
+    def path(self, table: str, **names: str | int) -> str:
+        """Path of one of the join's intermediate files.
+
+        Args:
+            table: routed, visits or near.
+            **names: What the contract's path names.
+        """
+        return contract(table).path.format(turn=self.turn, **names)
+
+    def schema(self, table: str, nprobe: int | None = None) -> pa.Schema:
+        """Schema of one of the join's intermediate files.
+
+        Args:
+            table: routed, visits or near.
+            nprobe: Lists of a routed chunk, if these are not those that queries visit.
+        """
+        return contract(table).schema(dimension=self.dimension, nprobe=nprobe or self.nprobe)
