@@ -46,6 +46,7 @@ from retro_db.manifest.parts import Part
 from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, describe
+from retro_db.store.slices import slices_of
 from retro_db.store.writing import TableWriter
 
 THREADS = 2
@@ -145,16 +146,14 @@ class Stage:
     def run(self) -> float:
         """Routes, joins and gathers; returns the seconds that it took."""
         start = time.perf_counter()
-        with ThreadPoolExecutor(THREADS) as pool:
-            self.routed = list(pool.map(self._route, self.spans))
+        self.routed = [self._route(span) for span in self.spans]
         numbers = range(self.order.partitions)
         homes = [self._home(number) for number in numbers]
         near = [file for home in homes for file in home.near]
         for number in numbers if self.order.partitions > 1 else ():
             near += self._visit(number, homes)
         for span in self.spans:
-            slices = [piece for file in near if (piece := file.at(span.number)).bytes]
-            self._gather(span, slices)
+            self._gather(span, slices_of(near, span.number))
         return time.perf_counter() - start
 
     def keys(self, number: int) -> Routed:
@@ -172,12 +171,20 @@ class Stage:
             parameters,
             [],
             are_queries_alone=False,
-            after=0,
             nprobe=self.setting.nprobe,
         )
         none = np.empty(0, np.int64)
         return route_span(
-            span, None, none, self.router, self.order, routing, self.setting, self.folder, quiet
+            span,
+            None,
+            none,
+            self.router,
+            self.order,
+            routing,
+            self.setting,
+            self.folder,
+            threads=THREADS,
+            report=quiet,
         )
 
     def _bounds(self, number: int) -> tuple[int, int]:
@@ -204,7 +211,7 @@ class Stage:
         )
 
     def _gather(self, span: Span, slices: list) -> None:
-        neighbors = gather(self.folder, slices, self.setting)
+        neighbors = gather(self.folder, [slices], self.setting)
         for piece in span.pieces:
             part = piece.part
             parameters: dict[str, str | int] = {"dimension": self.setting.dimension}

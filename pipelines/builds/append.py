@@ -215,7 +215,7 @@ def _run(
         _named(old, build.config),
         _removed(database),
     )
-    join = Join(build, searched)
+    join = Join(build, searched, joins_itself=refresh)
     neighbors = join.neighbors(build, all_parts if refresh else corpus.parts)
     queries = search_again(build, old, old.queries, join) if refresh else old.queries
     manifest = appended_manifest(

@@ -170,7 +170,7 @@ def _run(
     filled = FilledIndex(old.index.key, old.index.lists, trained, partitions, lengths)
     index = tune_index(build, parts, filled, dimension)
     named = [source["name"] for source in old.config["corpus"] if source.get("id")]
-    join = Join(build, Searched(parts, index, database.parameters, named))
+    join = Join(build, Searched(parts, index, database.parameters, named), joins_itself=True)
     neighbors = join.neighbors(build, parts)
     manifest = compacted_manifest(
         old,

@@ -1,8 +1,8 @@
 """The join: the stages that find every chunk's neighbors, in rounds and waves.
 
-A round goes through all partitions with the lists that its queries have not visited yet. Its queries are on
-their way to other partitions wave after wave, so that what lies in between stays within bounds. All chunks go
-through the first round; those that found fewer than k neighbors go round again, through twice the lists.
+In a round, queries visit all partitions that hold one of their lists, wave after wave, so that what is on
+its way stays within bounds. All chunks go through the first round; those that found fewer than k neighbors
+go round again, through twice the lists, and what they find then stands for what they found before.
 """
 
 from __future__ import annotations
@@ -83,11 +83,12 @@ class Join:
     Args:
         build: The build of the database.
         searched: What is searched.
+        joins_itself: Whether all chunks of the database are queries too, and their routes serve as keys.
     """
 
     build: Build
     searched: Searched
-    _keys: RoutedChunks | None = field(default=None, init=False)
+    joins_itself: bool = field(kw_only=True)
 
     def neighbors(
         self, build: Build, parts: list[Part], *, namesakes: list[str] | None = None
@@ -126,14 +127,14 @@ class Join:
         most_rows = self.setting(by_name=False).most_rows
         return order_stage(self.build, self.searched.index, most_rows)
 
-    def keys(self, nprobe: int) -> RoutedChunks:
-        """The database's chunks by partition, and the lists of each chunk: as many as asked for first."""
-        if self._keys is None:
-            setting = replace(self.setting(by_name=False), nprobe=nprobe)
-            named = self.searched.named
-            routed = self.route(self.build, self.searched.parts, setting, named)
-            self._keys = RoutedChunks(routed, nprobe)
-        return self._keys
+    @functools.cached_property
+    def keys(self) -> RoutedChunks:
+        """The database's chunks by partition, with all lists that they visit if they are queries too."""
+        setting = self.setting(by_name=False)
+        if not self.joins_itself:
+            setting = replace(setting, nprobe=1)
+        routed = self.route(self.build, self.searched.parts, setting, self.searched.named)
+        return RoutedChunks(routed, setting.nprobe)
 
     def route(
         self,
@@ -141,8 +142,6 @@ class Join:
         parts: list[Part],
         setting: JoinSetting,
         named: list[str],
-        *,
-        after: int = 0,
         only: dict[int, FileEntry] | None = None,
     ) -> list[RoutedSpan]:
         """Routes the chunks of parts.
@@ -152,7 +151,6 @@ class Join:
             parts: The parts.
             setting: What the join agrees on; it names the lists of a chunk.
             named: Sources whose records name their documents.
-            after: Number of nearest lists that were visited before.
             only: By the number of a gathering span, the ids of its chunks that are routed; None for all.
         """
         searched = self.searched
@@ -163,19 +161,8 @@ class Join:
             parameters=searched.parameters,
             named=named,
             are_queries_alone=setting.by_name,
-            after=after,
-            nprobe=after + setting.nprobe,
+            nprobe=setting.nprobe,
         )
-        job = RouteJob(
-            build.folder, self.build.home, self.build.folder, template, routing, removed, setting
-        )
-        decides: dict[str, object] = {
-            "order": self.order.file.sha256,
-            "nprobe": [after, routing.nprobe],
-            "named": named,
-            "removed": removed and removed.sha256,
-            "neighbors.drop_duplicates": setting.passes_over_copies,
-        }
         spans: list[tuple[Span, FileEntry | None]]
         if only is None:
             least = self._least_rows(parts)
@@ -183,6 +170,25 @@ class Join:
         else:
             gathered = self.gathered(parts)
             spans = [(span, only[span.number]) for span in gathered if span.number in only]
+        placement = Placement.in_memory(setting.memory)
+        job = RouteJob(
+            build.folder,
+            self.build.home,
+            self.build.folder,
+            template,
+            routing,
+            removed,
+            setting,
+            build.engine.share(len(spans), placement),
+        )
+        decides: dict[str, object] = {
+            "order": self.order.file.sha256,
+            "train": template.sha256,
+            "nprobe": routing.nprobe,
+            "named": named,
+            "removed": removed and removed.sha256,
+            "neighbors.drop_duplicates": setting.passes_over_copies,
+        }
         return route_stage(build, job, spans, decides)
 
     def gathered(self, parts: list[Part]) -> list[Span]:
@@ -272,8 +278,8 @@ class _Queries:
             sum(part.short_rows for part in written),
         )
 
-    def _neighbors_stage(self, near: list[SlicedFile]) -> Stage[NeighborsSpan]:
-        job = NeighborsJob(self.build.folder, self.join.build.home, near, self._setting)
+    def _neighbors_stage(self, rounds: list[list[SlicedFile]]) -> Stage[NeighborsSpan]:
+        job = NeighborsJob(self.build.folder, self.join.build.home, rounds, self._setting)
         searched = self.join.searched
         all_spans = self.join.gathered(searched.parts)
         removed = searched.removed
@@ -293,46 +299,41 @@ class _Queries:
         total = sum(span.rows for span in self._spans)
         return Stage(job, tasks, NeighborsSpan, "chunks", total, self._placement)
 
-    def _joined(self) -> list[SlicedFile]:
-        """Joins in rounds; returns files of neighbors, with a slice for each span."""
+    def _joined(self) -> list[list[SlicedFile]]:
+        """Joins in rounds; returns each round's files of neighbors, with a slice for each span."""
         lists = self.join.searched.index.lists
         limit = min(self.build.config.neighbors.max_nprobe or lists, lists)
-        setting, after = self._setting, 0
         turn = self._first_turn()
         near, unbounded = self._round(turn)
-        while unbounded and (after := after + turn.setting.nprobe) < limit:
-            only = self._short(near, turn)
+        rounds = [near]
+        while unbounded and turn.setting.nprobe < limit:
+            only = self._short(rounds, turn)
             if not only:
                 break
             number = turn.number + 1
-            nprobe = min(after, limit - after)
-            setting = replace(setting, nprobe=nprobe, turn=f"-round{number}")
-            turn = self._turn(setting, number, after=after, only=only)
-            more, unbounded = self._round(turn)
-            near += more
-        return near
+            nprobe = min(2 * turn.setting.nprobe, limit)
+            setting = replace(self._setting, nprobe=nprobe, turn=f"-round{number}")
+            turn = self._turn(setting, number, only)
+            near, unbounded = self._round(turn)
+            rounds.append(near)
+        return rounds
 
     def _first_turn(self) -> _Turn:
-        if self.namesakes is None and self.parts == self.join.searched.parts:
-            keys = self.join.keys(self._setting.nprobe)
+        if self.namesakes is None and self.join.joins_itself:
+            keys = self.join.keys
             return _Turn(self._setting, 1, keys, None, self._identity(self._setting, keys, keys))
         return self._turn(self._setting, 1)
 
     def _turn(
-        self,
-        setting: JoinSetting,
-        number: int,
-        *,
-        after: int = 0,
-        only: dict[int, FileEntry] | None = None,
+        self, setting: JoinSetting, number: int, only: dict[int, FileEntry] | None = None
     ) -> _Turn:
         """Routes the queries of a round."""
-        keys = self.join.keys(1)
+        keys = self.join.keys
         named = [self.build.query] if self.namesakes else []
         if self.namesakes is None:
             named = self.join.searched.named
             setting = replace(setting, turn=setting.turn or "-queries")
-        routed = self.join.route(self.build, self.parts, setting, named, after=after, only=only)
+        routed = self.join.route(self.build, self.parts, setting, named, only)
         queries = RoutedChunks(routed, setting.nprobe)
         return _Turn(setting, number, keys, queries, self._identity(setting, keys, queries))
 
@@ -371,26 +372,11 @@ class _Queries:
             recorded = self.build.run(homes)
             visits = self._visit_stage(turn, setting, wave, recorded)
         results = self.build.run(visits)
-        self._forget_visits(homes, setting)
+        self.build.action.discard(self.build.folder, f"state/join/visits{setting.turn}")
         return recorded, results
 
-    def _forget_visits(self, stage: Stage[HomeResult], setting: JoinSetting) -> None:
-        """Removes visits that are joined: first from the records that vouch for them."""
-        place = f"state/join/visits{setting.turn}"
-        records = StageRecords(self.build.folder, stage.name)
-        records.keep_only(
-            [
-                replace(
-                    record,
-                    files=[file for file in record.files if not file.path.startswith(f"{place}/")],
-                )
-                for record in records.load().values()
-            ]
-        )
-        self.build.action.discard(self.build.folder, place)
-
     def _recorded(self, stage: Stage[HomeResult]) -> list[HomeResult] | None:
-        """What the records of a stage say of all its tasks, whether or not their files remain."""
+        """What the records say of all tasks, if what they found remains; visits may be gone."""
         records = StageRecords(self.build.folder, stage.name).load()
         results = []
         for task in stage.tasks:
@@ -398,7 +384,8 @@ class _Queries:
             if record is None or record.depends != task.depends:
                 return None
             results.append(from_json(HomeResult, record.result, task.name))
-        return results
+        near = [file.file for result in results for file in result.near]
+        return None if self.build.folder.missing(near) else results
 
     def _home_stage(self, turn: _Turn, setting: JoinSetting, wave: range) -> Stage[HomeResult]:
         rows = np.sum([span.rows_of_partitions for span in turn.routed], axis=0)
@@ -442,10 +429,11 @@ class _Queries:
             "cores": self.build.engine.share(tasks, self._placement),
         }
 
-    def _short(self, near: list[SlicedFile], turn: _Turn) -> dict[int, FileEntry]:
+    def _short(self, rounds: list[list[SlicedFile]], turn: _Turn) -> dict[int, FileEntry]:
         """Files of the chunks with fewer than k neighbors, by the number of the span."""
         setting = turn.in_wave(0, 1)
-        job = ShortJob(self.build.folder, self.join.build.home, near, setting)
+        removed = None if setting.by_name else self.join.searched.removed
+        job = ShortJob(self.build.folder, self.join.build.home, rounds, removed, setting)
         tasks = [
             Task(span.name, fingerprint(_VERSION, {"route": turn.identity}), span)
             for span in self._spans

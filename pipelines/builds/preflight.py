@@ -13,6 +13,7 @@ from retro_db.errors import CorpusError, ExecutionError, IndexKeyError
 from retro_db.index.keys import check_trainable, choose_key, needed_points, parse_key
 from retro_db.index.training import POINT_COPIES, predict_size
 from retro_db.manifest.model import Manifest
+from retro_db.plan.join_plan import plan_join
 from retro_db.store.folder import Folder
 from retro_db.tokens.tokenizer import Tokenizer
 
@@ -57,8 +58,10 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
     key = config.index.key
     if key == "auto":
         key = choose_key(max(chunks, 1), model.dimension, int(config.index.memory))
+    join = plan_join(config, parse_key(key, model.dimension).lists, model.dimension, chunks)
+    needed = chunks * _chunk_bytes(config, key, model.dimension) + join.disk_bytes
     wanted = [
-        check_disk(folder, chunks * _chunk_bytes(config, key, model.dimension), held_bytes(folder)),
+        check_disk(folder, needed, held_bytes(folder)),
         _check_memory(key, chunks, model.dimension, is_local=build.engine.is_local),
         allow_files(parts),
     ]
@@ -84,7 +87,9 @@ def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
     parts = len(old.tables.chunks) + len(build.shards) + chunks // config.chunk.part_rows
     # The index is rewritten with all its entries.
     index = sum(entry.bytes for entry in old.partition_files)
+    join = plan_join(config, old.index.lists, old.encoder.dimension, chunks + old.counts.chunks)
     needed = index + chunks * _chunk_bytes(config, old.index.key, old.encoder.dimension)
+    needed += join.disk_bytes
     build.console.say(
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; "
         f"{check_disk(build.home, needed, held_bytes(build.folder))}, {allow_files(parts)}"

@@ -94,7 +94,7 @@ class Recipe:
             query.embed(self.tokenizer, self.model)
         yield "embed"
         yield from self._index_stages()
-        join = Join(build, self._searched())
+        join = Join(build, self._searched(), joins_itself=True)
         self.neighbors = join.neighbors(build, self.corpus.parts)
         self.queries = [query.search(join) for query in self._query_recipes]
         for query in self._query_recipes:

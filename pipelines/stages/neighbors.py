@@ -53,11 +53,11 @@ class NeighborsJob(Job):
 
     stage: ClassVar[str] = "neighbors"
     home: Folder
-    near: list[SlicedFile]
+    rounds: list[list[SlicedFile]]
     setting: JoinSetting
 
     def run(self, shared: None, span: Span, meter: Meter, /) -> NeighborsSpan:
-        slices = slices_of(self.near, span.number)
+        slices = [slices_of(files, span.number) for files in self.rounds]
         neighbors = gather(self.folder, slices, self.setting)
         parts = []
         for piece in span.pieces:

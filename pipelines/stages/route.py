@@ -18,6 +18,7 @@ from retro_db.manifest.parts import contents_of
 from retro_db.meter import Meter
 from retro_db.reader.database import open as open_database
 from retro_db.store.folder import FileEntry, Folder
+from retro_db.threads import Share
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
@@ -38,6 +39,13 @@ class Removed:
     sha256: str
 
 
+def removed_ids(home: Folder, removed: Removed | None) -> np.ndarray:
+    """Ids of the removed documents' chunks: int64, ascending."""
+    if removed is None:
+        return np.empty(0, np.int64)
+    return open_database(home.url, removed.generation).removals.chunks
+
+
 @dataclass
 class RouteJob(Job):
     """Routes the chunks of one span."""
@@ -50,17 +58,15 @@ class RouteJob(Job):
     routing: Routing
     removed: Removed | None
     setting: JoinSetting
+    cores: Share
 
     @property
     def name(self) -> str:
         return self.stage + self.setting.turn
 
     def open(self) -> tuple[Router, Order, np.ndarray]:
-        removed = np.empty(0, np.int64)
-        if self.removed:
-            removed = open_database(self.home.url, self.removed.generation).removals.chunks
         template = read_index(self.home.verified(self.template))
-        return Router(template), Order.read(self.ordered), removed
+        return Router(template), Order.read(self.ordered), removed_ids(self.home, self.removed)
 
     def run(
         self,
@@ -73,7 +79,16 @@ class RouteJob(Job):
         span, chosen = item
         only = read_ids(self.folder, chosen) if chosen else None
         return route_span(
-            span, only, removed, router, order, self.routing, self.setting, self.folder, meter
+            span,
+            only,
+            removed,
+            router,
+            order,
+            self.routing,
+            self.setting,
+            self.folder,
+            threads=self.cores.threads,
+            report=meter,
         )
 
     def files(self, result: RoutedSpan) -> list[FileEntry]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from retro_db.join.gathering import gather, queries_of, short_queries, write_ids
 from retro_db.join.setting import JoinSetting
 from retro_db.join.spans import Span
@@ -13,6 +15,7 @@ from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.slices import SlicedFile, slices_of
 
 from ..engine.jobs import Job
+from .route import Removed, removed_ids
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,20 @@ class ShortJob(Job):
     stage: ClassVar[str] = "short"
     part_of: ClassVar[str | None] = "neighbors"
     home: Folder
-    near: list[SlicedFile]
+    rounds: list[list[SlicedFile]]
+    removed: Removed | None
     setting: JoinSetting
 
     @property
     def name(self) -> str:
         return self.stage + self.setting.turn
 
-    def run(self, shared: None, span: Span, meter: Meter, /) -> ShortSpan:
-        slices = slices_of(self.near, span.number)
-        queries = queries_of(span, self.home, self.setting.dimension)
+    def open(self) -> np.ndarray:
+        return removed_ids(self.home, self.removed)
+
+    def run(self, shared: np.ndarray, span: Span, meter: Meter, /) -> ShortSpan:
+        slices = [slices_of(files, span.number) for files in self.rounds]
+        queries = queries_of(span, self.home, self.setting.dimension, shared)
         short = short_queries(gather(self.folder, slices, self.setting), queries, self.setting.k)
         meter(span.rows)
         if not len(short):

@@ -33,10 +33,12 @@ class VisitJob(PartitionJob):
 
     def run(self, shared: Order, partition: int, meter: Meter, /) -> VisitResult:
         first, end = (int(cut) for cut in shared.cuts[partition : partition + 2])
-        visits = [home.visits_to(partition) for home in self.homes]
+        visits = [piece for home in self.homes if (piece := home.visits_to(partition)).bytes]
+        if not visits:
+            return VisitResult([])
         near = join_visits(
             self.read(partition, meter).keys(first, end, self.setting),
-            [piece for piece in visits if piece.bytes],
+            visits,
             partition,
             first,
             np.array(self.starts, np.int64),

@@ -95,7 +95,7 @@ def parse_key(text: str, dimension: int) -> IndexKey:
 def choose_key(chunks: int, dimension: int, memory: int) -> str:
     """Chooses the index key for `auto`.
 
-    Below 1,000 chunks a single flat list. Up to some millions 4 sqrt(N) lists, at most N / 30 so that
+    Below 1,000 chunks a single flat list. Up to some millions 2 sqrt(N) lists, at most N / 30 so that
     they can be trained, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan, whose
     candidates are re-ranked exactly: these train in seconds, and a quarter of the lists gives recall
     0.98 and more. Above, autofaiss's proposal for the memory, with at most as many lists as the memory
@@ -115,7 +115,7 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
     if chunks > PROPOSAL_ABOVE:
         return _proposed_key(chunks, dimension, memory)
     trained = _trainable_lists(dimension, memory)
-    lists = max(1, min(round(4 * math.sqrt(chunks)), chunks // POINTS_PER_LIST, trained))
+    lists = max(1, min(round(2 * math.sqrt(chunks)), chunks // POINTS_PER_LIST, trained))
     return f"IVF{lists},PQ{_halves(dimension)}x4fs"
 
 

@@ -83,6 +83,7 @@ def join_at_home(
         block = rows[start : start + step]
         return block, *nearest_keys(keys, queries.visitors(block, first, end), setting.k)
 
+    _ = keys.matrix  # made once, before all threads ask for it
     with ThreadPoolExecutor(threads) as pool:
         for block, ids, distances in pool.map(join, range(0, len(rows), step)):
             bounds[block] = distances[:, -1]

@@ -22,33 +22,42 @@ from retro_db.store.writing import TableWriter
 _BLOCK_ROWS = 16_384
 
 
-def gather(folder: Folder, slices: Sequence[Slice], setting: JoinSetting) -> Neighbors:
+def gather(folder: Folder, rounds: Sequence[Sequence[Slice]], setting: JoinSetting) -> Neighbors:
     """Reads what all partitions have found for a span, sorted by query.
 
     Args:
         folder: Folder of the join.
-        slices: The span's slice of every file of neighbors.
+        rounds: For every round, the span's slice of each file of neighbors. What a query found in a later
+            round, through more lists, stands for what it found before.
         setting: What the join agrees on.
     """
     schema = setting.schema("near")
-    found = Neighbors.joined(
-        [
-            Neighbors(column(batch, "query"), column(batch, "id"), column(batch, "distance"))
-            for piece in slices
-            for batch in read_slice(folder, piece, schema)
-        ]
-    )
-    order = np.argsort(found.queries, kind="stable")
-    return Neighbors(found.queries[order], found.ids[order], found.distances[order])
+    answers: list[Neighbors] = []
+    later = np.empty(0, np.int64)
+    for slices in reversed(rounds):
+        found = Neighbors.joined(
+            [
+                Neighbors(column(batch, "query"), column(batch, "id"), column(batch, "distance"))
+                for piece in slices
+                for batch in read_slice(folder, piece, schema)
+            ]
+        )
+        if len(later):
+            found = found.take(~np.isin(found.queries, later))
+        later = np.union1d(later, found.queries) if len(rounds) > 1 else later
+        answers.append(found)
+    joined = Neighbors.joined(answers)
+    return joined.take(np.argsort(joined.queries, kind="stable"))
 
 
-def queries_of(span: Span, home: Folder, dimension: int) -> np.ndarray:
-    """Ids of a span's chunks that have an embedding: int64, ascending.
+def queries_of(span: Span, home: Folder, dimension: int, removed: np.ndarray) -> np.ndarray:
+    """Ids of a span's chunks that have an embedding and were not removed: int64, ascending.
 
     Args:
         span: The span.
         home: Folder of its files.
         dimension: d of the embeddings.
+        removed: int64 [r], ids of removed chunks.
     """
     ids = [np.empty(0, np.int64)]
     for piece in span.pieces:
@@ -57,7 +66,7 @@ def queries_of(span: Span, home: Folder, dimension: int) -> np.ndarray:
         for start in range(piece.start, piece.stop, _BLOCK_ROWS):
             vectors = embeddings.read("vector", start, min(start + _BLOCK_ROWS, piece.stop))
             ids.append(np.flatnonzero(is_embedded(vectors)) + piece.part.first_id + start)
-    return np.concatenate(ids)
+    return np.setdiff1d(np.concatenate(ids), removed, assume_unique=True)
 
 
 def write_ids(folder: Folder, path: str, ids: np.ndarray) -> FileEntry:

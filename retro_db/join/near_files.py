@@ -43,6 +43,10 @@ class Neighbors:
         lists = zip(none, *columns, strict=True)
         return cls(*(np.concatenate(arrays) for arrays in lists))
 
+    def take(self, rows: np.ndarray) -> Neighbors:
+        """Some of the rows, or all in another order."""
+        return Neighbors(self.queries[rows], self.ids[rows], self.distances[rows])
+
 
 class NearWriter:
     """Collects neighbors, and writes files of them that are sorted by query, each of bounded size.
@@ -82,9 +86,10 @@ class NearWriter:
         table = contract("near")
         neighbors = Neighbors.joined(self._pieces)
         self._pieces, self._rows = [], 0
-        order = np.argsort(neighbors.queries, kind="stable")
-        queries = neighbors.queries[order]
-        ids, distances = neighbors.ids[order], neighbors.distances[order]
+        if not len(neighbors.queries):
+            return
+        neighbors = neighbors.take(np.argsort(neighbors.queries, kind="stable"))
+        queries, ids, distances = neighbors.queries, neighbors.ids, neighbors.distances
         part = len(self.files)
         path = self._setting.path("near", kind=self._kind, shard=self._partition, part=part)
         bounds = [*np.searchsorted(queries, self._starts).tolist(), len(queries)]

@@ -58,6 +58,7 @@ def join_visits(
 
     schema = setting.schema("visits")
     batches = (batch for piece in visits for batch in read_slice(folder, piece, schema))
+    _ = keys.matrix  # made once, before all threads ask for it
     with ThreadPoolExecutor(threads) as pool:
         blocks = _blocks(batches, setting.block_rows(threads))
         for count, neighbors in _mapped(pool, join, blocks, threads):

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from retro_db.index.structure import faiss, inverted_file, transform
-from retro_db.index.training import HNSW_EF_SEARCH
 from retro_db.join.multiplying import multiply
 from retro_db.threads import use_faiss_threads, use_torch_threads
 
@@ -14,7 +13,8 @@ from retro_db.threads import use_faiss_threads, use_torch_threads
 _BLOCK = 512
 # A sum of products in float32 errs by at most this share of the squared lengths for each term.
 _ROUNDING = 2.0**-24
-_EXACT_LISTS = 4096
+# Least breadth of the search among a graph's centroids, and that for the nearest list alone.
+_BREADTH = 128
 
 
 class Router:
@@ -64,34 +64,73 @@ class Router:
             x = np.ascontiguousarray(transform(self._index, block))
             rows = slice(start, start + count)
             if self._graph:
-                breadth = faiss.SearchParametersHNSW(efSearch=max(HNSW_EF_SEARCH, 2 * nprobe))
-                lists[rows] = self._quantizer.search(x[:count], nprobe, params=breadth)[1]
+                lists[rows] = self._by_graph(x[:count], nprobe)
             else:
-                lists[rows] = self._nearest(x, nprobe, packed)[:count]
+                lists[rows] = self._by_products(x, nprobe, packed)[:count]
         return lists
 
-    def _nearest(self, x: np.ndarray, nprobe: int, packed: np.ndarray) -> np.ndarray:
+    def _by_graph(self, x: np.ndarray, nprobe: int) -> np.ndarray:
+        """The nearest lists by the graph. The first is the same for every number of lists."""
+        homes = self._search_graph(x, 1, _BREADTH)
+        if nprobe == 1:
+            return homes
+        lists = self._search_graph(x, nprobe, max(_BREADTH, 2 * nprobe))
+        # The home in front; where a wider search lacks it, in place of the last.
+        rank = np.where(lists == homes, -1, np.arange(nprobe))
+        rank[(rank >= 0).all(axis=1), -1] = -1
+        lists = np.take_along_axis(lists, np.argsort(rank, axis=1, kind="stable"), axis=1)
+        lists[:, 0] = homes[:, 0]
+        return lists
+
+    def _search_graph(self, x: np.ndarray, count: int, breadth: int) -> np.ndarray:
+        parameters = faiss.SearchParametersHNSW(efSearch=breadth)
+        lists = self._quantizer.search(x, count, params=parameters)[1]
+        lacking = np.flatnonzero((lists < 0).any(axis=1))
+        if len(lacking):
+            # A graph may end early; its centroids are compared one by one then.
+            centroids = faiss.downcast_index(self._quantizer.storage)
+            lists[lacking] = centroids.search(x[lacking], count)[1]
+        return lists
+
+    def _by_products(self, x: np.ndarray, nprobe: int, packed: np.ndarray) -> np.ndarray:
         squares = np.einsum("ij,ij->i", x, x)
-        margin = (x.shape[1] + 8) * _ROUNDING * (squares + self._squares.max())
+        margin = 3 * (x.shape[1] + 8) * _ROUNDING * (squares + self._squares.max())
         bias = torch.from_numpy(self._squares)
         distances = multiply(torch.from_numpy(x), self._factors, bias).numpy()
         # None is negative, so that the bits ascend with the distance.
         distances += (squares + margin)[:, None]
         smallest, lists = _smallest(distances, nprobe, packed)
-        open_rows = np.flatnonzero(_is_open(smallest, nprobe, 2 * margin))
-        if len(open_rows):
-            lists[open_rows, :nprobe] = self._decided(x[open_rows], nprobe)
-        return lists[:, :nprobe]
+        lists = lists[:, :nprobe]
+        is_open = _is_open(smallest, nprobe, 2 * margin)
+        for row in np.flatnonzero(is_open).tolist():
+            limits = smallest[row, [0, nprobe - 1]]
+            lists[row] = self._decided(x[row], distances[row], limits, 2 * margin[row], nprobe)
+        return lists
 
-    def _decided(self, x: np.ndarray, nprobe: int) -> np.ndarray:
-        """The nearest lists by float64, of few vectors: int64 [n, nprobe]."""
-        exact = np.empty((len(x), self.lists))
-        wide = torch.from_numpy(x.astype(np.float64))
-        for start in range(0, self.lists, _EXACT_LISTS):
-            centroids = self._centroids[start : start + _EXACT_LISTS].astype(np.float64)
-            products = torch.mm(wide, torch.from_numpy(centroids).T).numpy()
-            exact[:, start : start + _EXACT_LISTS] = (centroids**2).sum(axis=1) - 2 * products
-        return np.argsort(exact, axis=1, kind="stable")[:, :nprobe]
+    def _decided(
+        self, x: np.ndarray, distances: np.ndarray, limits: np.ndarray, margin: float, nprobe: int
+    ) -> np.ndarray:
+        """The nearest lists of one vector, of which float64 decides: int64 [nprobe].
+
+        Args:
+            x: float32 [d'].
+            distances: float32 [lists], as products give them.
+            limits: float32 [2], the smallest distance, and that of rank nprobe.
+            margin: By how much two distances may be exchanged.
+            nprobe: Number of lists.
+        """
+        first, last = limits
+        sure = np.flatnonzero(distances < last - margin)
+        sure = sure[np.argsort(distances[sure], kind="stable")]
+        doubtful = self._by_distance(x, np.flatnonzero(np.abs(distances - last) <= margin))
+        lists = np.concatenate([sure, doubtful])[:nprobe]
+        nearest = self._by_distance(x, np.flatnonzero(distances <= first + margin))[0]
+        return np.concatenate([[nearest], lists[lists != nearest]])[:nprobe]
+
+    def _by_distance(self, x: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        """Lists by exact (distance, number)."""
+        apart = self._centroids[lists].astype(np.float64) - x
+        return lists[np.argsort((apart**2).sum(axis=1), kind="stable")]
 
 
 def _smallest(

@@ -99,7 +99,7 @@ def _first_bounds(keys: Keys, queries: np.ndarray, visitors: Visitors, k: int) -
     without = np.isinf(bounds) & (visits > 0)
     while without.any():
         near = np.flatnonzero((ranks < first) & without[visitors.rows])
-        kth = _kth_distances(keys, queries, visitors, near, ranks, k)
+        kth = _kth_distances(keys, queries, visitors, near, k)
         bounds[without] = kth[without]
         without &= np.isinf(bounds) & (visits > first)
         first *= _MORE
@@ -111,38 +111,39 @@ def _kth_distances(
     queries: np.ndarray,
     visitors: Visitors,
     near: np.ndarray,
-    ranks: np.ndarray,
     k: int,
 ) -> np.ndarray:
     """Upper bounds of the k-th distance among the visits `near`, float32 [n]; infinity for fewer than k."""
-    rows, slots = visitors.rows[near], ranks[near]
-    begins = np.diff(rows, prepend=-1) > 0
-    concerned, compact = rows[begins], np.cumsum(begins) - 1
-    best = np.full((len(concerned), int(slots.max(initial=0)) + 1, k), np.inf, np.float32)
+    concerned = np.unique(visitors.rows[near])
+    places = np.empty(len(queries), np.int64)
+    places[concerned] = np.arange(len(concerned))
+    best = np.full((len(concerned), k), np.inf, np.float32)
     share = 2 * queries.shape[1] * _ROUNDING
-    for number, visits, list_rows in _by_list(rows, visitors.lists[near], keys.lists):
-        start, stop = keys.offsets[number], keys.offsets[number + 1]
-        step = max(1, _TILE_PRODUCTS // max(stop - start, 1))
-        wide = torch.zeros(padded_columns(stop - start), queries.shape[1])
-        widen(keys.vectors(start, stop), wide.numpy()[: stop - start])
-        squares = torch.zeros(len(wide))
-        squares[: stop - start] = wide[: stop - start].square().sum(1) * (1 + share)
-        key_labels = keys.labels[start:stop]
-        for begin in range(0, len(visits) if stop > start else 0, step):
-            tile, tile_rows = visits[begin : begin + step], list_rows[begin : begin + step]
-            block = np.zeros((padded_rows(len(tile)), queries.shape[1]), np.float32)
-            np.multiply(queries[tile_rows], -2, out=block[: len(tile)])
-            products = multiply(torch.from_numpy(block), wide, squares)
-            distances = products.numpy()[: len(tile), : stop - start]
-            distances[~visitors.labels[tile_rows].column().differ(key_labels)] = np.inf
-            if stop - start > k:
-                distances.partition(k - 1, axis=1)
-            best[compact[tile], slots[tile], : stop - start] = distances[:, :k]
-    flat = best.reshape(len(concerned), -1)
-    flat.partition(k - 1, axis=1)
+    visits = visitors.rows[near], visitors.lists[near]
+    for number, _, rows in _by_list(*visits, keys.lists):
+        start, stop = (int(offset) for offset in keys.offsets[number : number + 2])
+        for first in range(start, stop, _TILE_KEYS):
+            end = min(first + _TILE_KEYS, stop)
+            wide = torch.zeros(padded_columns(end - first), queries.shape[1])
+            widen(keys.vectors(first, end), wide.numpy()[: end - first])
+            squares = wide.square().sum(1) * (1 + share)
+            step = min(_TILE_ROWS, _TILE_PRODUCTS // len(wide) // ROW_STEP * ROW_STEP)
+            for begin in range(0, len(rows), step):
+                tile = rows[begin : begin + step]
+                block = np.zeros((padded_rows(len(tile)), queries.shape[1]), np.float32)
+                np.multiply(queries[tile], -2, out=block[: len(tile)])
+                products = multiply(torch.from_numpy(block), wide, squares)
+                distances = products.numpy()[: len(tile), : end - first]
+                labels = keys.labels[first:end]
+                distances[~visitors.labels[tile].column().differ(labels)] = np.inf
+                if end - first > k:
+                    distances.partition(k - 1, axis=1)
+                both = np.concatenate([best[places[tile]], distances[:, :k]], axis=1)
+                both.partition(k - 1, axis=1)
+                best[places[tile]] = both[:, :k]
     kth = np.full(len(queries), np.inf, np.float32)
     squares_of_rows = np.einsum("ij,ij->i", queries[concerned], queries[concerned])
-    kth[concerned] = np.maximum(flat[:, k - 1] + squares_of_rows * (1 + share), 0)
+    kth[concerned] = np.maximum(best.max(axis=1) + squares_of_rows * np.float32(1 + share), 0)
     return kth
 
 
@@ -180,8 +181,8 @@ class _Scan:
             step = min(_TILE_ROWS, _TILE_PRODUCTS // len(factors) // ROW_STEP * ROW_STEP)
             for begin in range(0, len(rows), step):
                 self._tile(factors, first, end, rows[begin : begin + step])
-        if self._count > _MOST_SURVIVORS * max(len(self._queries), 1024):
-            self.decide()
+            if self._count > _MOST_SURVIVORS * max(len(self._queries), 1024):
+                self.decide()
 
     def _tile(self, factors: torch.Tensor, first: int, end: int, rows: np.ndarray) -> None:
         block = self._block[: padded_rows(len(rows))]

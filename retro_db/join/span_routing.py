@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,15 +59,13 @@ class Routing:
         parameters: Parameters of the contracts' types: token_type, chunk_tokens, dimension.
         named: Sources whose records name their documents.
         are_queries_alone: Whether none may be anyone's neighbor: chunks of a query corpus.
-        after: Number of nearest lists that are left out: they were visited before.
-        nprobe: Number of nearest lists, with those that are left out.
+        nprobe: Number of nearest lists that a chunk visits.
     """
 
     home: Folder
     parameters: dict[str, str | int]
     named: list[str]
     are_queries_alone: bool
-    after: int
     nprobe: int
 
 
@@ -80,6 +79,18 @@ class _Columns:
     tokens: np.ndarray
     indexed: np.ndarray
 
+    @classmethod
+    def empty(cls, dimension: int, nprobe: int) -> _Columns:
+        vectors, lists = np.empty((0, dimension), np.float16), np.empty((0, nprobe), np.int32)
+        integers = [np.empty(0, np.int64) for _ in range(3)]
+        tokens, indexed = np.empty(0, np.uint64), np.empty(0, bool)
+        return cls(integers[0], vectors, lists, integers[1], integers[2], tokens, indexed)
+
+    @classmethod
+    def joined(cls, blocks: Sequence[_Columns]) -> _Columns:
+        arrays = zip(*(vars(block).values() for block in blocks), strict=True)
+        return cls(*(np.concatenate(column) for column in arrays))
+
 
 def route_span(
     span: Span,
@@ -90,6 +101,8 @@ def route_span(
     routing: Routing,
     setting: JoinSetting,
     folder: Folder,
+    *,
+    threads: int,
     report: Callable[[int], None],
 ) -> RoutedSpan:
     """Writes the embedded chunks of a span, each with its lists, by partition.
@@ -103,20 +116,23 @@ def route_span(
         routing: How chunks are routed.
         setting: What the join agrees on.
         folder: Folder of the join.
+        threads: Number of blocks routed side by side; the result does not depend on it.
         report: Called with the number of chunks routed since the last call.
     """
-    pieces = [
-        _route(piece, only, removed, router, order, routing, setting, report)
-        for piece in span.pieces
-    ]
-    columns = _Columns(
-        *(np.concatenate(arrays) for arrays in zip(*map(_arrays, pieces), strict=True))
-    )
+    blocks = [_Columns.empty(setting.dimension, routing.nprobe)]
+    with ThreadPoolExecutor(threads) as pool:
+        for piece in span.pieces:
+            route = _Route(piece, only, removed, router, order, routing, setting)
+            starts = range(piece.start, piece.stop, _BLOCK_ROWS)
+            for start, block in zip(starts, pool.map(route.block, starts), strict=True):
+                blocks.append(block)
+                report(min(_BLOCK_ROWS, piece.stop - start))
+    columns = _Columns.joined(blocks)
     by_list = np.argsort(columns.lists[:, 0], kind="stable")
     ends = np.searchsorted(columns.lists[by_list, 0], order.cuts)
     written: list[SlicedFile] = []
     path = setting.path("routed", shard=span.number)
-    schema = setting.schema("routed", routing.nprobe - routing.after)
+    schema = setting.schema("routed", routing.nprobe)
     step = contract("routed").batch_rows
     visits = np.zeros(order.partitions, np.int64)
     with writing_slices(folder, path, schema, written) as writer:
@@ -140,10 +156,6 @@ def route_span(
     return RoutedSpan(written[0], pack_numbers(np.diff(ends)), pack_numbers(visits))
 
 
-def _arrays(columns: _Columns) -> list[np.ndarray]:
-    return list(vars(columns).values())
-
-
 def _count_visits(order: Order, lists: np.ndarray) -> int:
     """Visits of chunks to partitions other than that of their first list."""
     if order.partitions == 1:
@@ -152,41 +164,64 @@ def _count_visits(order: Order, lists: np.ndarray) -> int:
     return int((np.diff(partitions, axis=1) > 0).sum())
 
 
-def _route(
-    piece: PartRows,
-    only: np.ndarray | None,
-    removed: np.ndarray,
-    router: Router,
-    order: Order,
-    routing: Routing,
-    setting: JoinSetting,
-    report: Callable[[int], None],
-) -> _Columns:
+class _Route:
     """Routes rows of one part."""
-    part = piece.part
-    [embeddings] = open_files(routing.home, [part.keys_file], "embeddings", routing.parameters)
-    documents = read_documents(routing.home, part.documents, part.rows)
-    unnamed = UNNAMED_QUERY if routing.are_queries_alone else UNNAMED_KEY
-    labels = chunk_labels(documents, part.first_id, routing.named, unnamed)
-    blocks = []
-    for start in range(piece.start, piece.stop, _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, piece.stop)
-        vectors = embeddings.read("vector", start, stop)
-        ids = np.arange(start, stop) + part.first_id
-        wanted = is_embedded(vectors) & ~np.isin(ids, removed, assume_unique=True)
-        if only is not None:
-            wanted &= np.isin(ids, only, assume_unique=True)
+
+    def __init__(
+        self,
+        piece: PartRows,
+        only: np.ndarray | None,
+        removed: np.ndarray,
+        router: Router,
+        order: Order,
+        routing: Routing,
+        setting: JoinSetting,
+    ) -> None:
+        part, home, parameters = piece.part, routing.home, routing.parameters
+        self._piece = piece
+        self._only = only
+        self._removed = removed
+        self._router = router
+        self._order = order
+        self._routing = routing
+        [self._embeddings] = open_files(home, [part.keys_file], "embeddings", parameters)
+        self._chunks = None
+        if setting.passes_over_copies:
+            [self._chunks] = open_files(home, [part.chunks], "chunks", parameters)
+        documents = read_documents(home, part.documents, part.rows)
+        unnamed = UNNAMED_QUERY if routing.are_queries_alone else UNNAMED_KEY
+        self._labels = chunk_labels(documents, part.first_id, routing.named, unnamed)
+
+    def block(self, start: int) -> _Columns:
+        """Routes the wanted ones of some rows from `start` on."""
+        stop = min(start + _BLOCK_ROWS, self._piece.stop)
+        first_id = self._piece.part.first_id
+        vectors = self._embeddings.read("vector", start, stop)
+        wanted = is_embedded(vectors)
+        wanted[_among(self._removed, start + first_id, stop + first_id)] = False
+        if self._only is not None:
+            chosen = np.zeros(stop - start, bool)
+            chosen[_among(self._only, start + first_id, stop + first_id)] = True
+            wanted &= chosen
         rows = np.flatnonzero(wanted)
         vectors = take_halves(vectors, rows)
-        lists = router.nearest(widen(vectors), routing.nprobe)[:, routing.after :]
+        lists = self._router.nearest(widen(vectors), self._routing.nprobe)
         hashes = np.zeros(len(rows), np.uint64)
-        if setting.passes_over_copies:
-            [chunks] = open_files(routing.home, [part.chunks], "chunks", routing.parameters)
-            tokens, lengths = (chunks.read(name, start, stop)[rows] for name in _TOKENS)
+        if self._chunks is not None:
+            tokens, lengths = (self._chunks.read(name, start, stop)[rows] for name in _TOKENS)
             hashes = token_hashes(tokens, lengths)
-        document, name, in_training_split = (label[start + rows] for label in labels)
-        indexed = in_training_split & (not routing.are_queries_alone)
-        places = order.places[lists].astype(np.int32)
-        blocks.append(_Columns(ids[rows], vectors, places, document, name, hashes, indexed))
-        report(stop - start)
-    return _Columns(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, blocks), strict=True)))
+        document, name, in_training_split = (label[start + rows] for label in self._labels)
+        return _Columns(
+            ids=rows + start + first_id,
+            vectors=vectors,
+            lists=self._order.places[lists].astype(np.int32),
+            documents=document,
+            names=name,
+            tokens=hashes,
+            indexed=in_training_split & (not self._routing.are_queries_alone),
+        )
+
+
+def _among(ids: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Those of ascending ids that are start to stop - 1, counted from start."""
+    return ids[slice(*np.searchsorted(ids, [start, stop]))] - start

@@ -77,7 +77,7 @@ def cut_spans(parts: Sequence[Part], least: int, most: int) -> list[Span]:
         if part.rows > most:
             cuts = [*range(0, part.rows, most), part.rows]
             spans += [[PartRows(part, *cut)] for cut in itertools.pairwise(cuts)]
-        elif part.rows:
+        else:
             gathered.append(PartRows(part, 0, part.rows))
     if gathered:
         spans.append(gathered)

@@ -67,7 +67,7 @@ class VisitedLists:
             # A chunk may lie in another of two lists that are as near: the router decides.
             visited = self.router.nearest(queries.vectors[[row]], int(nprobe[row]))[0]
             candidates = np.unique(np.concatenate([ids[row], found[row]]))
-            candidates = candidates[candidates >= 0]
+            candidates = candidates[self._may_be_near(queries, row, candidates)]
             homes = self.router.nearest(widen(self.embeddings[candidates]), 1)[:, 0]
             one = _Queries.of([queries.block(row)])
             fresh[1][row] = self._exact(one, candidates[None, np.isin(homes, visited)])[1][0]
@@ -81,9 +81,10 @@ class VisitedLists:
             np.full((count, _SPARE * self.k), -1, np.int64),
         )
         visited = np.full(count, nprobe)
-        rows, after = np.arange(count), 0
+        rows = np.arange(count)
         while len(rows):
-            lists = self.router.nearest(queries.vectors[rows], nprobe)[:, after:]
+            lists = self.router.nearest(queries.vectors[rows], nprobe)
+            best[0][rows], best[1][rows] = np.inf, -1
             for number in np.unique(lists).tolist():
                 visitors = rows[(lists == number).any(axis=1)]
                 self._visit(queries, visitors, number, best)
@@ -91,7 +92,7 @@ class VisitedLists:
             rows = rows[best[1][rows, self.k - 1] < 0]
             if nprobe >= self.limit:
                 break
-            nprobe, after = min(2 * nprobe, self.limit), nprobe
+            nprobe = min(2 * nprobe, self.limit)
         return best[1], visited
 
     def _visit(
@@ -115,6 +116,16 @@ class VisitedLists:
             (best[0][rows], best[1][rows]), (distances, repeated), _SPARE * self.k
         )
         best[0][rows], best[1][rows] = merged
+
+    def _may_be_near(self, queries: _Queries, row: int, ids: np.ndarray) -> np.ndarray:
+        """Which chunks may be a query's neighbors: bool [n]."""
+        allowed = (ids >= 0) & ~np.isin(ids, self.removed)
+        for first, end in queries.exclude[row]:
+            allowed &= (ids < first) | (ids >= end)
+        if self.tokens is not None and queries.tokens is not None:
+            tokens = self.tokens[np.maximum(ids, 0)]
+            allowed &= (tokens != queries.tokens[row]).any(axis=1)
+        return allowed
 
     def _exact(self, queries: _Queries, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest of candidates by exact distance, as `nearest` returns them."""

@@ -150,6 +150,41 @@ def test_a_chunk_with_few_others_goes_round_again(
     assert run(["verify", str(project.output), "--recompute", "1.0"]) == 0
 
 
+def test_parts_without_chunks_have_empty_neighbors(tmp_path: Path) -> None:
+    """Files of documents without a token, before, between and behind others."""
+    project = make_project(tmp_path, [], index={"key": "IVF3,SQ8"}, neighbors={"k": 3})
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, text in enumerate(["", *python_sources(25), "", ""]):
+        (corpus / f"{number:02d}.jsonl").write_text(json.dumps({"text": text}), "utf-8")
+    project.settings["corpus"] = [{"name": "test", "paths": [str(corpus / "*.jsonl")]}]
+    project.settings["chunk"] = {"shard_size": 100}
+    assert project.build("--set", "neighbors.partitions=2") == 0
+    manifest = project.open().manifest
+    assert [file.rows for file in manifest.tables.neighbors] == [
+        file.rows for file in manifest.tables.chunks
+    ]
+    assert 0 in [file.rows for file in manifest.tables.chunks]
+    assert run(["verify", str(project.output), "--recompute", "1.0"]) == 0
+
+
+def test_a_graph_of_centroids_and_rounds(tmp_path: Path) -> None:
+    texts = ["word " * 4000, *python_sources(60)]
+    project = make_project(
+        tmp_path,
+        texts,
+        index={"key": "IVF30_HNSW8,SQ8", "recall_target": 0.3},
+        neighbors={"k": K, "partitions": 3},
+        chunk={"tokens": 16, "part_rows": 300},
+    )
+    assert project.build() == 0
+    assert project.open().manifest.counts.short_rows == 0
+    assert neighbor_bytes(again(project, tmp_path / "a", "neighbors.partitions=1")) == (
+        neighbor_bytes(project)
+    )
+    assert run(["verify", str(project.output), "--recompute", "1.0"]) == 0
+
+
 def test_a_limit_of_lists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = ["word " * 4000, *python_sources(60)]
     project = make_project(

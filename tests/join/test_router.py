@@ -43,6 +43,20 @@ def test_lists_do_not_depend_on_the_block(key: str, nprobe: int) -> None:
     assert (shifted[:, 0] == whole[:, 0]).all()
 
 
+def test_the_first_list_does_not_depend_on_how_many_are_asked_for() -> None:
+    """Of a graph too, whose search is wider for more lists; each list once, none missing."""
+    x = points()
+    for key in ("IVF400_HNSW4,Flat", "IVF64,Flat"):
+        router = Router(train_index(parse_key(key, 24), np.tile(x, (5, 1))))
+        homes = router.nearest(x[:500], 1)[:, 0]
+        for nprobe in (60, router.lists - 20, router.lists):
+            lists = router.nearest(x[:500], nprobe)
+            assert (lists[:, 0] == homes).all()
+            ordered = np.sort(lists, axis=1)
+            assert (ordered >= 0).all()
+            assert (np.diff(ordered, axis=1) > 0).all()
+
+
 def test_lists_are_the_nearest_by_exact_distance() -> None:
     x = points()
     index = train_index(parse_key("IVF64,Flat", 24), x)

@@ -22,12 +22,18 @@ def elsewhere(project: Project, folder: Path) -> Project:
 def check_equals_local(folder: Path, *options: str) -> None:
     """Builds a small database in this process and by Beam's options, and compares every file.
 
-    The second build is a command of its own, and prints no line that is not ours.
+    The second build is a command of its own, and prints no line that is not ours. It joins in partitions.
     """
-    local = make_project(folder / "local", python_sources(30), chunk={"shard_size": 5_000})
+    local = make_project(
+        folder / "local",
+        python_sources(30),
+        chunk={"shard_size": 5_000},
+        index={"key": "IVF8,SQ8"},
+    )
     assert local.build() == 0
     project = elsewhere(local, folder / "elsewhere")
-    command = [str(COMMAND), "build", str(project.config), "--", *options]
+    command = [str(COMMAND), "build", str(project.config), "--set", "neighbors.partitions=3"]
+    command += ["--", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -67,8 +67,9 @@ def built(
 
 
 def start(cluster: Cluster, server: SparkJobServer, project: Project) -> subprocess.Popen[str]:
-    """Starts the build on the cluster."""
-    command = [sys.executable, "-m", "retro_db_pipelines", "build", str(project.config), "--"]
+    """Starts the build on the cluster, which joins in partitions."""
+    command = [sys.executable, "-m", "retro_db_pipelines", "build", str(project.config)]
+    command += ["--set", "neighbors.partitions=3", "--"]
     command += ["--runner=SparkRunner", f"--spark_job_server_jar={server.jar}"]
     command += [*cluster.arguments(), *(f"--files_to_stage={jar}" for jar in server.staged)]
     return cluster.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
