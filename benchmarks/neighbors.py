@@ -1,7 +1,8 @@
 """The neighbors of all keys: the join, beside Faiss and ScaNN searching for all of them.
 
     python benchmarks/neighbors.py --synthetic 100000
-    python benchmarks/neighbors.py --synthetic 2000000 --dimension 768 --device cuda --peers ""
+    python benchmarks/neighbors.py --synthetic 2000000 --dimension 768 --peers ""    on a card, if any
+    python benchmarks/neighbors.py --synthetic 1000000 --memory 2 --nprobe 128    the stage in 2 GB
 
 Every side finds the 20 nearest keys of other documents: ours excludes a document exactly, the peers are asked
 for more keys, of which those of other documents are kept. All sides take turns in one run on two threads;
@@ -16,6 +17,7 @@ import argparse
 import shutil
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +43,7 @@ from retro_db.join.scan import nearest_keys
 from retro_db.join.setting import JoinSetting
 from retro_db.join.span_routing import RoutedSpan, Routing, route_span
 from retro_db.join.spans import Span, cut_spans
-from retro_db.join.spatial_order import Order, cut_equally, order_lists
+from retro_db.join.spatial_order import Order, cut_equally, cut_partitions, order_lists
 from retro_db.manifest.parts import Part
 from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
@@ -112,7 +114,7 @@ class Stage:
         index: The trained index.
         place: Folder of the files.
         setting: What the join agrees on.
-        partitions: Number of partitions.
+        partitions: Number of partitions; 0 for as many as the memory asks for.
     """
 
     def __init__(
@@ -139,8 +141,14 @@ class Stage:
         lengths = np.bincount(homes, minlength=ivf.nlist)
         places = np.empty(ivf.nlist, np.int64)
         places[ordered] = np.arange(ivf.nlist)
-        self.order = Order(places, cut_equally(lengths[ordered], partitions))
-        self.spans = cut_spans(self.parts, 0, PART_ROWS)
+        most = setting.most_rows
+        cuts = (
+            cut_equally(lengths[ordered], partitions)
+            if partitions
+            else cut_partitions(lengths[ordered], most)
+        )
+        self.order = Order(places, cuts)
+        self.spans = cut_spans(self.parts, 0, min(PART_ROWS, most))
         self.starts = np.array([span.first_id for span in self.spans])
 
     def run(self) -> float:
@@ -473,6 +481,51 @@ def compare_stage(
         shutil.rmtree(folder)
 
 
+def measure_memory(data: Data, key: str, place: Path, memory: int, nprobe: int) -> None:
+    """Prints the most memory that the stage takes beside mapped files, where it may take so much."""
+    documents = np.repeat(np.arange(len(data.starts)), data.counts)
+    # The keys lie in a file, as those of a build do.
+    np.save(place / "keys.npy", data.embeddings)
+    data = replace(data, embeddings=np.load(place / "keys.npy", mmap_mode="r"))
+    parsed = parse_key(key, data.dimension)
+    points = np.random.default_rng(1).permutation(len(documents))[: 64 * parsed.lists]
+    index = train_index(parsed, data.embeddings[np.sort(points)].astype(np.float32))
+    setting = JoinSetting(
+        data.dimension,
+        nprobe,
+        NEIGHBORS,
+        by_name=False,
+        passes_over_copies=False,
+        memory=memory,
+    )
+    stage = Stage(data, documents, index, place / "stage", setting, 0)
+    before, peaks, done = own_memory(), [0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.01):
+            peaks[0] = max(peaks[0], own_memory())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    took = stage.run()
+    done.set()
+    looking.join()
+    print(
+        f"{len(documents):,} keys of {data.dimension} dimensions, {key}, nprobe {nprobe}, "
+        f"{memory / 1e9:.1f} GB: {stage.order.partitions} partitions, at most "
+        f"{(peaks[0] - before) / 1e9:.2f} GB beside mapped files and {before / 1e9:.2f} GB before it began; "
+        f"{len(documents) / took:,.0f} keys/s"
+    )
+
+
+def own_memory() -> int:
+    """Returns the bytes of memory of this process, without mapped files."""
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+    raise LookupError("RssAnon")
+
+
 def main() -> None:
     """Reads the command line and runs what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -484,6 +537,8 @@ def main() -> None:
     parser.add_argument("--partitions", type=int, nargs="*", default=[1, 16])
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", type=float, help="GB of a worker, for the stage alone")
+    parser.add_argument("--nprobe", type=int, default=128, help="with --memory")
     options = parser.parse_args()
     from vectors import vectors
 
@@ -491,6 +546,9 @@ def main() -> None:
     key = options.key or choose_key(len(data.embeddings), data.dimension, MEMORY)
     place = Path(tempfile.mkdtemp(prefix="retro-db-neighbors-"))
     try:
+        if options.memory:
+            measure_memory(data, key, place, round(1e9 * options.memory), options.nprobe)
+            return
         peers = [name for name in options.peers.split(",") if name]
         compare(data, place, options.environments, peers, key, options)
     finally:

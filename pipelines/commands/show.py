@@ -81,8 +81,8 @@ def show_database(url: str, console: Console, *, as_json: bool) -> None:
         f"nprobe {index.nprobe} of {index.lists:,} lists{graph}, {index.rerank} re-ranked, {recall}"
     )
     console.say(
-        f"neighbors  {manifest.neighbors.k} of each chunk; {counts.short_rows:,} chunks have fewer, "
-        f"{counts.keyless_chunks:,} have no embedding"
+        f"neighbors  {manifest.neighbors.k} of each chunk{_found_in(manifest)}; {counts.short_rows:,} "
+        f"chunks have fewer, {counts.keyless_chunks:,} have no embedding"
     )
     if counts.removed_documents:
         console.say(
@@ -122,3 +122,12 @@ def _show_sources(sources: Sequence[SourceCounts], console: Console) -> None:
 def _show_tables(manifest: Manifest, console: Console) -> None:
     rows = [*size_rows(manifest), size_row(manifest, "total", manifest.files)]
     console.show_table(SIZE_HEADERS, rows)
+
+
+def _found_in(manifest: Manifest) -> str:
+    """How many lists a chunk visited to find its neighbors, and what that finds; empty if not known."""
+    found = manifest.neighbors
+    if not found.nprobe:
+        return ""
+    text = f", found in {found.nprobe:,} of {manifest.index.lists:,} lists"
+    return f"{text}, recall@10 {found.recall[-1].recall:.3f}" if found.recall else text

@@ -74,7 +74,7 @@ def render(url: str, facts: Facts) -> str:
 def _tiles(manifest: Manifest) -> list[tuple[str, str]]:
     """Returns the names and figures at the head of the page."""
     counts = manifest.counts
-    recall = manifest.index.recall
+    recall = manifest.neighbors.recall or manifest.index.recall
     return [
         ("documents", f"{counts.documents - counts.removed_documents:,}"),
         ("chunks", f"{counts.chunks - counts.removed_chunks:,}"),
@@ -100,9 +100,24 @@ def _settings(manifest: Manifest) -> list[tuple[str, str]]:
             f"{'file' if index.partitions == 1 else 'files'}, nprobe {index.nprobe}, "
             f"{index.rerank} re-ranked",
         ),
+        ("neighbors", _found_in(manifest)),
         ("generation", f"{manifest.generation}, format {manifest.version}"),
         ("manifest", f"sha256 {manifest.sha256}"),
     ]
+
+
+def _found_in(manifest: Manifest) -> str:
+    """Says how many lists a chunk visited to find its neighbors, and what that finds."""
+    found = manifest.neighbors
+    if not found.nprobe:
+        return f"{found.k} of each chunk, searched for in the index"
+    text = f"{found.k} of each chunk, found in {found.nprobe:,} of {manifest.index.lists:,} lists"
+    if not found.recall:
+        return text
+    point = found.recall[-1]
+    return (
+        f"{text}: recall@10 {point.recall:.3f}, of distinct chunks at least {point.lower_bound:.3f}"
+    )
 
 
 def _sources(manifest: Manifest) -> Grid:

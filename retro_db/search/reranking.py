@@ -71,13 +71,12 @@ class Candidates:
         """
         shared = 2 * len(self._unique) < self.ids.size
         most = _MOST_SHARED_EMBEDDINGS if shared else _MOST_EMBEDDINGS
-        if len(self._unique) > most and len(self.ids) > 1:
-            half = len(self.ids) // 2
+        step = max(1, most // self.ids.shape[1])
+        if len(self._unique) > most and len(self.ids) > step:
+            starts = range(0, len(self.ids), step)
+            pieces = [slice(start, start + step) for start in starts]
             return np.concatenate(
-                [
-                    Candidates(self.ids[rows]).distances(queries[rows], embeddings)
-                    for rows in (slice(None, half), slice(half, None))
-                ]
+                [Candidates(self.ids[rows]).distances(queries[rows], embeddings) for rows in pieces]
             )
         missing = int(np.searchsorted(self._unique, 0))
         distances = np.full(self.ids.shape, np.inf, np.float32)

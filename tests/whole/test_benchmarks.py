@@ -29,6 +29,13 @@ def test_index(tmp_path: Path) -> None:
     assert "queries/s at recall 0.99, ours" in printed_by("index.py", *options, folder=tmp_path)
 
 
+def test_neighbors(tmp_path: Path) -> None:
+    options = ["--synthetic=3000", "--rounds=1", "--peers=faiss", "--partitions", "1", "3"]
+    told = printed_by("neighbors.py", *options, folder=tmp_path)
+    assert "keys/s at recall 0.99; " in told
+    assert "the whole stage in 3 partitions" in told
+
+
 def test_recall(tmp_path: Path, small: Project) -> None:
     told = printed_by("recall.py", str(small.output), folder=tmp_path)
     assert "recall@10 against exact search over other documents: " in told
