@@ -209,9 +209,7 @@ class Stage:
 
     def _visit(self, number: int, homes: Sequence[HomeResult]) -> list:
         keys = self.keys(number).keys(*self._bounds(number), self.setting)
-        visits = [
-            [piece for file in home.visits for piece in file.slices][number] for home in homes
-        ]
+        visits = [home.visits_to(number) for home in homes]
         options = {"threads": THREADS, "report": quiet}
         first = self._bounds(number)[0]
         return join_visits(

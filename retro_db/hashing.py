@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import numpy as np
@@ -36,3 +37,23 @@ def fractions_of(ids: np.ndarray, seed: int) -> np.ndarray:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))
     return (z >> np.uint64(11)).astype(np.float64) / (1 << 53)
+
+
+def hash_rows(words: np.ndarray) -> np.ndarray:
+    """Hashes rows by sums of products with random odd numbers: equal ones have equal hashes.
+
+    Two others have equal ones by a chance of about 2**-64.
+
+    Args:
+        words: uint64 [n, m].
+
+    Returns:
+        uint64 [n].
+    """
+    return words @ _odd_numbers(words.shape[1])
+
+
+@functools.cache
+def _odd_numbers(count: int) -> np.ndarray:
+    random = np.random.default_rng(0)
+    return random.integers(1 << 63, size=count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)

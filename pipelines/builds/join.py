@@ -109,11 +109,10 @@ class Join:
         Args:
             by_name: Whether the queries are those of a query corpus.
         """
-        config, index = self.build.config, self.searched.index
-        limit = min(config.neighbors.max_nprobe or index.lists, index.lists)
+        config = self.build.config
         return JoinSetting(
             dimension=int(self.searched.parameters["dimension"]),
-            nprobe=min(index.measured.join.nprobe, limit),
+            nprobe=self.searched.index.measured.join.nprobe,
             k=config.neighbors.k,
             by_name=by_name,
             passes_over_copies=config.neighbors.drop_duplicates,
@@ -210,7 +209,7 @@ class _Turn:
     """One round of some queries through the partitions.
 
     Attributes:
-        setting: What its tasks agree on.
+        setting: What its tasks agree on; later rounds have names of their own.
         number: Number of the round, from 1 on.
         keys: The keys by partition, with the lists of a chunk in their files.
         queries: The queries by partition; None if they are the keys.
@@ -228,11 +227,19 @@ class _Turn:
         """The queries by partition."""
         return (self.queries or self.keys).spans
 
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Queries of each partition: int64 [partitions]."""
+        return np.sum([span.rows_of_partitions for span in self.routed], axis=0)
+
+    @functools.cached_property
+    def visits(self) -> np.ndarray:
+        """Visits of each partition's queries to others: int64 [partitions]."""
+        return np.sum([span.visits_of_partitions for span in self.routed], axis=0)
+
     def in_wave(self, wave: int, waves: int) -> JoinSetting:
-        """The setting of one of its waves, whose files have names of their own."""
-        turn = f"-round{self.number}" if self.number > 1 else ""
-        if waves > 1:
-            turn += f"-wave{wave + 1}"
+        """The setting of one of its waves, whose files have names of their own if there are several."""
+        turn = f"{self.setting.turn}-wave{wave + 1}" if waves > 1 else self.setting.turn
         return replace(self.setting, turn=turn)
 
 
@@ -310,10 +317,8 @@ class _Queries:
             only = self._short(rounds, turn)
             if not only:
                 break
-            number = turn.number + 1
             nprobe = min(2 * turn.setting.nprobe, limit)
-            setting = replace(self._setting, nprobe=nprobe, turn=f"-round{number}")
-            turn = self._turn(setting, number, only)
+            turn = self._turn(turn.number + 1, nprobe, only)
             near, unbounded = self._round(turn)
             rounds.append(near)
         return rounds
@@ -322,18 +327,19 @@ class _Queries:
         if self.namesakes is None and self.join.joins_itself:
             keys = self.join.keys
             return _Turn(self._setting, 1, keys, None, self._identity(self._setting, keys, keys))
-        return self._turn(self._setting, 1)
+        return self._turn(1, self._setting.nprobe)
 
-    def _turn(
-        self, setting: JoinSetting, number: int, only: dict[int, FileEntry] | None = None
-    ) -> _Turn:
+    def _turn(self, number: int, nprobe: int, only: dict[int, FileEntry] | None = None) -> _Turn:
         """Routes the queries of a round."""
         keys = self.join.keys
+        turn = f"-round{number}" if number > 1 else ""
+        setting = routes = replace(self._setting, nprobe=nprobe, turn=turn)
         named = [self.build.query] if self.namesakes else []
         if self.namesakes is None:
             named = self.join.searched.named
-            setting = replace(setting, turn=setting.turn or "-queries")
-        routed = self.join.route(self.build, self.parts, setting, named, only)
+            # The routes of the keys lie in the same folder.
+            routes = replace(setting, turn=turn or "-queries")
+        routed = self.join.route(self.build, self.parts, routes, named, only)
         queries = RoutedChunks(routed, setting.nprobe)
         return _Turn(setting, number, keys, queries, self._identity(setting, keys, queries))
 
@@ -345,10 +351,9 @@ class _Queries:
 
     def _round(self, turn: _Turn) -> tuple[list[SlicedFile], int]:
         """Joins all waves; returns files of neighbors, and the number of queries unbounded at home."""
-        sizes = np.sum([span.visits_of_partitions for span in turn.routed], axis=0)
         each = 2 * turn.setting.dimension + _VISIT_BYTES
         scratch = self.build.config.neighbors.scratch
-        waves = partition_waves((sizes * each).tolist(), scratch and int(scratch))
+        waves = partition_waves((turn.visits * each).tolist(), scratch and int(scratch))
         near: list[SlicedFile] = []
         unbounded = 0
         for number, wave in enumerate(waves):
@@ -388,8 +393,7 @@ class _Queries:
         return None if self.build.folder.missing(near) else results
 
     def _home_stage(self, turn: _Turn, setting: JoinSetting, wave: range) -> Stage[HomeResult]:
-        rows = np.sum([span.rows_of_partitions for span in turn.routed], axis=0)
-        partitions = [partition for partition in wave if rows[partition]]
+        partitions = [partition for partition in wave if turn.rows[partition]]
         job = HomeJob(**self._of_partitions(turn, setting, len(partitions)), queries=turn.queries)
         tasks = [
             Task(
@@ -399,7 +403,7 @@ class _Queries:
             )
             for partition in partitions
         ]
-        total = int(sum(rows[partition] for partition in partitions))
+        total = int(turn.rows[wave.start : wave.stop].sum())
         return Stage(job, tasks, HomeResult, "chunks", total, self._placement)
 
     def _visit_stage(
@@ -415,8 +419,7 @@ class _Queries:
             )
             for partition in range(partitions)
         ]
-        visits = np.sum([span.visits_of_partitions for span in turn.routed], axis=0)
-        total = int(visits[wave.start : wave.stop].sum())
+        total = int(turn.visits[wave.start : wave.stop].sum())
         return Stage(job, tasks, VisitResult, "visits", total, self._placement)
 
     def _of_partitions(self, turn: _Turn, setting: JoinSetting, tasks: int) -> dict[str, Any]:
@@ -431,9 +434,8 @@ class _Queries:
 
     def _short(self, rounds: list[list[SlicedFile]], turn: _Turn) -> dict[int, FileEntry]:
         """Files of the chunks with fewer than k neighbors, by the number of the span."""
-        setting = turn.in_wave(0, 1)
-        removed = None if setting.by_name else self.join.searched.removed
-        job = ShortJob(self.build.folder, self.join.build.home, rounds, removed, setting)
+        removed = None if turn.setting.by_name else self.join.searched.removed
+        job = ShortJob(self.build.folder, self.join.build.home, rounds, removed, turn.setting)
         tasks = [
             Task(span.name, fingerprint(_VERSION, {"route": turn.identity}), span)
             for span in self._spans

@@ -126,8 +126,8 @@ def _show_tables(manifest: Manifest, console: Console) -> None:
 
 def _found_in(manifest: Manifest) -> str:
     """How many lists a chunk visited to find its neighbors, and what that finds; empty if not known."""
-    found = manifest.neighbors
-    if not found.nprobe:
+    info = manifest.neighbors
+    if not info.nprobe:
         return ""
-    text = f", found in {found.nprobe:,} of {manifest.index.lists:,} lists"
-    return f"{text}, recall@10 {found.recall[-1].recall:.3f}" if found.recall else text
+    text = f", found in {info.nprobe:,} of {manifest.index.lists:,} lists"
+    return f"{text}, recall@10 {info.recall[-1].recall:.3f}" if info.recall else text

@@ -11,31 +11,21 @@ from retro_db.index.structure import inverted_file, read_index
 from retro_db.join.spatial_order import Order, cut_equally, cut_partitions, order_lists
 from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.store.packing import pack_numbers, unpack_numbers
+from retro_db.store.packing import unpack_numbers
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
 from .tune import BuiltIndex
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class OrderedLists:
-    """The order of the lists, and the first list of each partition."""
+    """The file of the order, and the number of its partitions."""
 
     file: FileEntry
-    packed_cuts: str
-
-    @property
-    def cuts(self) -> np.ndarray:
-        """First place of each partition, and the number of lists: int64 [partitions + 1]."""
-        return unpack_numbers(self.packed_cuts)
-
-    @property
-    def partitions(self) -> int:
-        """Number of partitions."""
-        return len(self.cuts) - 1
+    partitions: int
 
 
 @dataclass
@@ -61,7 +51,8 @@ class OrderJob(Job):
         places = np.empty(len(ordered), np.int64)
         places[ordered] = np.arange(len(ordered))
         meter(len(ordered))
-        return OrderedLists(Order(places, cuts).write(self.folder), pack_numbers(cuts))
+        order = Order(places, cuts)
+        return OrderedLists(order.write(self.folder), order.partitions)
 
     def files(self, result: OrderedLists) -> list[FileEntry]:
         return [result.file]

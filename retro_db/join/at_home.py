@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,10 +40,9 @@ class HomeResult:
     def visits_to(self, partition: int) -> Slice:
         """The slice of the queries that visit a partition."""
         for file in self.visits:
-            slices = file.slices
-            if partition < len(slices):
-                return slices[partition]
-            partition -= len(slices)
+            if partition < file.count:
+                return file.at(partition)
+            partition -= file.count
         raise IndexError(partition)
 
 
@@ -135,9 +133,8 @@ class _Visits:
         target = 0
         while self._order.partitions > 1 and target < self._order.partitions:
             path = self._setting.path("visits", shard=self._partition, part=len(files))
-            with ExitStack() as stack:
-                schema = self._setting.schema("visits")
-                writer = stack.enter_context(writing_slices(folder, path, schema, files))
+            schema = self._setting.schema("visits")
+            with writing_slices(folder, path, schema, files) as writer:
                 size = 0
                 while target < self._order.partitions and size < _MOST_FILE_BYTES:
                     writer.begin()

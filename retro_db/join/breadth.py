@@ -37,7 +37,7 @@ class JoinBreadth:
     @property
     def chosen(self) -> JoinPoint | None:
         """Recall at `nprobe`; None if it was not measured."""
-        return next((point for point in self.curve if point.nprobe == self.nprobe), None)
+        return self.curve[-1] if self.curve else None
 
 
 @dataclass(frozen=True)

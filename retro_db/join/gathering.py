@@ -35,7 +35,7 @@ def gather(folder: Folder, rounds: Sequence[Sequence[Slice]], setting: JoinSetti
     answers: list[Neighbors] = []
     later = np.empty(0, np.int64)
     for slices in reversed(rounds):
-        found = Neighbors.joined(
+        neighbors = Neighbors.joined(
             [
                 Neighbors(column(batch, "query"), column(batch, "id"), column(batch, "distance"))
                 for piece in slices
@@ -43,9 +43,9 @@ def gather(folder: Folder, rounds: Sequence[Sequence[Slice]], setting: JoinSetti
             ]
         )
         if len(later):
-            found = found.take(~np.isin(found.queries, later))
-        later = np.union1d(later, found.queries) if len(rounds) > 1 else later
-        answers.append(found)
+            neighbors = neighbors.take(~np.isin(neighbors.queries, later))
+        later = np.union1d(later, neighbors.queries) if len(rounds) > 1 else later
+        answers.append(neighbors)
     joined = Neighbors.joined(answers)
     return joined.take(np.argsort(joined.queries, kind="stable"))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from retro_db.hashing import hash_rows
 from retro_db.join.products import KeyMatrix
 
 
@@ -132,16 +133,9 @@ def _run_starts(values: np.ndarray) -> np.ndarray:
 
 
 def _hashes(vectors: np.ndarray) -> np.ndarray:
-    """Hashes float16 [n, d] to uint64 [n]: sums of its bits, each times an odd number."""
+    """Hashes float16 [n, d] to uint64 [n] by its bits."""
     words = vectors.view(np.uint16)
-    factors = _factors(words.shape[1])
     hashes = np.empty(len(words), np.uint64)
     for start in range(0, len(words), 4096):
-        hashes[start : start + 4096] = words[start : start + 4096].astype(np.uint64) @ factors
+        hashes[start : start + 4096] = hash_rows(words[start : start + 4096].astype(np.uint64))
     return hashes
-
-
-@functools.cache
-def _factors(count: int) -> np.ndarray:
-    random = np.random.default_rng(0)
-    return random.integers(1 << 63, size=count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)

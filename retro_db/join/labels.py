@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
+from retro_db.hashing import hash_rows
 from retro_db.manifest.model import TRAIN
 
 # Names of documents without names: keys and queries differ, so that neither excludes the other.
@@ -56,13 +56,7 @@ def token_hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         uint64 [n].
     """
     words = np.concatenate([tokens, lengths[:, None]], axis=1).astype(np.uint64)
-    # A sum of products with random numbers, mixed so that its low bits depend on all.
-    sums = (words + np.uint64(1)) @ _factors(words.shape[1])
+    # Mixed, so that the low bits depend on all.
+    sums = hash_rows(words + np.uint64(1))
     sums ^= sums >> np.uint64(32)
     return sums * np.uint64(0x9E3779B97F4A7C15)
-
-
-@functools.cache
-def _factors(count: int) -> np.ndarray:
-    random = np.random.default_rng(1)
-    return random.integers(1 << 63, size=count, dtype=np.uint64) * np.uint64(2) + np.uint64(1)

@@ -126,7 +126,7 @@ def nearest_of_pairs(
             places[~within] = 0
             some_ids, near = ids[places], distances[places]
             near[~within] = np.inf
-            # Ids of what does not count must differ from the others: they sort behind by distance.
+            # What does not count sorts behind by its distance, whatever its id.
             best[0][some], best[1][some] = nearest(some_ids, near, k)
         width, narrower = 3 * width, width
     return best

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +15,6 @@ from retro_db.join.scan import Visitors, nearest_keys
 from retro_db.join.setting import JoinSetting
 from retro_db.store.folder import Folder
 from retro_db.store.slices import Slice, SlicedFile, column, read_slice
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def join_visits(

@@ -70,23 +70,25 @@ def nearest_keys(keys: Keys, visitors: Visitors, k: int) -> tuple[np.ndarray, np
     queries = widen(visitors.vectors)
     bounds = _first_bounds(keys, queries, visitors, k)
     scan = _Scan(keys, queries, replace(visitors, bounds=bounds), k)
-    for pairs in _by_list(visitors.rows, visitors.lists, keys.lists):
-        scan.list(*pairs)
+    for number, rows in _by_list(visitors.rows, visitors.lists, keys.lists):
+        scan.list(number, rows)
     scan.decide()
     return scan.ids, scan.distances
 
 
-def _by_list(
-    rows: np.ndarray, lists: np.ndarray, count: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yields every list that is visited: its number, the visits and their queries."""
+def _by_list(rows: np.ndarray, lists: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields every list that is visited: its number, and the queries that visit it."""
     # NumPy sorts 16 bits by counting.
     order = np.argsort(lists.astype(np.uint16) if count <= 1 << 16 else lists, kind="stable")
     starts = np.searchsorted(lists[order], np.arange(count + 1))
     by_list = rows[order]
     for number in np.flatnonzero(np.diff(starts)).tolist():
-        visits = slice(starts[number], starts[number + 1])
-        yield number, order[visits], by_list[visits]
+        yield number, by_list[starts[number] : starts[number + 1]]
+
+
+def _tile_rows(columns: int) -> int:
+    """Queries of a tile with so many columns."""
+    return min(_TILE_ROWS, _TILE_PRODUCTS // columns // ROW_STEP * ROW_STEP)
 
 
 def _first_bounds(keys: Keys, queries: np.ndarray, visitors: Visitors, k: int) -> np.ndarray:
@@ -120,14 +122,14 @@ def _kth_distances(
     best = np.full((len(concerned), k), np.inf, np.float32)
     share = 2 * queries.shape[1] * _ROUNDING
     visits = visitors.rows[near], visitors.lists[near]
-    for number, _, rows in _by_list(*visits, keys.lists):
+    for number, rows in _by_list(*visits, keys.lists):
         start, stop = (int(offset) for offset in keys.offsets[number : number + 2])
         for first in range(start, stop, _TILE_KEYS):
             end = min(first + _TILE_KEYS, stop)
             wide = torch.zeros(padded_columns(end - first), queries.shape[1])
             widen(keys.vectors(first, end), wide.numpy()[: end - first])
             squares = wide.square().sum(1) * (1 + share)
-            step = min(_TILE_ROWS, _TILE_PRODUCTS // len(wide) // ROW_STEP * ROW_STEP)
+            step = _tile_rows(len(wide))
             for begin in range(0, len(rows), step):
                 tile = rows[begin : begin + step]
                 block = np.zeros((padded_rows(len(tile)), queries.shape[1]), np.float32)
@@ -172,13 +174,13 @@ class _Scan:
         share = 2 * self._queries.shape[1] * _ROUNDING
         self._matrix.bound(rows, bounds * np.float32(1 + share))
 
-    def list(self, number: int, visits: np.ndarray, rows: np.ndarray) -> None:
+    def list(self, number: int, rows: np.ndarray) -> None:
         """Multiplies one list with the queries that visit it."""
         start, stop = (int(offset) for offset in self._keys.offsets[number : number + 2])
         for first in range(start, stop, _TILE_KEYS):
             end = min(first + _TILE_KEYS, stop)
             factors = self._keys.matrix.rows(first, end)
-            step = min(_TILE_ROWS, _TILE_PRODUCTS // len(factors) // ROW_STEP * ROW_STEP)
+            step = _tile_rows(len(factors))
             for begin in range(0, len(rows), step):
                 self._tile(factors, first, end, rows[begin : begin + step])
             if self._count > _MOST_SURVIVORS * max(len(self._queries), 1024):

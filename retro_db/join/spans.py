@@ -70,8 +70,8 @@ def cut_spans(parts: Sequence[Part], least: int, most: int) -> list[Span]:
     spans: list[list[PartRows]] = []
     gathered: list[PartRows] = []
     for part in parts:
-        held = sum(piece.rows for piece in gathered)
-        if gathered and (held >= least or held + part.rows > most):
+        rows = sum(piece.rows for piece in gathered)
+        if gathered and (rows >= least or rows + part.rows > most):
             spans.append(gathered)
             gathered = []
         if part.rows > most:

@@ -108,13 +108,13 @@ def _settings(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _found_in(manifest: Manifest) -> str:
     """Says how many lists a chunk visited to find its neighbors, and what that finds."""
-    found = manifest.neighbors
-    if not found.nprobe:
-        return f"{found.k} of each chunk, searched for in the index"
-    text = f"{found.k} of each chunk, found in {found.nprobe:,} of {manifest.index.lists:,} lists"
-    if not found.recall:
+    info = manifest.neighbors
+    if not info.nprobe:
+        return f"{info.k} of each chunk, searched for in the index"
+    text = f"{info.k} of each chunk, found in {info.nprobe:,} of {manifest.index.lists:,} lists"
+    if not info.recall:
         return text
-    point = found.recall[-1]
+    point = info.recall[-1]
     return (
         f"{text}: recall@10 {point.recall:.3f}, of distinct chunks at least {point.lower_bound:.3f}"
     )

@@ -7,7 +7,6 @@ record of the task that wrote the file.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import pyarrow as pa
 
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.store.packing import pack_numbers, unpack_numbers
-from retro_db.store.tables import decoding
+from retro_db.store.tables import decoding, to_numpy
+from retro_db.store.writing import to_arrow
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,9 @@ class SlicedFile:
         return Slice(self.file.path, start, stop)
 
     @property
-    def slices(self) -> list[Slice]:
-        """All slices in order, empty ones too."""
-        offsets = unpack_numbers(self.offsets).tolist()
-        return [Slice(self.file.path, *bounds) for bounds in itertools.pairwise(offsets)]
+    def count(self) -> int:
+        """Number of its slices, empty ones too."""
+        return len(unpack_numbers(self.offsets)) - 1
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class SliceWriter:
         """Writes one batch to the present slice: a column for every field of the schema."""
         if self._writer is None:
             self._writer = pa.ipc.new_stream(self._stream, self._schema)
-        arrays = [_to_arrow(columns[field.name], field.type) for field in self._schema]
+        arrays = [to_arrow(columns[field.name], field.type) for field in self._schema]
         self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
 
     def end(self) -> None:
@@ -159,17 +158,4 @@ def slices_of(files: Sequence[SlicedFile], number: int) -> list[Slice]:
 
 def column(batch: pa.RecordBatch, name: str) -> np.ndarray:
     """A column as an array, [n] or [n, size] for fixed-size lists, without copying it."""
-    array = batch.column(name)
-    if pa.types.is_fixed_size_list(array.type):
-        size = array.type.list_size
-        return array.flatten().to_numpy(zero_copy_only=True).reshape(len(array), size)
-    return array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))
-
-
-def _to_arrow(values: np.ndarray | pa.Array, kind: pa.DataType) -> pa.Array:
-    if isinstance(values, pa.Array):
-        return values
-    if pa.types.is_fixed_size_list(kind):
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=kind.value_type)
-        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
-    return pa.array(values, type=kind)
+    return to_numpy(batch.column(name))

@@ -83,7 +83,7 @@ class TableFile(abc.ABC):
             base = batch * self.batch_rows
             pieces.append(self.view(column, batch)[max(start - base, 0) : stop - base])
         if not pieces:
-            return _to_numpy(pa.array([], self.schema.field(column).type))
+            return to_numpy(pa.array([], self.schema.field(column).type))
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
@@ -159,7 +159,7 @@ class IpcFile(TableFile):
                 raise ValueError(f"has {data.num_rows} rows instead of {expected}")
             starts = {}
             for name, kind in self._columns.items():
-                start = _to_numpy(data.column(name)).ctypes.data - self.address
+                start = to_numpy(data.column(name)).ctypes.data - self.address
                 if not 0 <= start <= len(self._file) - expected * kind.bytes:
                     raise ValueError(f"{name} does not lie in the file")
                 if start % kind.unit:
@@ -188,7 +188,7 @@ class ColumnLayout:
     @functools.cache
     def of(cls, kind: pa.DataType) -> ColumnLayout:
         """Layout of a column of an Arrow type."""
-        empty = _to_numpy(pa.array([], kind))
+        empty = to_numpy(pa.array([], kind))
         size = empty.dtype.itemsize * math.prod(empty.shape[1:])
         return cls(empty.dtype, empty.shape[1:], size, math.gcd(size, _ALIGNMENT))
 
@@ -210,11 +210,11 @@ def decoding(where: str) -> Iterator[None]:
         raise DamagedFileError(f"{where}: {reason}; run verify") from error
 
 
-def _to_numpy(array: pa.Array) -> np.ndarray:
-    """A view of a column that was validated: its buffers are as long as its rows need."""
+def to_numpy(array: pa.Array) -> np.ndarray:
+    """A view of a column that was validated, whose buffers are as long as its rows need; a copy of bits."""
     if array.null_count:
         raise ValueError("has null values")
     if pa.types.is_fixed_size_list(array.type):
         items = array.flatten().to_numpy(zero_copy_only=True)
         return items.reshape(len(array), array.type.list_size)
-    return array.to_numpy(zero_copy_only=True)
+    return array.to_numpy(zero_copy_only=not pa.types.is_boolean(array.type))

@@ -52,7 +52,7 @@ class TableWriter:
 
     def append(self, columns: Mapping[str, np.ndarray | list[str]]) -> None:
         """Adds rows: one array or list of equal length for every column of the schema."""
-        arrays = [_to_arrow(columns[field.name], field.type) for field in self._schema]
+        arrays = [to_arrow(columns[field.name], field.type) for field in self._schema]
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
         self.rows += batch.num_rows
         self._pending.append(batch)
@@ -72,7 +72,10 @@ class TableWriter:
         self._pending_rows -= rows
 
 
-def _to_arrow(values: np.ndarray | list[str], kind: pa.DataType) -> pa.Array:
+def to_arrow(values: np.ndarray | pa.Array | list[str], kind: pa.DataType) -> pa.Array:
+    """A column of an Arrow type; of fixed-size lists, from an array [rows, size]."""
+    if isinstance(values, pa.Array):
+        return values
     if pa.types.is_fixed_size_list(kind):
         flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=kind.value_type)
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)

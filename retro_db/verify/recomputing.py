@@ -19,6 +19,7 @@ from retro_db.join.router import Router
 from retro_db.manifest.model import IndexInfo, Manifest
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
+from retro_db.reader.removals import Removals
 from retro_db.search.finder import ChunkTokens, Finder
 from retro_db.search.part_documents import Documents
 from retro_db.search.searching import IdRanges, QueryBlock, SearchSettings, open_searcher, windows
@@ -117,6 +118,14 @@ class Recomputation:
         self._router = Router(self._trained)
         self._memory = manifest.config.get("index", {}).get("memory")
         self._finders: dict[tuple[FileEntry, ...], Finder] = {}
+        self._removals: dict[tuple[FileEntry, ...], Removals] = {}
+
+    def _removed_by(self, written: Manifest) -> Removals:
+        """Returns the removals of a generation."""
+        removed = tuple(written.tables.removed)
+        if removed not in self._removals:
+            self._removals[removed] = Database(self._home.database.folder, written).removals
+        return self._removals[removed]
 
     def _finder(self, written: Manifest) -> Finder:
         """Returns a finder that searches as a generation did, without the chunks removed by then."""
@@ -130,7 +139,7 @@ class Recomputation:
                     manifest.template_file,
                     manifest.partition_files,
                     self._memory,
-                    Database(database.folder, written).removals.chunks,
+                    self._removed_by(written).chunks,
                 ),
                 database.embeddings,
                 _settings(written.index),
@@ -239,7 +248,6 @@ class Recomputation:
         """
         written = self._history.first_listed[part.neighbors]
         path, chunks = part.neighbors.path, written.counts.chunks
-        removed = Database(self._home.database.folder, written).removals
         if written.index.template_sha256 != self._manifest.index.template_sha256:
             self.notes[f"{path}: not searched again: the index was trained again since"] = None
             return
@@ -248,7 +256,8 @@ class Recomputation:
         searched, first = is_embedded(embeddings), 0
         if written.neighbors.nprobe and not part.corpus.is_queries:
             # Removed chunks have no neighbors.
-            searched &= ~removed.has_chunks(rows + part.files.first_id)
+            removed = self._removed_by(written).has_chunks(rows + part.files.first_id)
+            searched &= ~removed
         queries = []
         for start, stop, exclude in window:
             block = np.flatnonzero(searched[first : first + stop - start]) + first
@@ -289,7 +298,7 @@ class Recomputation:
             self._manifest.neighbors.k,
             written.neighbors.nprobe,
             min(self._neighbors_config.get("max_nprobe") or lists, lists),
-            Database(database.folder, written).removals.chunks,
+            self._removed_by(written).chunks,
             self._tokens(database.table("chunks")),
         )
 

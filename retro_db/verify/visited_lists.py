@@ -61,17 +61,20 @@ class VisitedLists:
         """
         use_faiss_threads(1)
         queries = _Queries.of(blocks)
-        found, nprobe = self._nearest(queries, self.nprobe)
-        fresh = self._exact(queries, found)
-        for row in np.flatnonzero(~_same(distances, fresh[1])):
+        near, nprobe = self._nearest(queries, self.nprobe)
+        _, fresh = self._exact(queries, near)
+        for row in np.flatnonzero(~_same(distances, fresh)):
             # A chunk may lie in another of two lists that are as near: the router decides.
             visited = self.router.nearest(queries.vectors[[row]], int(nprobe[row]))[0]
-            candidates = np.unique(np.concatenate([ids[row], found[row]]))
-            candidates = candidates[self._may_be_near(queries, row, candidates)]
+            candidates = np.unique(np.concatenate([ids[row], near[row]]))
+            candidates = candidates[(candidates >= 0) & ~np.isin(candidates, self.removed)]
+            candidates = candidates[
+                self._may_be_near(queries, row, candidates, self._tokens_of(candidates))
+            ]
             homes = self.router.nearest(widen(self.embeddings[candidates]), 1)[:, 0]
-            one = _Queries.of([queries.block(row)])
-            fresh[1][row] = self._exact(one, candidates[None, np.isin(homes, visited)])[1][0]
-        return _same(distances, fresh[1])
+            query = _Queries.of([queries.block(row)])
+            fresh[row] = self._exact(query, candidates[None, np.isin(homes, visited)])[1][0]
+        return _same(distances, fresh)
 
     def _nearest(self, queries: _Queries, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         """Candidates int64 [n, 2 k] padded with -1, and the lists that each query visited, int64 [n]."""
@@ -105,25 +108,27 @@ class VisitedLists:
         if not len(ids):
             return
         distances = faiss.pairwise_distances(queries.vectors[rows], widen(self.embeddings[ids]))
-        tokens = None if self.tokens is None else self.tokens[ids]
+        tokens = self._tokens_of(ids)
         for row, query in enumerate(rows.tolist()):
-            for first, end in queries.exclude[query]:
-                distances[row, (ids >= first) & (ids < end)] = np.inf
-            if tokens is not None and queries.tokens is not None:
-                distances[row, (tokens == queries.tokens[query]).all(axis=1)] = np.inf
+            distances[row, ~self._may_be_near(queries, query, ids, tokens)] = np.inf
         repeated = np.broadcast_to(ids, distances.shape)
         merged = merge_neighbors(
             (best[0][rows], best[1][rows]), (distances, repeated), _SPARE * self.k
         )
         best[0][rows], best[1][rows] = merged
 
-    def _may_be_near(self, queries: _Queries, row: int, ids: np.ndarray) -> np.ndarray:
-        """Which chunks may be a query's neighbors: bool [n]."""
-        allowed = (ids >= 0) & ~np.isin(ids, self.removed)
+    def _tokens_of(self, ids: np.ndarray) -> np.ndarray | None:
+        """Tokens of chunks, if copies are passed over."""
+        return None if self.tokens is None else self.tokens[ids]
+
+    def _may_be_near(
+        self, queries: _Queries, row: int, ids: np.ndarray, tokens: np.ndarray | None
+    ) -> np.ndarray:
+        """Which chunks, with their tokens, may be a query's neighbors: bool [n]."""
+        allowed = np.ones(len(ids), bool)
         for first, end in queries.exclude[row]:
             allowed &= (ids < first) | (ids >= end)
-        if self.tokens is not None and queries.tokens is not None:
-            tokens = self.tokens[np.maximum(ids, 0)]
+        if tokens is not None and queries.tokens is not None:
             allowed &= (tokens != queries.tokens[row]).any(axis=1)
         return allowed
 

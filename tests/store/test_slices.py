@@ -46,7 +46,7 @@ def test_every_slice_holds_what_was_written(
     place = tmp_path_factory.mktemp("slices")
     folder = Folder(str(place) if is_local else f"memory://{place.name}")
     file = write(folder, slices)
-    assert len(file.slices) == len(slices)
+    assert file.count == len(slices)
     for number, batches in enumerate(slices):
         read = list(read_slice(folder, file.at(number), SCHEMA))
         assert [batch.num_rows for batch in read] == batches
