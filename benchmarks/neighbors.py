@@ -34,7 +34,6 @@ from retro_db.index.keys import choose_key, parse_key
 from retro_db.index.structure import faiss, inverted_file, widen
 from retro_db.index.training import train_index
 from retro_db.join.at_home import HomeResult, join_at_home
-from retro_db.join.gathering import gather, write_neighbors
 from retro_db.join.keys import Labels
 from retro_db.join.on_visit import join_visits
 from retro_db.join.partition import Routed, RoutedSlice
@@ -42,14 +41,13 @@ from retro_db.join.router import Router
 from retro_db.join.scan import nearest_keys
 from retro_db.join.setting import JoinSetting
 from retro_db.join.span_routing import RoutedSpan, Routing, route_span
-from retro_db.join.spans import Span, cut_spans
+from retro_db.join.spans import Span, cut_spans, of_whole_parts
 from retro_db.join.spatial_order import Order, cut_equally, cut_partitions, order_lists
 from retro_db.manifest.parts import Part
-from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, describe
-from retro_db.store.slices import slices_of
 from retro_db.store.writing import TableWriter
+from retro_db_pipelines.stages.neighbors import NeighborsJob
 
 THREADS = 2
 NEIGHBORS = 20
@@ -148,20 +146,26 @@ class Stage:
             else cut_partitions(lengths[ordered], most)
         )
         self.order = Order(places, cuts)
-        self.spans = cut_spans(self.parts, 0, min(PART_ROWS, most))
-        self.starts = np.array([span.first_id for span in self.spans])
+        self.spans = cut_spans(self.parts, 0, most)
+        self.gathered = cut_spans(self.parts, 0, setting.most_gathered_rows)
+        self.starts = np.array([span.first_id for span in self.gathered])
 
     def run(self) -> float:
         """Routes, joins and gathers; returns the seconds that it took."""
         start = time.perf_counter()
+        self.phase = "route"
         self.routed = [self._route(span) for span in self.spans]
         numbers = range(self.order.partitions)
+        self.phase = "home"
         homes = [self._home(number) for number in numbers]
         near = [file for home in homes for file in home.near]
+        self.phase = "visit"
         for number in numbers if self.order.partitions > 1 else ():
             near += self._visit(number, homes)
-        for span in self.spans:
-            self._gather(span, slices_of(near, span.number))
+        self.phase = "gather"
+        gathered = NeighborsJob(self.folder, self.folder, [near], self.setting)
+        for spans in of_whole_parts(self.gathered):
+            gathered.run(None, spans, quiet)
         return time.perf_counter() - start
 
     def keys(self, number: int) -> Routed:
@@ -215,15 +219,6 @@ class Stage:
         return join_visits(
             keys, visits, number, first, self.starts, self.setting, self.folder, **options
         )
-
-    def _gather(self, span: Span, slices: list) -> None:
-        neighbors = gather(self.folder, [slices], self.setting)
-        for piece in span.pieces:
-            part = piece.part
-            parameters: dict[str, str | int] = {"dimension": self.setting.dimension}
-            [file] = open_files(self.folder, [part.keys_file], "embeddings", parameters)
-            path = contract("neighbors").name(part.shard, 0)
-            write_neighbors(neighbors, part.first_id, file, NEIGHBORS, path, self.folder)
 
 
 def _write_parts(data: Data, documents: np.ndarray, folder: Folder) -> list[Part]:

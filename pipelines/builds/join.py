@@ -17,7 +17,7 @@ import numpy as np
 from retro_db.join.at_home import HomeResult
 from retro_db.join.setting import JoinSetting
 from retro_db.join.span_routing import RoutedSpan, Routing
-from retro_db.join.spans import Span, cut_spans
+from retro_db.join.spans import Span, cut_spans, of_whole_parts
 from retro_db.join.spatial_order import partition_waves
 from retro_db.manifest.parts import Part
 from retro_db.store.folder import FileEntry
@@ -31,8 +31,8 @@ from ..engine.resume import standing
 from ..stages.home import HomeJob, RoutedChunks
 from ..stages.neighbors import (
     VERSION,
+    GatheredParts,
     NeighborsJob,
-    NeighborsSpan,
     NeighborsTable,
 )
 from ..stages.order import OrderedLists, order_stage
@@ -191,9 +191,10 @@ class Join:
         return route_stage(build, job, spans, decides)
 
     def gathered(self, parts: list[Part]) -> list[Span]:
-        """The spans of whole parts whose neighbors one task gathers."""
-        most = max([self.setting(by_name=False).most_rows, *(part.rows for part in parts)])
-        return cut_spans(parts, self._least_rows(parts), most)
+        """The spans whose neighbors are gathered at a time."""
+        least = self._least_rows(parts)
+        most = max(least, self.setting(by_name=False).most_gathered_rows)
+        return cut_spans(parts, least, most)
 
     def _least_rows(self, parts: Sequence[Part]) -> int:
         """Chunks of a span, so that spans times partitions stay few."""
@@ -285,7 +286,7 @@ class _Queries:
             sum(part.short_rows for part in written),
         )
 
-    def _neighbors_stage(self, rounds: list[list[SlicedFile]]) -> Stage[NeighborsSpan]:
+    def _neighbors_stage(self, rounds: list[list[SlicedFile]]) -> Stage[GatheredParts]:
         job = NeighborsJob(self.build.folder, self.join.build.home, rounds, self._setting)
         searched = self.join.searched
         all_spans = self.join.gathered(searched.parts)
@@ -300,11 +301,15 @@ class _Queries:
             "removed": removed and removed.sha256,
         }
         tasks = [
-            Task(span.name, fingerprint(VERSION, decides | {"chunk": span_contents(span)}), span)
-            for span in self._spans
+            Task(
+                spans[0].name,
+                fingerprint(VERSION, decides | {"chunk": [span_contents(span) for span in spans]}),
+                spans,
+            )
+            for spans in of_whole_parts(self._spans)
         ]
         total = sum(span.rows for span in self._spans)
-        return Stage(job, tasks, NeighborsSpan, "chunks", total, self._placement)
+        return Stage(job, tasks, GatheredParts, "chunks", total, self._placement)
 
     def _joined(self) -> list[list[SlicedFile]]:
         """Joins in rounds; returns each round's files of neighbors, with a slice for each span."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from retro_db.join.gathering import gather, write_neighbors
+from retro_db.join.near_files import Neighbors
 from retro_db.join.setting import JoinSetting
-from retro_db.join.spans import Span
+from retro_db.join.spans import PartRows, Span
 from retro_db.meter import Meter
-from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry
 from retro_db.store.slices import SlicedFile, slices_of
@@ -28,8 +30,8 @@ class NeighborsPart:
 
 
 @dataclass(frozen=True)
-class NeighborsSpan:
-    """The neighbors of the parts of one span."""
+class GatheredParts:
+    """The neighbors of some whole parts."""
 
     parts: list[NeighborsPart]
 
@@ -49,28 +51,28 @@ class NeighborsTable:
 
 @dataclass
 class NeighborsJob(Job):
-    """Gathers the neighbors of one span of whole parts."""
+    """Gathers the neighbors of whole parts, span by span."""
 
     stage: ClassVar[str] = "neighbors"
     home: Folder
     rounds: list[list[SlicedFile]]
     setting: JoinSetting
 
-    def run(self, shared: None, span: Span, meter: Meter, /) -> NeighborsSpan:
-        slices = [slices_of(files, span.number) for files in self.rounds]
-        neighbors = gather(self.folder, slices, self.setting)
-        parts = []
-        for piece in span.pieces:
-            part = piece.part
-            dimension: dict[str, str | int] = {"dimension": self.setting.dimension}
-            [embeddings] = open_files(self.home, [part.keys_file], "embeddings", dimension)
+    def run(self, shared: None, spans: list[Span], meter: Meter, /) -> GatheredParts:
+        files = []
+        for part, pieces in itertools.groupby(self._gathered(spans), lambda pair: pair[0].part):
             path = contract("neighbors").name(part.shard, part.number)
-            written = write_neighbors(
-                neighbors, part.first_id, embeddings, self.setting.k, path, self.folder
-            )
-            parts.append(NeighborsPart(*written))
+            written = write_neighbors(pieces, self.home, path, self.folder, self.setting)
+            files.append(NeighborsPart(*written))
             meter(part.rows)
-        return NeighborsSpan(parts)
+        return GatheredParts(files)
 
-    def files(self, result: NeighborsSpan) -> list[FileEntry]:
+    def _gathered(self, spans: list[Span]) -> Iterator[tuple[PartRows, Neighbors]]:
+        for span in spans:
+            slices = [slices_of(files, span.number) for files in self.rounds]
+            neighbors = gather(self.folder, slices, self.setting)
+            for piece in span.pieces:
+                yield piece, neighbors
+
+    def files(self, result: GatheredParts) -> list[FileEntry]:
         return [part.file for part in result.parts]

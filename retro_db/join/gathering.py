@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,12 +11,11 @@ from retro_db.index.structure import is_embedded
 from retro_db.join.near_files import Neighbors
 from retro_db.join.nearest import nearest_of_pairs
 from retro_db.join.setting import JoinSetting
-from retro_db.join.spans import Span
+from retro_db.join.spans import PartRows, Span
 from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.slices import Slice, column, read_slice
-from retro_db.store.tables import TableFile
 from retro_db.store.writing import TableWriter
 
 _BLOCK_ROWS = 16_384
@@ -61,11 +60,8 @@ def queries_of(span: Span, home: Folder, dimension: int, removed: np.ndarray) ->
     """
     ids = [np.empty(0, np.int64)]
     for piece in span.pieces:
-        parameters: dict[str, str | int] = {"dimension": dimension}
-        [embeddings] = open_files(home, [piece.part.keys_file], "embeddings", parameters)
-        for start in range(piece.start, piece.stop, _BLOCK_ROWS):
-            vectors = embeddings.read("vector", start, min(start + _BLOCK_ROWS, piece.stop))
-            ids.append(np.flatnonzero(is_embedded(vectors)) + piece.part.first_id + start)
+        for start, embedded in _embedded(piece, home, dimension):
+            ids.append(np.flatnonzero(embedded) + piece.part.first_id + start)
     return np.setdiff1d(np.concatenate(ids), removed, assume_unique=True)
 
 
@@ -96,42 +92,50 @@ def short_queries(neighbors: Neighbors, queries: np.ndarray, k: int) -> np.ndarr
 
 
 def write_neighbors(
-    neighbors: Neighbors,
-    first_id: int,
-    embeddings: TableFile,
-    k: int,
+    pieces: Iterable[tuple[PartRows, Neighbors]],
+    home: Folder,
     path: str,
     folder: Folder,
+    setting: JoinSetting,
 ) -> tuple[TableEntry, int]:
     """Writes the neighbors of one part's chunks, row for row.
 
     Args:
-        neighbors: Neighbors of its chunks, and perhaps of others, sorted by query.
-        first_id: Id of the part's first chunk.
-        embeddings: The part's embeddings; chunks without one have no neighbors.
-        k: Number of neighbors of a chunk.
+        pieces: All rows of the part, in order, with neighbors of theirs and maybe of others, sorted by query.
+        home: Folder of the part's files; chunks without an embedding have no neighbors.
         path: Path of the neighbors file, relative to the folder.
         folder: Folder that it is written to.
+        setting: What the join agrees on.
 
     Returns:
         The file, and the number of chunks with an embedding that have fewer than k neighbors.
     """
-    table = contract("neighbors")
+    table, k = contract("neighbors"), setting.k
     short = 0
     with folder.writing(path) as temporary:
         with TableWriter(temporary, table.schema(k=k), table.batch_rows) as writer:
-            for start in range(0, embeddings.rows, _BLOCK_ROWS):
-                stop = min(start + _BLOCK_ROWS, embeddings.rows)
-                ids = [first_id + start, first_id + stop]
-                pairs = slice(*np.searchsorted(neighbors.queries, ids))
-                near = nearest_of_pairs(
-                    neighbors.queries[pairs] - ids[0],
-                    neighbors.ids[pairs],
-                    neighbors.distances[pairs],
-                    stop - start,
-                    k,
-                )
-                embedded = is_embedded(embeddings.read("vector", start, stop))
-                short += int((near[0][embedded, -1] < 0).sum())
-                writer.append({"ids": near[0], "distances": near[1]})
+            for piece, neighbors in pieces:
+                for start, embedded in _embedded(piece, home, setting.dimension):
+                    first_id = piece.part.first_id + start
+                    ids, distances = _nearest_of(neighbors, first_id, len(embedded), k)
+                    short += int((ids[embedded, -1] < 0).sum())
+                    writer.append({"ids": ids, "distances": distances})
         return describe(temporary, path, writer.rows), short
+
+
+def _nearest_of(
+    neighbors: Neighbors, first_id: int, count: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest neighbors of chunks `first_id` to `first_id + count - 1`, as `nearest_of_pairs`."""
+    pairs = slice(*np.searchsorted(neighbors.queries, [first_id, first_id + count]))
+    rows = neighbors.queries[pairs] - first_id
+    return nearest_of_pairs(rows, neighbors.ids[pairs], neighbors.distances[pairs], count, k)
+
+
+def _embedded(piece: PartRows, home: Folder, dimension: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields rows of a part from `start` on, block by block: whether each has an embedding, bool [rows]."""
+    parameters: dict[str, str | int] = {"dimension": dimension}
+    [embeddings] = open_files(home, [piece.part.keys_file], "embeddings", parameters)
+    for start in range(piece.start, piece.stop, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, piece.stop)
+        yield start, is_embedded(embeddings.read("vector", start, stop))

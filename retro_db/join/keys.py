@@ -64,19 +64,23 @@ class Keys:
 
     def vectors(self, start: int, stop: int) -> np.ndarray:
         """Embeddings of keys start to stop - 1: float16 [stop - start, d]."""
-        return take_halves(self.store, self.places[start:stop])
+        return _read(self.store, self.places, start, stop)
 
     @functools.cached_property
     def matrix(self) -> KeyMatrix:
         """The keys as factors of products."""
-        return KeyMatrix(
-            self.vectors, len(self.ids), self.store.shape[1], self.precision, self.device
-        )
+        # A method of the keys would tie them into a cycle, which is freed late.
+        read = functools.partial(_read, self.store, self.places)
+        return KeyMatrix(read, len(self.ids), self.store.shape[1], self.precision, self.device)
 
     @property
     def lists(self) -> int:
         """Number of lists."""
         return len(self.offsets) - 1
+
+
+def _read(store: np.ndarray, places: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return take_halves(store, places[start:stop])
 
 
 def take_halves(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:

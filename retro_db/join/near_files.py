@@ -13,6 +13,8 @@ from retro_db.store.folder import Folder
 from retro_db.store.slices import SlicedFile, writing_slices
 
 _ROW_BYTES = 20
+# Share of the memory that may be collected; it is sorted in twice as much again.
+_SHARE = 32
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class NearWriter:
         """Adds neighbors of any queries."""
         self._pieces.append(neighbors)
         self._rows += len(neighbors.queries)
-        if self._rows * _ROW_BYTES > self._setting.memory // 16:
+        if self._rows * _ROW_BYTES > self._setting.memory // _SHARE:
             self.flush()
 
     def flush(self) -> None:

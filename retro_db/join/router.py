@@ -120,9 +120,10 @@ class Router:
             nprobe: Number of lists.
         """
         first, last = limits
-        sure = np.flatnonzero(distances < last - margin)
+        is_sure = distances < last - margin
+        sure = np.flatnonzero(is_sure)
         sure = sure[np.argsort(distances[sure], kind="stable")]
-        doubtful = self._by_distance(x, np.flatnonzero(np.abs(distances - last) <= margin))
+        doubtful = self._by_distance(x, np.flatnonzero(~is_sure & (distances <= last + margin)))
         lists = np.concatenate([sure, doubtful])[:nprobe]
         nearest = self._by_distance(x, np.flatnonzero(distances <= first + margin))[0]
         return np.concatenate([[nearest], lists[lists != nearest]])[:nprobe]

@@ -12,6 +12,8 @@ from retro_db.store.contracts import contract
 
 # Bytes that a query of a block takes beside its embedding: survivors, neighbors, labels.
 _QUERY_BYTES = 2048
+# Bytes that one of a chunk's k neighbors takes: about three pairs, thrice while they are sorted.
+_GATHERED_BYTES = 180
 _LEAST_BLOCK, _MOST_BLOCK = 1024, 1 << 16
 
 
@@ -60,8 +62,13 @@ class JoinSetting:
 
     @property
     def most_rows(self) -> int:
-        """Chunks that fill a third of the memory: another third is for their factors, and one for blocks."""
-        return max(1, self.memory // 3 // self.row_bytes)
+        """Chunks that fill a quarter of the memory: another is for their factors, and half for blocks and the process."""
+        return max(1, self.memory // 4 // self.row_bytes)
+
+    @property
+    def most_gathered_rows(self) -> int:
+        """Chunks whose neighbors of all partitions fill a third of the memory while they are merged."""
+        return max(1, self.memory // 3 // (_GATHERED_BYTES * self.k))
 
     def block_rows(self, threads: int, queries: int | None = None) -> int:
         """Queries of a block, of which each thread has one in hand.
@@ -71,7 +78,7 @@ class JoinSetting:
             queries: All queries, if their number is known: blocks of equal size end at the same time.
         """
         each = 10 * self.dimension + 4 * self.nprobe + 24 * self.k + _QUERY_BYTES
-        most = max(_LEAST_BLOCK, min(_MOST_BLOCK, self.memory // 4 // threads // each))
+        most = max(_LEAST_BLOCK, min(_MOST_BLOCK, self.memory // 6 // threads // each))
         if queries is None:
             return most
         rounds = -(-queries // (most * threads))

@@ -1,9 +1,9 @@
-"""Spans: the chunks that one task routes, or whose answers it gathers; consecutive in the order of ids."""
+"""Spans: chunks that are routed, or whose neighbors are gathered, at a time; consecutive by their ids."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from retro_db.manifest.parts import Part
@@ -82,3 +82,9 @@ def cut_spans(parts: Sequence[Part], least: int, most: int) -> list[Span]:
     if gathered:
         spans.append(gathered)
     return [Span(number, pieces) for number, pieces in enumerate(spans)]
+
+
+def of_whole_parts(spans: Iterable[Span]) -> list[list[Span]]:
+    """Groups spans, so that the rows of a part are in one group."""
+    groups = itertools.groupby(spans, key=lambda span: span.pieces[0].part.first_id)
+    return [list(group) for _, group in groups]

@@ -74,6 +74,30 @@ def test_lists_are_the_nearest_by_exact_distance() -> None:
         assert (lists[:, 0] == order[:, 0]).all()
 
 
+def test_every_list_is_counted_where_many_lie_at_the_margin_of_rounding() -> None:
+    """Distances of all values that float32 has around the one of the last list."""
+    random = np.random.default_rng(0)
+    index = train_index(
+        parse_key("IVF512,Flat", 4), random.standard_normal((16_384, 4), np.float32)
+    )
+    directions = random.standard_normal((512, 4))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    # So long that the margin is no whole number of steps between them.
+    squares = 0.9958 * np.linspace(1 - 2e-5, 1 + 2e-5, 512)
+    shell = directions * np.sqrt(squares)[:, None]
+    quantizer = inverted_file(index).quantizer
+    quantizer.reset()
+    quantizer.add(shell.astype(np.float32))
+    queries = np.zeros((64, 4), np.float32)
+    queries[:, 0] = np.linspace(0, 1e-7, 64)
+    centroids = shell.astype(np.float32).astype(np.float64)
+    exact = ((queries[:, None].astype(np.float64) - centroids[None]) ** 2).sum(axis=2)
+    for nprobe in (200, 256, 300):
+        lists = Router(index).nearest(queries, nprobe)
+        order = np.argsort(exact, axis=1, kind="stable")[:, :nprobe]
+        assert (np.sort(lists, axis=1) == np.sort(order, axis=1)).all()
+
+
 def test_near_lists_lie_side_by_side() -> None:
     random = np.random.default_rng(1)
     clusters = np.repeat(np.arange(8), 16)

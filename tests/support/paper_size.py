@@ -37,7 +37,7 @@ from retro_db_pipelines.engine.jobs import Stage, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.chunk import parts_of
 from retro_db_pipelines.stages.encode import EncodedPart
-from retro_db_pipelines.stages.neighbors import NeighborsPart, NeighborsSpan
+from retro_db_pipelines.stages.neighbors import GatheredParts, NeighborsPart
 from support.memory import peak
 from support.soak import amount
 
@@ -115,13 +115,13 @@ def results(stage: str, number: int) -> tuple[Any, list[FileEntry]]:
         file = entry("codes", number, rows)
         return EncodedPart(file, pack_numbers(spread.tolist()), None), [file]
     file = entry("neighbors", number, rows)
-    return NeighborsSpan([NeighborsPart(file, 7)]), [file]
+    return GatheredParts([NeighborsPart(file, 7)]), [file]
 
 
 KINDS = {
     "chunk": ChunkedShard,
     "encode": EncodedPart,
-    "neighbors": NeighborsSpan,
+    "neighbors": GatheredParts,
 }
 
 
