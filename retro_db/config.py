@@ -185,7 +185,7 @@ class NeighborsConfig(_Section):
     so that every row is full if k neighbors exist."""
     partitions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of partitions of the join, each of which one worker holds in memory. auto: the fewest whose
-    chunks fit a third of `index.memory`. It does not change the neighbors."""
+    chunks fit a quarter of `index.memory`. It does not change the neighbors."""
     scratch: ByteSize | None = None
     """Bytes of queries on their way between partitions at any time; more go in waves, each of which reads
     the partitions again. null: all in one wave. It does not change the neighbors."""
