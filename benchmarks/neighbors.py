@@ -58,7 +58,7 @@ MEMORY = 8_000_000_000
 TARGET = 0.99
 SHARES = (1 / 32, 1 / 16, 1 / 10, 1 / 8, 1 / 6, 1 / 4)
 SHARES_OF_MANY = (1 / 100, 1 / 50, 1 / 35, 1 / 25, 1 / 16)
-CANDIDATES = (100, 200)
+CANDIDATES = (100, 200, 400)
 
 
 def quiet(count: int) -> None:
@@ -339,7 +339,7 @@ class ScannPeer(PeerProcess):
         self._result = place / "scann.npy"
         python = environment("scann", environments)
         files = place / "keys.npy", place / "queries.npy"
-        super().__init__(python, "index_search.py", "scann", *files, lists, 100)
+        super().__init__(python, "index_search.py", "scann", *files, lists, max(CANDIDATES))
         print(f"ScaNN built in {float(self.answer('built')):,.1f} s", flush=True)
 
     def search(

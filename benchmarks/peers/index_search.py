@@ -26,7 +26,10 @@ def scann_search(embeddings, lists, neighbors):
 
     def search(queries, breadth, rerank):
         return index.search_batched_parallel(
-            queries, leaves_to_search=breadth, pre_reorder_num_neighbors=rerank
+            queries,
+            final_num_neighbors=min(neighbors, rerank),
+            leaves_to_search=breadth,
+            pre_reorder_num_neighbors=rerank,
         )[0]
 
     return search

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 
 from retro_db.index.structure import faiss, widen
 from retro_db.join.keys import take_halves
+from retro_db.join.scratch import scratch
 from retro_db.threads import use_faiss_threads
 
 # Pairs at a time: their keys, widened, stay in the caches.
 _PAIRS = 4096
-_SCRATCH = threading.local()
 
 
 def exact_distances(
@@ -32,8 +30,8 @@ def exact_distances(
     use_faiss_threads(1)
     distances = np.empty(len(rows), np.float32)
     dimension = queries.shape[1]
-    places = _places(len(vectors))
-    wide = _wide(min(_PAIRS, len(rows)), dimension)
+    places = scratch("places", (len(vectors),), np.int32)
+    wide = scratch("wide", (min(_PAIRS, len(rows)), dimension), np.float32)
     pointer = faiss.swig_ptr
     for start in range(0, len(rows), _PAIRS):
         pairs = slice(start, start + _PAIRS)
@@ -54,22 +52,6 @@ def exact_distances(
             pointer(distances[pairs]),
         )
     return distances
-
-
-def _places(count: int) -> np.ndarray:
-    """Scratch int32 [at least count] of this thread, with any content."""
-    places = getattr(_SCRATCH, "places", None)
-    if places is None or len(places) < count:
-        places = _SCRATCH.places = np.empty(count, np.int32)
-    return places
-
-
-def _wide(count: int, dimension: int) -> np.ndarray:
-    """Scratch float32 [at least count, dimension] of this thread, with any content."""
-    wide = getattr(_SCRATCH, "wide", None)
-    if wide is None or len(wide) < count or wide.shape[1] != dimension:
-        wide = _SCRATCH.wide = np.empty((max(count, 1), dimension), np.float32)
-    return wide
 
 
 def nearest(ids: np.ndarray, distances: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _OF_KEY, _OF_QUERY, _OF_BOTH = slice(0, 3), slice(3, 6), 6
 # Bytes that rows end at a multiple of: kernels read whole vector registers.
 _WIDTH_BYTES = 32
-_SLAB_ROWS = 4096
+_SLAB_ROWS = 512
 # Of a product 16 bits are kept, seven of them of the mantissa.
 _KEPT = 2.0**-7
 
@@ -97,8 +97,6 @@ class _Rounded:
 class KeyMatrix:
     """Keys as factors of products.
 
-    In bfloat16 they are kept beside the keys, in float32 they are widened when they are asked for.
-
     Args:
         read: Function of first and last that reads keys first to last - 1, float16 [last - first, d].
         count: Number of keys, n.
@@ -122,36 +120,22 @@ class KeyMatrix:
         self.dimension = dimension
         self.precision = precision
         self.device = device
-        self._read = read
         self.squares, self.errors = np.empty(count, np.float32), np.empty(count, np.float32)
-        self._keeps = precision != torch.float32 or self.device.type != "cpu"
-        rows = count + COLUMN_STEP if self._keeps else 0
-        self._matrix = torch.zeros(
-            rows, _width(self.dimension, precision), dtype=precision, device=self.device
-        )
+        width = _width(dimension, precision)
+        self._matrix = torch.zeros(count + COLUMN_STEP, width, dtype=precision, device=device)
         for start in range(0, count, _SLAB_ROWS):
             stop = min(start + _SLAB_ROWS, count)
             slab = _Rounded.of(torch.from_numpy(widen(read(start, stop))), precision)
             self.squares[start:stop] = slab.squares.numpy()
             self.errors[start:stop] = _rounded_up(slab.errors, precision).float().numpy()
-            if self._keeps:
-                factors = torch.zeros(
-                    stop - start, _width(self.dimension, precision), dtype=precision
-                )
-                factors[:, : self.dimension] = slab.vectors
-                self._append_constants(factors, start, stop)
-                self._matrix[start:stop] = factors.to(self.device)
+            factors = torch.zeros(stop - start, width, dtype=precision)
+            factors[:, : self.dimension] = slab.vectors
+            self._append_constants(factors, start, stop)
+            self._matrix[start:stop] = factors.to(device)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Factors of keys start to stop - 1: [at least stop - start, width]; rows behind are not theirs."""
-        if self._keeps:
-            return self._matrix[start : start + padded_columns(stop - start)]
-        rows = padded_columns(stop - start)
-        factors = torch.zeros(rows, _width(self.dimension, self.precision))
-        own = factors[: stop - start]
-        widen(self._read(start, stop), own.numpy()[:, : self.dimension])
-        self._append_constants(own, start, stop)
-        return factors
+        return self._matrix[start : start + padded_columns(stop - start)]
 
     def _append_constants(self, factors: torch.Tensor, start: int, stop: int) -> None:
         squares = torch.from_numpy(self.squares[start:stop])
@@ -177,15 +161,16 @@ class QueryMatrix:
 
     def __init__(self, vectors: np.ndarray, keys: KeyMatrix) -> None:
         self._keys = keys
-        rounded = _Rounded.of(torch.from_numpy(vectors), keys.precision)
-        self._squares = rounded.squares.numpy()
-        self._errors = rounded.errors.numpy()
-        self._reach = np.empty(len(vectors), np.float32)
-        factors = torch.zeros(
-            len(vectors), _width(keys.dimension, keys.precision), dtype=keys.precision
-        )
-        factors[:, : keys.dimension] = rounded.vectors
+        count, width = len(vectors), _width(keys.dimension, keys.precision)
+        self._squares, self._errors, self._reach = np.empty((3, count), np.float32)
+        factors = torch.zeros(count, width, dtype=keys.precision)
         factors[:, keys.dimension :][:, _OF_KEY] = 1
+        for start in range(0, count, _SLAB_ROWS):
+            rows = slice(start, start + _SLAB_ROWS)
+            rounded = _Rounded.of(torch.from_numpy(vectors[rows]), keys.precision)
+            self._squares[rows] = rounded.squares.numpy()
+            self._errors[rows] = rounded.errors.numpy()
+            factors[rows, : keys.dimension] = rounded.vectors
         self.factors = factors.to(keys.device)
         self._farthest = 2 * np.sqrt(float(keys.squares.max(initial=0)))
 

@@ -7,11 +7,12 @@ import torch
 
 from retro_db.index.structure import faiss, inverted_file, transform
 from retro_db.join.multiplying import multiply
+from retro_db.join.selecting import smallest_first
 from retro_db.threads import use_faiss_threads, use_torch_threads
 
 # Queries of one product: of always the same shape, as other shapes add in another order.
 _BLOCK = 512
-# A sum of products in float32 errs by at most this share of the squared lengths for each term.
+# A float32 is rounded by at most this share of it.
 _ROUNDING = 2.0**-24
 # Least breadth of the search among a graph's centroids, and that for the nearest list alone.
 _BREADTH = 128
@@ -35,7 +36,8 @@ class Router:
         self._graph = isinstance(self._quantizer, faiss.IndexHNSW)
         if not self._graph:
             self._centroids = self._quantizer.reconstruct_n(0, self.lists)
-            self._squares = np.einsum("ij,ij->i", self._centroids, self._centroids)
+            wide = self._centroids.astype(np.float64)
+            self._squares = np.einsum("ij,ij->i", wide, wide).astype(np.float32)
             self._factors = torch.from_numpy(-2 * self._centroids)
 
     @property
@@ -94,7 +96,10 @@ class Router:
 
     def _by_products(self, x: np.ndarray, nprobe: int, packed: np.ndarray) -> np.ndarray:
         squares = np.einsum("ij,ij->i", x, x)
-        margin = 3 * (x.shape[1] + 8) * _ROUNDING * (squares + self._squares.max())
+        # 2 x.c is a sum of d terms, whose absolute values add up to at most |x|^2 + |c|^2 = M: so d roundings
+        # err by at most that share of M. |c|^2 is rounded once, and what is added to the products thrice,
+        # each time to a number below 2 M. |x|^2 is the same for all lists: its error decides nothing.
+        margin = (x.shape[1] + 8) * _ROUNDING * (squares + self._squares.max())
         bias = torch.from_numpy(self._squares)
         distances = multiply(torch.from_numpy(x), self._factors, bias).numpy()
         # None is negative, so that the bits ascend with the distance.
@@ -144,8 +149,7 @@ def _smallest(
     packed[...] = distances.view(np.uint32)
     packed <<= np.uint64(32)
     packed |= np.arange(distances.shape[1], dtype=np.uint64)
-    if count + 1 < distances.shape[1]:
-        packed.partition(count, axis=1)
+    smallest_first(packed, min(count + 1, distances.shape[1]))
     smallest = np.sort(packed[:, : count + 1], axis=1)
     columns = (smallest & np.uint64(0xFFFFFFFF)).astype(np.int64)
     return (smallest >> np.uint64(32)).astype(np.uint32).view(np.float32), columns

@@ -62,7 +62,7 @@ class JoinSetting:
 
     @property
     def most_rows(self) -> int:
-        """Chunks that fill a quarter of the memory: another is for their factors, and half for blocks and the process."""
+        """Chunks that fill a quarter of the memory: another is for their factors, half for all else."""
         return max(1, self.memory // 4 // self.row_bytes)
 
     @property
