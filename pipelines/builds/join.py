@@ -43,8 +43,6 @@ from ..stages.visit import VisitJob, VisitResult
 
 # Slices of one exchange: spans, or partitions, times partitions.
 _MOST_SLICES = 10_000_000
-# Bytes of a visit beside the embedding, about.
-_VISIT_BYTES = 48
 _VERSION = 1
 
 
@@ -356,9 +354,10 @@ class _Queries:
 
     def _round(self, turn: _Turn) -> tuple[list[SlicedFile], int]:
         """Joins all waves; returns files of neighbors, and the number of queries unbounded at home."""
-        each = 2 * turn.setting.dimension + _VISIT_BYTES
         scratch = self.build.config.neighbors.scratch
-        waves = partition_waves((turn.visits * each).tolist(), scratch and int(scratch))
+        waves = partition_waves(
+            (turn.visits * turn.setting.visit_bytes).tolist(), scratch and int(scratch)
+        )
         near: list[SlicedFile] = []
         unbounded = 0
         for number, wave in enumerate(waves):

@@ -56,7 +56,8 @@ def join_visits(
     batches = (batch for piece in visits for batch in read_slice(folder, piece, schema))
     _ = keys.matrix  # made once, before all threads ask for it
     with ThreadPoolExecutor(threads) as pool:
-        blocks = _blocks(batches, setting.block_rows(threads))
+        about = sum(piece.bytes for piece in visits) // setting.visit_bytes
+        blocks = _blocks(batches, setting.block_rows(threads, about))
         for count, neighbors in _mapped(pool, join, blocks, threads):
             near.append(neighbors)
             report(count)

@@ -14,6 +14,8 @@ from retro_db.store.contracts import contract
 _QUERY_BYTES = 2048
 # Bytes that one of a chunk's k neighbors takes: about three pairs, thrice while they are sorted.
 _GATHERED_BYTES = 180
+# Bytes of a visit beside the embedding, about.
+_VISIT_BYTES = 48
 _LEAST_BLOCK, _MOST_BLOCK = 1024, 1 << 16
 
 
@@ -70,17 +72,20 @@ class JoinSetting:
         """Chunks whose neighbors of all partitions fill a third of the memory while they are merged."""
         return max(1, self.memory // 3 // (_GATHERED_BYTES * self.k))
 
-    def block_rows(self, threads: int, queries: int | None = None) -> int:
-        """Queries of a block, of which each thread has one in hand.
+    @property
+    def visit_bytes(self) -> int:
+        """Bytes of a visit on its way, about: embedding, label, bound and a few lists."""
+        return 2 * self.dimension + _VISIT_BYTES
+
+    def block_rows(self, threads: int, queries: int) -> int:
+        """Queries of a block: each thread has one in hand, and blocks of equal size end at the same time.
 
         Args:
             threads: Number of threads.
-            queries: All queries, if their number is known: blocks of equal size end at the same time.
+            queries: Number of all queries, about.
         """
         each = 10 * self.dimension + 4 * self.nprobe + 24 * self.k + _QUERY_BYTES
         most = max(_LEAST_BLOCK, min(_MOST_BLOCK, self.memory // 6 // threads // each))
-        if queries is None:
-            return most
         rounds = -(-queries // (most * threads))
         return max(_LEAST_BLOCK, -(-queries // max(1, rounds * threads)))
 
