@@ -26,6 +26,10 @@ class InputError(RetroDBError):
     exit_code = 2
 
 
+class SampleError(InputError):
+    """A sample that is too small for what is asked of it."""
+
+
 class ConfigError(InputError):
     """A setting of the configuration is unknown, or its value is wrong."""
 

@@ -197,9 +197,8 @@ class Join:
     def _least_rows(self, parts: Sequence[Part]) -> int:
         """Chunks of a span, so that spans times partitions stay few."""
         chunks = sum(part.rows for part in self.searched.parts)
-        partitions = self.build.config.neighbors.partitions
-        if partitions == "auto":
-            partitions = 1 + chunks // self.setting(by_name=False).most_rows
+        setting = self.setting(by_name=False)
+        partitions = setting.partitions_for(chunks, self.build.config.neighbors.partitions)
         return sum(part.rows for part in parts) * partitions // _MOST_SLICES
 
 

@@ -151,6 +151,12 @@ def build(
     metavar="COUNT",
     help="Lists that a chunk visits to find its neighbors; 64. A build measures how many it takes.",
 )
+@click.option(
+    "--sample",
+    metavar="DATABASE",
+    help="A database of 100,000 chunks of the corpus or more, with embeddings: measures in nested samples "
+    "of it how many lists recalls take, and predicts that at full size.",
+)
 @_JSON
 def plan(
     *,
@@ -161,6 +167,7 @@ def plan(
     no_embeddings: bool,
     chunks_per_second: str | None,
     nprobe: str | None,
+    sample: str | None,
     as_json: bool,
     **corpus: str | None,
 ) -> None:
@@ -174,7 +181,9 @@ def plan(
     ]
     if no_embeddings:
         settings.append("embeddings.keep=false")
-    planned = plan_build(config, CorpusOptions(**corpus), settings, chunks_per_second, nprobe)
+    planned = plan_build(
+        config, CorpusOptions(**corpus), settings, chunks_per_second, nprobe, sample
+    )
     show_plan(planned, Console(), as_json=as_json)
 
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from retro_db.config import Config, in_units, load_config, parse_config
 from retro_db.corpus.estimating import CHARACTERS_PER_TOKEN
-from retro_db.errors import InputError
+from retro_db.errors import InputError, SampleError
+from retro_db.index.structure import is_embedded
+from retro_db.manifest.model import TRAIN
 from retro_db.plan import (
     TOKENS_PER_DOCUMENT,
+    BreadthLaw,
+    BreadthPlan,
     IndexPlan,
     JoinPlan,
     Plan,
     estimated_facts,
     given_facts,
     make_plan,
+    measure_breadths,
 )
+from retro_db.plan.breadth_law import LEAST_CHUNKS, MOST_CHUNKS
+from retro_db.reader.database import open as open_database
 from retro_db.store.serialize import to_json
 
 from ..engine.console import Console
 
+_LOG = logging.getLogger(__name__)
 _COUNT = re.compile(r"(\d[\d,_]*(?:\.\d+)?|\.\d+)\s*([KMBT]?)", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Beyond, sums do not fit in 64 bits.
@@ -29,6 +40,8 @@ _MOST_TOKENS = 10**15
 # As the paper's tokenizer (section 2.1), and BERT-base.
 _VOCAB_SIZE, _DIMENSION = 128_000, 768
 _MOST_DIMENSIONS, _MOST_ENTRIES = 65_536, 1 << 31
+# Recalls that a sample is measured for, beside the one that is configured.
+_RECALLS = (0.90, 0.95, 0.98)
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ def plan_build(
     overrides: Sequence[str] = (),
     chunks_per_second: str | None = None,
     nprobe: str | None = None,
+    sample: str | None = None,
 ) -> Plan:
     """Plans what a configuration builds, or a corpus of which the number of tokens is given.
 
@@ -57,9 +71,10 @@ def plan_build(
         overrides: `a.b=value` each.
         chunks_per_second: What a device embeds.
         nprobe: Lists that a chunk visits.
+        sample: A database of a sample of the corpus, in which that is measured.
 
     Raises:
-        InputError: Both or none are given, a number is none, or a setting is wrong.
+        InputError: Both or none are given, a number is none, a setting is wrong, or the sample is too small.
     """
     rate = parse_count(chunks_per_second, "--chunks-per-second") if chunks_per_second else None
     breadth = _whole(nprobe, "--nprobe", _MOST_ENTRIES) if nprobe else None
@@ -78,7 +93,7 @@ def plan_build(
             _whole(options.vocab_size or f"{_VOCAB_SIZE}", "--vocab-size", _MOST_ENTRIES),
             _whole(options.dimension or f"{_DIMENSION}", "--dimension", _MOST_DIMENSIONS),
         )
-        return make_plan(settings, facts, rate, breadth)
+        return make_plan(settings, facts, rate, breadth, _laws(sample, settings))
     for name, value in asdict(options).items():
         if value is not None and name != "bytes_per_token":
             option = f"--{name.replace('_', '-')}"
@@ -87,7 +102,35 @@ def plan_build(
                 "--tokens"
             )
     settings = load_config(config, overrides)
-    return make_plan(settings, estimated_facts(settings, each), rate, breadth)
+    laws = _laws(sample, settings)
+    return make_plan(settings, estimated_facts(settings, each), rate, breadth, laws)
+
+
+def _laws(sample: str | None, settings: Config) -> list[BreadthLaw]:
+    """How many lists recalls take, as a database of a sample shows; none without one."""
+    if sample is None:
+        return []
+    database = open_database(sample)
+    documents = database.chunks.documents(np.arange(min(len(database), MOST_CHUNKS)))
+    splits = database.documents_at(documents)["split"].to_numpy()
+    ids = np.flatnonzero(splits == TRAIN)
+    vectors = database.embeddings[ids]
+    embedded = is_embedded(vectors)
+    vectors, documents = vectors[embedded], documents[ids[embedded]]
+    if len(vectors) < LEAST_CHUNKS:
+        raise InputError(
+            f"--sample: {sample} has {len(vectors):,} chunks with an embedding; give a database of at least "
+            f"{LEAST_CHUNKS:,}, better 100,000"
+        )
+    recalls = sorted({*_RECALLS, settings.index.recall_target})
+    measured = measure_breadths(vectors, documents, recalls)
+    laws = []
+    for recall, points in measured.items():
+        try:
+            laws.append(BreadthLaw(recall, points))
+        except SampleError as error:
+            _LOG.warning("--sample: %s", error)
+    return laws
 
 
 def _settings(overrides: Sequence[str]) -> Config:
@@ -149,6 +192,8 @@ def show_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
     )
     _say_planned_index(plan.index, console)
     _say_planned_join(plan.join, console)
+    if plan.breadths:
+        _show_breadths(plan.breadths, console)
     _show_planned_stages(plan, console)
     bands = plan.totals.shuffled_bytes
     payload = f"{in_units(bands)} of band keys, to find duplicates" if bands else "no payload"
@@ -214,6 +259,26 @@ def _say_planned_join(join: JoinPlan, console: Console) -> None:
         f"join       {in_units(join.written_bytes)} written and {in_units(join.read_bytes)} read for the "
         f"neighbors, in sequence, keys {join.key_reads:,} times; {join.operations:.1e} multiplications, for "
         "which no rate is known here"
+    )
+
+
+def _show_breadths(breadths: Sequence[BreadthPlan], console: Console) -> None:
+    """The lists that recalls take at full size, and what follows from them."""
+    console.say(
+        "recall     what a chunk must visit for it, predicted from nested parts of the sample:"
+    )
+    rows = [
+        (
+            f"{plan.breadth.recall:g}",
+            f"{plan.breadth.nprobe:,}",
+            f"{plan.breadth.least:,} to {plan.breadth.most:,}",
+            in_units(plan.moved_bytes),
+            f"{plan.operations:.1e}",
+        )
+        for plan in breadths
+    ]
+    console.show_table(
+        ("recall@10", "lists a chunk", "range", "written and read", "multiplications"), rows
     )
 
 

@@ -78,7 +78,7 @@ def measure_breadth(
     distinct = first_of_equals(queries.vectors)
     breadth = min(_FIRST_BREADTH, limit)
     while True:
-        recalls = _recalls(router, queries, breadth)
+        recalls = recalls_by_breadth(router, queries, breadth)
         points = [
             _point(nprobe + 1, recalls[:, nprobe], distinct, queries) for nprobe in range(breadth)
         ]
@@ -96,7 +96,7 @@ def first_of_equals(vectors: np.ndarray) -> np.ndarray:
     return np.sort(np.unique(vectors, axis=0, return_index=True)[1])
 
 
-def _recalls(router: Router, queries: SampledQueries, breadth: int) -> np.ndarray:
+def recalls_by_breadth(router: Router, queries: SampledQueries, breadth: int) -> np.ndarray:
     """Recall of every query at 1, 2, ... lists: float64 [q, breadth]."""
     count, near, dimension = queries.neighbors.shape
     true = np.sort(queries.distances, axis=1)[:, :RECALL_AT]

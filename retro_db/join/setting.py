@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import torch
@@ -14,8 +15,8 @@ from retro_db.store.contracts import contract
 _QUERY_BYTES = 2048
 # Bytes that one of a chunk's k neighbors takes: about three pairs, thrice while they are sorted.
 _GATHERED_BYTES = 180
-# Bytes of a visit beside the embedding, about.
-_VISIT_BYTES = 48
+# Bytes of a visit beside the embedding and its lists.
+_VISIT_BYTES = 32
 _LEAST_BLOCK, _MOST_BLOCK = 1024, 1 << 16
 
 
@@ -74,8 +75,17 @@ class JoinSetting:
 
     @property
     def visit_bytes(self) -> int:
-        """Bytes of a visit on its way, about: embedding, label, bound and a few lists."""
+        """Bytes of a visit on its way: embedding, labels and bound. Each of its lists takes four more."""
         return 2 * self.dimension + _VISIT_BYTES
+
+    def partitions_for(self, chunks: int, wanted: int | Literal["auto"]) -> int:
+        """Number of partitions, about: no list is cut, so that there may be some more, or fewer.
+
+        Args:
+            chunks: Number of chunks.
+            wanted: `neighbors.partitions`.
+        """
+        return max(1, -(-chunks // self.most_rows)) if wanted == "auto" else wanted
 
     def block_rows(self, threads: int, queries: int) -> int:
         """Queries of a block: each thread has one in hand, and blocks of equal size end at the same time.

@@ -19,9 +19,10 @@ from retro_db.index.training import training_points
 from retro_db.manifest.model import TABLES, IndexInfo, Manifest
 from retro_db.manifest.sealing import FILE as MANIFEST
 from retro_db.manifest.sealing import manifest_text
+from retro_db.plan.breadth_law import BreadthLaw
 from retro_db.plan.corpus_facts import Facts, Layout, share_out
 from retro_db.plan.hours import HoursPlan, plan_hours
-from retro_db.plan.join_plan import JoinPlan, plan_join
+from retro_db.plan.join_plan import BreadthPlan, JoinPlan, plan_breadths, plan_join
 from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
 from retro_db.plan.stage_plan import StagePlan, plan_stages
 from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
@@ -134,6 +135,7 @@ class Plan:
         temporary: Tables that lie beside them until the build ends.
         index: Size of the index.
         join: How neighbors are found.
+        breadths: What that takes for several recalls, if a sample was measured.
         stages: Stages in the order in which they run.
         hours: Hours of the stages whose rate is known.
         totals: Sums over tables and stages.
@@ -156,6 +158,7 @@ class Plan:
     temporary: list[TablePlan]
     index: IndexPlan
     join: JoinPlan
+    breadths: list[BreadthPlan]
     stages: list[StagePlan]
     hours: list[HoursPlan]
     totals: Totals
@@ -166,6 +169,7 @@ def make_plan(
     facts: Facts,
     chunks_per_second: float | None = None,
     nprobe: int | None = None,
+    laws: Sequence[BreadthLaw] = (),
 ) -> Plan:
     """Plans a build.
 
@@ -173,7 +177,9 @@ def make_plan(
         config: Configuration of the build.
         facts: Corpora, encoder and tokenizer to build from.
         chunks_per_second: Rate at which one of the user's devices embeds; a published rate by default.
-        nprobe: Lists that a chunk visits to find its neighbors; a usual number by default.
+        nprobe: Lists that a chunk visits to find its neighbors; by default what the laws predict for the
+            recall that the configuration asks for, or a usual number.
+        laws: How many lists recalls take, if a sample was measured.
 
     Raises:
         IndexKeyError: The index key is malformed, or this number of chunks and this memory cannot train it.
@@ -184,6 +190,10 @@ def make_plan(
     tables = _tables(planned_manifest(config, facts, files, built, index.described(config)))
     bands = _band_keys(config, facts)
     temporary = _temporary(config, facts, layouts[0], files, index, bands)
+    breadths = plan_breadths(config, index.lists, facts.dimension, chunks, laws)
+    for plan in breadths:
+        if plan.breadth.recall == config.index.recall_target:
+            nprobe = nprobe or plan.breadth.nprobe
     join = plan_join(config, index.lists, facts.dimension, chunks, nprobe)
     temporary.append(_table_of_join(join, chunks))
     stages = plan_stages(
@@ -207,6 +217,7 @@ def make_plan(
         temporary=temporary,
         index=index,
         join=join,
+        breadths=breadths,
         stages=stages,
         hours=plan_hours(
             chunks + queried_chunks,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retro_db.config import Config
 from retro_db.join.setting import JoinSetting
+from retro_db.plan.breadth_law import BreadthLaw, PredictedBreadth
 
 # Tuning decides how many lists a chunk visits; before it, a plan takes this number.
 USUAL_NPROBE = 64
-# Labels of a routed chunk; those, the bound and the offsets of a visit; one neighbor on its way.
-_ROUTED_BYTES, _VISIT_BYTES, _NEIGHBOR_BYTES = 33, 32, 20
+# Labels of a routed chunk; one neighbor on its way.
+_ROUTED_BYTES, _NEIGHBOR_BYTES = 33, 20
 # Neighbors that a query finds on all its visits, as a multiple of k: its bound keeps others away.
 _FOUND_ON_VISITS = 2
 # Other partitions that a chunk visits at nprobe 64, 256 partitions and 4,000 lists, a million keys; and the
@@ -49,6 +51,42 @@ class JoinPlan:
     operations: int
 
 
+@dataclass(frozen=True)
+class BreadthPlan:
+    """What the join takes for one recall, as a sample predicts it.
+
+    Attributes:
+        breadth: Lists that a chunk visits, with their range.
+        moved_bytes: Bytes that the join writes and reads.
+        operations: Multiplications of its products.
+    """
+
+    breadth: PredictedBreadth
+    moved_bytes: int
+    operations: int
+
+
+def plan_breadths(
+    config: Config, lists: int, dimension: int, chunks: int, laws: Sequence[BreadthLaw]
+) -> list[BreadthPlan]:
+    """Plans the join for every recall that a sample was measured for.
+
+    Args:
+        config: Configuration of the build.
+        lists: Inverted lists of the index.
+        dimension: d of the embeddings.
+        chunks: Number of chunks, N.
+        laws: How many lists the recalls take.
+    """
+    plans = []
+    for law in laws:
+        breadth = law.predict(chunks, lists)
+        join = plan_join(config, lists, dimension, chunks, breadth.nprobe)
+        moved = join.written_bytes + join.read_bytes
+        plans.append(BreadthPlan(breadth, moved, join.operations))
+    return plans
+
+
 def plan_join(
     config: Config, lists: int, dimension: int, chunks: int, nprobe: int | None = None
 ) -> JoinPlan:
@@ -70,11 +108,10 @@ def plan_join(
         passes_over_copies=False,
         memory=int(config.index.memory),
     )
-    wanted = config.neighbors.partitions
-    partitions = min(lists, -(-chunks // setting.most_rows) if wanted == "auto" else wanted)
+    partitions = min(lists, setting.partitions_for(chunks, config.neighbors.partitions))
     visited = visited_partitions(nprobe, partitions, lists)
     routed = chunks * (2 * dimension + 4 * nprobe + _ROUTED_BYTES)
-    visits = round(chunks * visited * (2 * dimension + _VISIT_BYTES)) + 4 * chunks * nprobe
+    visits = round(chunks * visited * setting.visit_bytes) + 4 * chunks * nprobe
     visits = visits if partitions > 1 else 0
     near = chunks * config.neighbors.k * _NEIGHBOR_BYTES
     near *= 1 + (_FOUND_ON_VISITS if partitions > 1 else 0)
