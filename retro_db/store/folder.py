@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import io
 import os
 import re
 import uuid
@@ -23,6 +24,7 @@ from retro_db.printing import redacted
 from retro_db.store.cache import Cache, Wanted
 from retro_db.store.conditional import ReplacedError, put_if, version_of
 from retro_db.store.fence import Fence
+from retro_db.store.ranges import RawRange
 from retro_db.store.uploads import abort_uploads, spool, sweep_spools
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -259,6 +261,19 @@ class Folder:
             raise self._missing(path) from error
         with stream:
             yield stream
+
+    @contextlib.contextmanager
+    def streaming_range(self, path: str, start: int, stop: int) -> Iterator[BinaryIO]:
+        """Bytes start to stop - 1 of a file as they are in the folder: these are asked for, and no others.
+
+        Raises:
+            DamagedFileError: The file does not exist.
+        """
+        fs, _ = self._open()
+        try:
+            yield io.BufferedReader(RawRange(fs, self.locate(path), start, stop), READ_AHEAD)
+        except FileNotFoundError as error:
+            raise self._missing(path) from error
 
     def leads_out(self, path: str) -> bool:
         """Whether a path on a local disk leads out of the topmost folder, upwards or behind a link."""

@@ -8,7 +8,7 @@ record of the task that wrote the file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -136,19 +136,24 @@ def read_slice(folder: Folder, piece: Slice, schema: pa.Schema) -> Iterator[pa.R
     if not piece.bytes:
         return
     where = f"{folder.url}: {piece.path}, bytes {piece.start:,} to {piece.stop:,}"
-    with folder.streaming(piece.path) as stream, decoding(f"{where}: not a readable slice"):
+    with _streaming(folder, piece) as stream, decoding(f"{where}: not a readable slice"):
         if folder.is_local:
             source = pa.memory_map(str(folder.local(piece.path)))
             source.seek(piece.start)
             reader = pa.ipc.open_stream(source.read_buffer(piece.bytes))
         else:
-            stream.seek(piece.start)
             reader = pa.ipc.open_stream(stream)
         if not reader.schema.equals(schema):
             raise ValueError(f"holds {reader.schema} instead of {schema}")
         for batch in reader:
             batch.validate()
             yield batch
+
+
+def _streaming(folder: Folder, piece: Slice) -> AbstractContextManager[BinaryIO]:
+    if folder.is_local:
+        return folder.streaming(piece.path)
+    return folder.streaming_range(piece.path, piece.start, piece.stop)
 
 
 def slices_of(files: Sequence[SlicedFile], number: int) -> list[Slice]:

@@ -309,6 +309,23 @@ def test_a_build_equals_the_local_one(
     check_same(local, store)
 
 
+def test_keys_are_read_once_at_home_and_once_for_visits(
+    store: Folder, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the server counts it: every slice of a partition's keys is asked for twice, and by itself."""
+    monkeypatch.chdir(tmp_path)  # for the log
+    settings = {"chunk": {"part_rows": 100}, "index": {"key": "IVF7,SQ8"}}
+    project = make_project(tmp_path, python_sources(40), **settings)
+    remote = Project(tmp_path, project.texts, project.settings | {"output": store.url})
+    with server.counting() as requests:
+        assert remote.build("--set", "neighbors.partitions=4") == 0
+    routed = [request for request in requests if "/state/join/routed/" in request.key]
+    spans = {request.key for request in routed if request.method == "PUT"}
+    assert len(spans) > 3
+    asked = Counter(request.key for request in routed if request.method == "GET")
+    assert asked == dict.fromkeys(spans, 2 * 4)
+
+
 def test_a_build_that_slept_beyond_its_lease_changes_nothing_more(
     local: Project, store: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
