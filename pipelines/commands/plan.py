@@ -283,14 +283,31 @@ def _show_breadths(breadths: Sequence[BreadthPlan], console: Console) -> None:
 
 
 def _show_planned_stages(plan: Plan, console: Console) -> None:
-    counted = [
-        (stage.stage, stage.tasks, stage.descriptor_bytes, stage.list_requests)
+    rows = [
+        (
+            stage.stage,
+            f"{stage.tasks:,}",
+            _units(stage.read_bytes),
+            _units(stage.written_bytes),
+            in_units(stage.descriptor_bytes),
+            f"{stage.list_requests:,}",
+        )
         for stage in plan.stages
     ]
     totals = plan.totals
-    counted.append(("total", totals.tasks, totals.descriptor_bytes, totals.list_requests))
-    rows = [
-        (name, f"{tasks:,}", in_units(size), f"{requests:,}")
-        for name, tasks, size, requests in counted
-    ]
-    console.show_table(("stage", "tasks", "descriptors", "list requests"), rows)
+    rows.append(
+        (
+            "total",
+            f"{totals.tasks:,}",
+            in_units(sum(stage.read_bytes or 0 for stage in plan.stages)),
+            in_units(sum(stage.written_bytes or 0 for stage in plan.stages)),
+            in_units(totals.descriptor_bytes),
+            f"{totals.list_requests:,}",
+        )
+    )
+    headers = ("stage", "tasks", "read", "written", "descriptors", "list requests")
+    console.show_table(headers, rows)
+
+
+def _units(size: int | None) -> str:
+    return "-" if size is None else in_units(size)

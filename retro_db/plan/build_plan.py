@@ -24,6 +24,7 @@ from retro_db.plan.corpus_facts import Facts, Layout, share_out
 from retro_db.plan.hours import HoursPlan, plan_hours
 from retro_db.plan.join_plan import BreadthPlan, JoinPlan, plan_breadths, plan_join
 from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
+from retro_db.plan.stage_bytes import moved_bytes
 from retro_db.plan.stage_plan import StagePlan, plan_stages
 from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
 from retro_db.screening.duplicates import BAND_ENTRY, count_partitions
@@ -196,8 +197,15 @@ def make_plan(
             nprobe = nprobe or plan.breadth.nprobe
     join = plan_join(config, index.lists, facts.dimension, chunks, nprobe)
     temporary.append(_table_of_join(join, chunks))
+    codes = temporary[0].bytes
     stages = plan_stages(
-        config, facts, files, index.partitions, join.partitions, count_partitions(bands, 1)
+        config,
+        facts,
+        files,
+        index.partitions,
+        join.partitions,
+        count_partitions(bands, 1),
+        moved_bytes(config, facts, files, built, codes, join),
     )
     return Plan(
         source=facts.source,

@@ -31,6 +31,10 @@ class JoinPlan:
         partitions: Number of partitions of the join.
         visited: Other partitions that a chunk visits, about.
         waves: Number of waves that keep what is on its way within `neighbors.scratch`.
+        routed_bytes: Bytes of the chunks with their lists, by partition.
+        visits_bytes: Bytes of what is on its way to other partitions.
+        home_bytes: Bytes of the neighbors that are found at home.
+        found_bytes: Bytes of the neighbors that are found on visits.
         written_bytes: Bytes that all stages of the join write, but for the neighbors table.
         read_bytes: Bytes that they read.
         key_reads: Times that the keys of a partition are read.
@@ -43,6 +47,10 @@ class JoinPlan:
     partitions: int
     visited: float
     waves: int
+    routed_bytes: int
+    visits_bytes: int
+    home_bytes: int
+    found_bytes: int
     written_bytes: int
     read_bytes: int
     key_reads: int
@@ -113,17 +121,23 @@ def plan_join(
     routed = chunks * (2 * dimension + 4 * nprobe + _ROUTED_BYTES)
     visits = round(chunks * visited * setting.visit_bytes) + 4 * chunks * nprobe
     visits = visits if partitions > 1 else 0
-    near = chunks * config.neighbors.k * _NEIGHBOR_BYTES
-    near *= 1 + (_FOUND_ON_VISITS if partitions > 1 else 0)
+    home = chunks * config.neighbors.k * _NEIGHBOR_BYTES
+    found = home * _FOUND_ON_VISITS if partitions > 1 else 0
+    near = home + found
     scratch = config.neighbors.scratch
     waves = max(1, -(-visits // int(scratch))) if scratch else 1
     key_reads = 1 + (waves if partitions > 1 else 0)
-    embeddings = 2 * dimension * chunks
+    # Embeddings are read to be routed, and to tell chunks that have none.
+    embeddings = 2 * 2 * dimension * chunks
     return JoinPlan(
         nprobe=nprobe,
         partitions=partitions,
         visited=round(visited, 2),
         waves=waves,
+        routed_bytes=routed,
+        visits_bytes=visits,
+        home_bytes=home,
+        found_bytes=found,
         written_bytes=routed + visits + near,
         read_bytes=embeddings + key_reads * routed + visits + near,
         key_reads=key_reads,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retro_db.config import Config
@@ -11,6 +11,7 @@ from retro_db.manifest.model import Tables, query_path
 from retro_db.manifest.parts import Part, listed_parts
 from retro_db.plan.corpus_facts import Corpus, Facts
 from retro_db.plan.manifests import Files
+from retro_db.plan.stage_bytes import Moved
 from retro_db.store.serialize import canonical, digest, to_json
 
 # Number of names that object stores return for one request.
@@ -30,12 +31,16 @@ class StagePlan:
         descriptor_bytes: Bytes of all tasks as JSON: about what crosses the stage boundary.
         list_requests: Number of requests that find its records and the files they name, 1,000 names a page:
             what a resumed build asks for before the records are compacted into one file.
+        read_bytes: Bytes of tables and intermediate files that it reads; None if it was not reckoned.
+        written_bytes: Bytes that it writes.
     """
 
     stage: str
     tasks: int
     descriptor_bytes: int
     list_requests: int
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 def plan_stages(
@@ -45,6 +50,7 @@ def plan_stages(
     partitions: int,
     join_partitions: int,
     pairs: int,
+    moved: Mapping[str, Moved],
 ) -> list[StagePlan]:
     """Plans all stages that a build runs, in order; the stage of the leakage filter's texts has one task.
 
@@ -55,6 +61,7 @@ def plan_stages(
         partitions: Number of partitions of the index.
         join_partitions: Number of partitions of the join.
         pairs: Number of partitions of the band keys, if the build looks for duplicates.
+        moved: Bytes that stages read and write.
     """
     shards, parts = facts.corpus.shards, _parts(files[0])
     all_parts = _bytes_of(parts)
@@ -77,7 +84,12 @@ def plan_stages(
     ]
     for query, by_table in zip(facts.queries, files[1:], strict=True):
         planned += _of_queries(query, _parts(by_table), join_partitions)
-    return planned
+    return [
+        replace(stage, read_bytes=size.read, written_bytes=size.written)
+        if (size := moved.get(stage.stage))
+        else stage
+        for stage in planned
+    ]
 
 
 def _join(folder: str, parts: int, partitions: int, size: int) -> list[StagePlan]:

@@ -63,6 +63,15 @@ def check_sums(plan: dict[str, Any]) -> None:
     assert totals["peak_bytes"] == totals["bytes"] + totals["temporary_bytes"]
     for name in ("tasks", "descriptor_bytes", "list_requests"):
         assert totals[name] == sum(stage[name] for stage in plan["stages"])
+    stages = {stage["stage"]: stage for stage in plan["stages"]}
+    sizes = {table["table"]: table["bytes"] for table in plan["tables"]}
+    joined = [stages[name] for name in ("route", "home", "visit", "neighbors") if name in stages]
+    written = sum(stage["written_bytes"] for stage in joined)
+    assert plan["join"]["written_bytes"] == written - stages["neighbors"]["written_bytes"]
+    read = sum(stage["read_bytes"] for stage in joined)
+    # The headers of files are left out of the join's own figure.
+    assert read == pytest.approx(plan["join"]["read_bytes"], rel=0.01)
+    assert stages["embed"]["read_bytes"] == sizes["chunks"]
     each = sum(table["bytes_per_chunk"] for table in plan["tables"])
     assert totals["bytes_per_chunk"] == pytest.approx(each, abs=0.01)
     for table in [*plan["tables"], *plan["temporary"]]:
