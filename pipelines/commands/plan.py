@@ -21,13 +21,16 @@ from retro_db.plan import (
     IndexPlan,
     JoinPlan,
     Plan,
+    SampleRates,
     estimated_facts,
     given_facts,
     make_plan,
     measure_breadths,
 )
 from retro_db.plan.breadth_law import LEAST_CHUNKS, MOST_CHUNKS
+from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
+from retro_db.report.stage_report import read_stages
 from retro_db.store.serialize import to_json
 
 from ..engine.console import Console
@@ -93,7 +96,7 @@ def plan_build(
             _whole(options.vocab_size or f"{_VOCAB_SIZE}", "--vocab-size", _MOST_ENTRIES),
             _whole(options.dimension or f"{_DIMENSION}", "--dimension", _MOST_DIMENSIONS),
         )
-        return make_plan(settings, facts, rate, breadth, _laws(sample, settings))
+        return make_plan(settings, facts, rate, breadth, *_measured(sample, settings))
     for name, value in asdict(options).items():
         if value is not None and name != "bytes_per_token":
             option = f"--{name.replace('_', '-')}"
@@ -102,15 +105,24 @@ def plan_build(
                 "--tokens"
             )
     settings = load_config(config, overrides)
-    laws = _laws(sample, settings)
-    return make_plan(settings, estimated_facts(settings, each), rate, breadth, laws)
+    measured = _measured(sample, settings)
+    return make_plan(settings, estimated_facts(settings, each), rate, breadth, *measured)
 
 
-def _laws(sample: str | None, settings: Config) -> list[BreadthLaw]:
-    """How many lists recalls take, as a database of a sample shows; none without one."""
+def _measured(sample: str | None, settings: Config) -> tuple[list[BreadthLaw], SampleRates | None]:
+    """How many lists recalls take, and how long stages, as a database of a sample shows; else nothing."""
     if sample is None:
-        return []
+        return [], None
     database = open_database(sample)
+    report = read_stages(database.folder)
+    rates = None
+    if report is not None:
+        seconds = {name: stage.seconds for name, stage in report.stages.items()}
+        rates = SampleRates.of(seconds, database.manifest, sample)
+    return _laws(database, sample, settings), rates
+
+
+def _laws(database: Database, sample: str, settings: Config) -> list[BreadthLaw]:
     documents = database.chunks.documents(np.arange(min(len(database), MOST_CHUNKS)))
     splits = database.documents_at(documents)["split"].to_numpy()
     ids = np.flatnonzero(splits == TRAIN)
@@ -206,8 +218,8 @@ def show_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
             f"{hours.chunks_per_second:,g} chunks/s ({hours.source})"
         )
     console.say(
-        "           Rates come from the sources named, not from your machines: measure with "
-        "benchmarks/embedding.py, give --chunks-per-second"
+        "           Rates come from the sources named: give --chunks-per-second, as benchmarks/embedding.py "
+        "prints it, or --sample, a database that your machines built"
     )
 
 

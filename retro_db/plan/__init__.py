@@ -3,6 +3,7 @@
 from retro_db.plan.breadth_law import BreadthLaw, measure_breadths
 from retro_db.plan.build_plan import IndexPlan, Plan, make_plan
 from retro_db.plan.corpus_facts import TOKENS_PER_DOCUMENT, Facts, estimated_facts, given_facts
+from retro_db.plan.hours import SampleRates
 from retro_db.plan.join_plan import BreadthPlan, JoinPlan
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "IndexPlan",
     "JoinPlan",
     "Plan",
+    "SampleRates",
     "estimated_facts",
     "given_facts",
     "make_plan",

@@ -21,7 +21,7 @@ from retro_db.manifest.sealing import FILE as MANIFEST
 from retro_db.manifest.sealing import manifest_text
 from retro_db.plan.breadth_law import BreadthLaw
 from retro_db.plan.corpus_facts import Facts, Layout, share_out
-from retro_db.plan.hours import HoursPlan, plan_hours
+from retro_db.plan.hours import HoursPlan, SampleRates, plan_hours
 from retro_db.plan.join_plan import BreadthPlan, JoinPlan, plan_breadths, plan_join
 from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
 from retro_db.plan.stage_bytes import moved_bytes
@@ -171,6 +171,7 @@ def make_plan(
     chunks_per_second: float | None = None,
     nprobe: int | None = None,
     laws: Sequence[BreadthLaw] = (),
+    measured: SampleRates | None = None,
 ) -> Plan:
     """Plans a build.
 
@@ -181,6 +182,7 @@ def make_plan(
         nprobe: Lists that a chunk visits to find its neighbors; by default what the laws predict for the
             recall that the configuration asks for, or a usual number.
         laws: How many lists recalls take, if a sample was measured.
+        measured: What that sample's own stages took.
 
     Raises:
         IndexKeyError: The index key is malformed, or this number of chunks and this memory cannot train it.
@@ -230,8 +232,10 @@ def make_plan(
         hours=plan_hours(
             chunks + queried_chunks,
             facts.dimension,
+            join.operations,
             on_gpu=facts.on_gpu,
             chunks_per_second=chunks_per_second,
+            measured=measured,
         ),
         totals=_sum_up(tables, temporary, stages, bands * BAND_ENTRY.itemsize, chunks),
     )

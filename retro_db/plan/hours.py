@@ -1,8 +1,17 @@
-"""Hours of work, at measured rates: the user's or published ones."""
+"""Hours of work, at measured rates: the user's, a sample's or published ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
+
+from retro_db.manifest.model import Manifest
+from retro_db.plan.join_plan import multiplications
+
+# Stages whose work grows with the number of chunks, and those whose work is products.
+_BY_CHUNKS = ("chunk", "embed", "encode", "assemble", "truth", "route", "neighbors")
+_JOINED = ("home", "visit")
 
 
 @dataclass(frozen=True)
@@ -52,23 +61,71 @@ class HoursPlan:
     source: str
 
 
+@dataclass(frozen=True)
+class SampleRates:
+    """What a database's own stages took, of one task at a time.
+
+    Attributes:
+        chunks_per_second: Chunks that a task handles in a second, by stage.
+        multiplications_per_second: Multiplications of the join's products in a second, files and all; None
+            if the stages are not on record.
+        source: The database.
+    """
+
+    chunks_per_second: dict[str, float]
+    multiplications_per_second: float | None
+    source: str
+
+    @classmethod
+    def of(cls, seconds: Mapping[str, float], manifest: Manifest, source: str) -> Self:
+        """Rates of the stages whose work grows with the number of chunks, and of the join.
+
+        Args:
+            seconds: Seconds of all tasks of each stage, added up.
+            manifest: Manifest of the database that they made.
+            source: The database.
+        """
+        chunks = manifest.counts.chunks
+        rates = {name: chunks / seconds[name] for name in _BY_CHUNKS if seconds.get(name)}
+        joined = sum(seconds.get(name, 0) for name in _JOINED)
+        operations = multiplications(
+            chunks, manifest.neighbors.nprobe, manifest.index.lists, manifest.encoder.dimension
+        )
+        return cls(rates, operations / joined if joined else None, source)
+
+
 def plan_hours(
-    chunks: int, dimension: int, *, on_gpu: bool, chunks_per_second: float | None
+    chunks: int,
+    dimension: int,
+    operations: int,
+    *,
+    on_gpu: bool,
+    chunks_per_second: float | None,
+    measured: SampleRates | None,
 ) -> list[HoursPlan]:
-    """Plans the hours of the stages whose rate is known: cutting and embedding.
+    """Plans the hours of the stages whose rate is known.
 
     Args:
         chunks: Number of chunks that are cut and embedded.
         dimension: Dimension of the embeddings.
+        operations: Multiplications of the join's products.
         on_gpu: Whether the encoder runs on a GPU; names the device of the user's rate.
-        chunks_per_second: Embedding rate that the user measured; None for a published rate.
+        chunks_per_second: Embedding rate that the user measured; else one of a sample, or a published one.
+        measured: Rates of a sample's stages, if one was given.
     """
-    if chunks_per_second is None:
-        nearest = min(EMBEDDING_RATES, key=lambda known: abs(known - dimension))
-        embedding = EMBEDDING_RATES[nearest]
-    else:
-        embedding = Rate(chunks_per_second, "GPU" if on_gpu else "CPU worker", "as given")
-    rates = {"chunk": CHUNKING_RATE, "embed": embedding}
+    nearest = min(EMBEDDING_RATES, key=lambda known: abs(known - dimension))
+    rates = {"chunk": CHUNKING_RATE, "embed": EMBEDDING_RATES[nearest]}
+    if measured:
+        source = f"as {measured.source} took"
+        rates |= {
+            stage: Rate(rate, "task", source) for stage, rate in measured.chunks_per_second.items()
+        }
+    if chunks_per_second is not None:
+        rates["embed"] = Rate(chunks_per_second, "GPU" if on_gpu else "CPU worker", "as given")
+    if measured and measured.multiplications_per_second:
+        rate = chunks * measured.multiplications_per_second / operations
+        source = f"{measured.multiplications_per_second:.1e} multiplications a second, {source}"
+        rates["home, visit"] = Rate(rate, "task", source)
     return [
         HoursPlan(
             stage,

@@ -143,8 +143,13 @@ def plan_join(
         key_reads=key_reads,
         disk_bytes=routed + visits // waves + near,
         worker_memory=setting.memory,
-        operations=chunks * nprobe * -(-chunks // lists) * dimension,
+        operations=multiplications(chunks, nprobe, lists, dimension),
     )
+
+
+def multiplications(chunks: int, nprobe: int, lists: int, dimension: int) -> int:
+    """Multiplications that compare every chunk with all chunks of the lists that it visits."""
+    return chunks * nprobe * -(-chunks // lists) * dimension
 
 
 def visited_partitions(nprobe: int, partitions: int, lists: int) -> float:

@@ -11,12 +11,9 @@ from retro_db.index.structure import is_embedded, widen
 from retro_db.manifest.model import Manifest
 from retro_db.reader.database import Database
 from retro_db.report.leakage import Overlaps, overlaps
-from retro_db.report.stage_report import STAGE_REPORT, StageReport
+from retro_db.report.stage_report import StageReport, read_stages
 from retro_db.search.passages import Passage, Passages
 from retro_db.search.searching import list_lengths
-from retro_db.store.entries import read_bounded
-from retro_db.store.folder import Folder
-from retro_db.store.serialize import DecodeError, from_json, parse_json
 
 SAMPLE, _PARTS = 20_000, 64
 LEAKAGE_K = 10  # as in the paper, section 2.6
@@ -133,7 +130,7 @@ def gather_facts(database: Database) -> Facts:
         lists=_list_lengths(database),
         chunk_map=_map(database, sample, sources),
         passages=_passages(database, sample),
-        stages=_stages(folder),
+        stages=read_stages(folder),
     )
 
 
@@ -244,12 +241,3 @@ def _passages(database: Database, sample: Sample) -> list[tuple[Passage, list[Pa
     return [
         passages.with_neighbors(int(chunk), _SHOWN_NEIGHBORS) for chunk in ordered[np.unique(ranks)]
     ]
-
-
-def _stages(folder: Folder) -> StageReport | None:
-    """Reads what the last build, append or compaction took; None if another release wrote it."""
-    try:
-        recorded = read_bounded(folder, STAGE_REPORT)
-        return None if recorded is None else from_json(StageReport, parse_json(recorded))
-    except DecodeError:
-        return None

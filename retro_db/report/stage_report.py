@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from retro_db.meter import Work
 from retro_db.search.tuning import Speed
+from retro_db.store.entries import read_bounded
+from retro_db.store.folder import Folder
+from retro_db.store.serialize import DecodeError, from_json, parse_json
 
 STAGE_REPORT = "report/stages.json"
 
@@ -40,3 +43,12 @@ class StageReport:
     stages: dict[str, StageWork]
     scale: float = 1.0
     speeds: list[Speed] = field(default_factory=list)
+
+
+def read_stages(folder: Folder) -> StageReport | None:
+    """Reads what the last build, append or compaction took; None if another release wrote it."""
+    try:
+        recorded = read_bounded(folder, STAGE_REPORT)
+        return None if recorded is None else from_json(StageReport, parse_json(recorded))
+    except DecodeError:
+        return None

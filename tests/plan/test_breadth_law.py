@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,24 @@ def test_the_command_measures_a_database(tmp_path: Path, capsys: pytest.CaptureF
     assert run([*words, "--set", "index.recall_target=0.9"]) == 0
     out = capsys.readouterr().out
     assert "predicted from nested parts" in out
+    assert run([*words, "--set", "index.recall_target=0.9", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    recalls = {breadth["breadth"]["recall"]: breadth["breadth"] for breadth in plan["breadths"]}
+    assert plan["join"]["nprobe"] == recalls[0.9]["nprobe"]
+    assert recalls[0.9]["least"] <= recalls[0.9]["nprobe"] <= recalls[0.9]["most"]
+    # The sample's own rates, of the stages that are on its record.
+    stages = json.loads((project.output / "report" / "stages.json").read_text("utf-8"))["stages"]
+    hours = {line["stage"]: line["hours"] for line in plan["hours"]}
+    database = project.open()
+    chunks, manifest = len(database), database.manifest
+    for stage in ("chunk", "embed", "encode", "route", "neighbors"):
+        each = stages[stage]["seconds"] / chunks
+        assert hours[stage] == pytest.approx(each * plan["chunks"] / 3600, rel=0.01)
+    pairs = chunks * manifest.neighbors.nprobe * -(-chunks // manifest.index.lists)
+    joined = sum(stages[stage]["seconds"] for stage in ("home", "visit") if stage in stages)
+    each = joined / (pairs * manifest.encoder.dimension)
+    expected = each * plan["join"]["operations"] / 3600
+    assert hours["home, visit"] == pytest.approx(expected, rel=0.01)
 
 
 def test_too_small_a_sample_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
