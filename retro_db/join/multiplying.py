@@ -27,6 +27,12 @@ def multiply(
     return torch.nn.functional.linear(rows, columns, bias)
 
 
+def sum_in_float32() -> None:
+    """Has CUDA add up products in float32 to the end, and round no float32 before: the bounds need it."""
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def padded_rows(rows: int) -> int:
     """At least as many rows: a power of two, or a multiple of the step."""
     if rows > ROW_STEP:

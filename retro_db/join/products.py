@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from retro_db.index.structure import widen
-from retro_db.join.multiplying import COLUMN_STEP, padded_columns
+from retro_db.join.multiplying import COLUMN_STEP, padded_columns, sum_in_float32
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Columns behind the vector's: three terms of the key's constant, three of the query's, one of their product.
@@ -118,6 +118,8 @@ class KeyMatrix:
         device: torch.device,
     ) -> None:
         self.dimension = dimension
+        if device.type == "cuda":
+            sum_in_float32()
         self.precision = precision
         self.device = device
         self.squares, self.errors = np.empty(count, np.float32), np.empty(count, np.float32)
