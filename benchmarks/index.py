@@ -51,6 +51,7 @@ PARTITIONS = 3
 RERANK = 200
 NEIGHBORS = 20
 QUERIES = 4096
+ALONE = 300
 TARGET = 0.99
 PEERS = ("scann", "hnswlib")
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)
@@ -411,6 +412,7 @@ def compare(
     ]
     ratio = median_ratio([row[1] for row in bare], [row[0] for row in bare])
     print(f"search without re-ranking beside one index, nprobe {usual}: {ratio:.3f}")
+    compare_alone(ours, plain, queries[:ALONE], usual, rounds)
 
     def timed(engine: Engine) -> Callable[[int, int], tuple[float, np.ndarray]]:
         def run(breadth: int, rerank: int) -> tuple[float, np.ndarray]:
@@ -439,6 +441,24 @@ def compare(
         print(f"{name:<16} {rate:,.0f} queries/s at recall {TARGET}{beside}")
     for peer in opened:
         peer.close()
+
+
+def compare_alone(
+    ours: Engine, plain: Engine, queries: np.ndarray, breadth: int, rounds: int
+) -> None:
+    """Prints how fast single queries are found, as texts are that are looked up one by one."""
+
+    def search_all(engine: Engine) -> None:
+        for row in range(len(queries)):
+            engine.search(queries[row : row + 1], breadth, RERANK)
+
+    took = [[seconds(lambda e=e: search_all(e)) for e in (ours, plain)] for _ in range(2 * rounds)]
+    ratio = median_ratio([row[1] for row in took], [row[0] for row in took])
+    rate = len(queries) / statistics.median(row[0] for row in took)
+    print(
+        f"one query at a time beside one index, nprobe {breadth}: {ratio:.3f} ({rate:,.0f}/s)",
+        flush=True,
+    )
 
 
 # A million embeddings through every stage.

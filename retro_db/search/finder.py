@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retro_db.search.reranking import Candidates, Embeddings
-from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
+from retro_db.search.searching import QueryBlock, Searcher, SearchSettings, map_blocks
 from retro_db.store.gathering import ColumnReader
 from retro_db.threads import use_faiss_threads
 
@@ -72,7 +72,8 @@ class Finder:
         answers = self._search(blocks, k, settings, pool)
         while True:
             short = [np.flatnonzero(answer.short | answer.lacking) for answer in answers]
-            wider = self._widened(settings, answers)
+            is_complete = not any(len(rows) for rows in short)
+            wider = None if is_complete else self._widened(settings, answers)
             if wider is None:
                 return [(answer.ids, answer.distances) for answer in answers]
             settings = wider
@@ -110,7 +111,7 @@ class Finder:
             return _Answer(*candidates.nearest(distances, k), (ids < 0).any(axis=1), lacking)
 
         candidate_ids = [ids for _, ids in self.searcher.search(blocks, settings, pool)]
-        return list(pool.map(rerank, blocks, candidate_ids))
+        return list(map_blocks(pool, rerank, blocks, candidate_ids))
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ _SCRATCH = threading.local()
 
 def _scratch(dimension: int, embeddings: np.ndarray) -> faiss.IndexFlatL2:
     """Fills a flat index with embeddings [n, d]; each thread reuses its memory: new pages take longer."""
-    flat = getattr(_SCRATCH, "flat", None)
-    if flat is None or flat.d != dimension:
-        flat = _SCRATCH.flat = faiss.IndexFlatL2(dimension)
-    flat.reset()
-    flat.codes.resize(4 * embeddings.size)
+    flat, memory = getattr(_SCRATCH, "flat", (None, np.empty(0, np.float32)))
+    if flat is None or flat.d != dimension or len(memory) < embeddings.size:
+        flat = faiss.IndexFlatL2(dimension)
+        flat.codes.resize(4 * embeddings.size)
+        memory = faiss.rev_swig_ptr(flat.get_xb(), embeddings.size)
+        _SCRATCH.flat = flat, memory
     flat.ntotal = len(embeddings)
-    memory = faiss.rev_swig_ptr(flat.get_xb(), embeddings.size)
-    widen(embeddings, memory.reshape(embeddings.shape))
+    widen(embeddings, memory[: embeddings.size].reshape(embeddings.shape))
     return flat
 
 
@@ -50,14 +50,17 @@ class Candidates:
 
     def __init__(self, ids: np.ndarray) -> None:
         self.ids = ids
-        # Faster than sorting all ids.
-        encoded = pa.array(ids.reshape(-1)).dictionary_encode()
-        distinct = encoded.dictionary.to_numpy()
+        flat = ids.reshape(-1)
+        distinct, indices = flat, np.arange(len(flat))
+        if len(ids) > 1:
+            # Faster than sorting all ids.
+            encoded = pa.array(flat).dictionary_encode()
+            distinct, indices = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
         order = np.argsort(distinct)
         ranks = np.empty(len(distinct), np.int64)
         ranks[order] = np.arange(len(distinct))
         self._unique = distinct[order]
-        self._ranks = ranks[encoded.indices.to_numpy()].reshape(ids.shape)
+        self._ranks = ranks[indices].reshape(ids.shape)
 
     def distances(self, queries: np.ndarray, embeddings: Embeddings) -> np.ndarray:
         """Computes squared L2 distances to the stored embeddings.
@@ -112,8 +115,8 @@ class Candidates:
         order.sort(axis=1)
         ids = self._unique[(order & np.uint64(0xFFFFFFFF)).astype(np.int64)]
         nearest = (order >> np.uint64(32)).astype(np.uint32).view(np.float32)
-        short = k - order.shape[1]
-        padding = ((0, 0), (0, max(short, 0)))
-        nearest = np.pad(nearest, padding, constant_values=np.inf)
-        ids = np.pad(ids, padding, constant_values=-1)
+        if order.shape[1] < k:
+            padding = ((0, 0), (0, k - order.shape[1]))
+            nearest = np.pad(nearest, padding, constant_values=np.inf)
+            ids = np.pad(ids, padding, constant_values=-1)
         return np.where(np.isinf(nearest), -1, ids), nearest

@@ -28,6 +28,8 @@ from retro_db.store.serialize import DecodeError, from_json, parse_json
 from retro_db.threads import available_cores
 
 LOCATIONS = "state/locations.json"
+# Texts that are searched together: the candidates that they share are read once.
+_BLOCK_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -148,14 +150,18 @@ class Retriever:
         ids = np.full((len(texts), k), -1, np.int64)
         distances = np.full((len(texts), k), np.inf, np.float32)
         rows = np.flatnonzero(queries.any(axis=1))
-        blocks = [
-            QueryBlock(queries[[row]], () if exclude is None else (exclude[row],)) for row in rows
-        ]
+        if exclude is None:
+            starts = range(0, len(rows), _BLOCK_TEXTS)
+            pieces = [rows[start : start + _BLOCK_TEXTS] for start in starts]
+            blocks = [QueryBlock(queries[piece]) for piece in pieces]
+        else:
+            pieces = [rows[[number]] for number in range(len(rows))]
+            blocks = [QueryBlock(queries[[row]], (exclude[row],)) for row in rows]
         settings = self._finder.settings
         finder = replace(self._finder, settings=replace(settings, rerank=max(k, settings.rerank)))
         with ThreadPoolExecutor(available_cores()) as pool:
             neighbors = finder.find(blocks, k, pool)
-        for row, (row_ids, row_distances) in zip(rows, neighbors, strict=True):
-            ids[row], distances[row] = row_ids[0], row_distances[0]
+        for piece, (piece_ids, piece_distances) in zip(pieces, neighbors, strict=True):
+            ids[piece], distances[piece] = piece_ids, piece_distances
         self.database.folder.expect_standing()
         return ids, distances

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ _MOST_VISITS = 8_000_000
 _FEW_RANGES = 8
 
 Block = TypeVar("Block")
+Result = TypeVar("Result")
 IdRanges = tuple[tuple[int, int], ...]
 
 
@@ -185,8 +186,10 @@ class Searcher:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if self._whole is not None:
             index = self._whole.index
-            yield from pool.map(
-                lambda block: _scan(index, self._route(block, settings), settings.rerank), blocks
+            yield from map_blocks(
+                pool,
+                lambda block: _scan(index, self._route(block, settings), settings.rerank),
+                blocks,
             )
             return
         for window in windows(blocks, self.window(settings), lambda block: len(block.vectors)):
@@ -396,6 +399,13 @@ def windows(
         count += queries(block)
     if window:
         yield window
+
+
+def map_blocks(
+    pool: Executor, function: Callable[..., Result], *columns: Sequence[Any]
+) -> Iterable[Result]:
+    """Applies a function to blocks, in a pool if there are several: to hand one over takes half a query."""
+    return pool.map(function, *columns) if len(columns[0]) > 1 else map(function, *columns)
 
 
 def _joined(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
