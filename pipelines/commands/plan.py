@@ -105,8 +105,8 @@ def plan_build(
                 "--tokens"
             )
     settings = load_config(config, overrides)
-    measured = _measured(sample, settings)
-    return make_plan(settings, estimated_facts(settings, each), rate, breadth, *measured)
+    facts = estimated_facts(settings, each)
+    return make_plan(settings, facts, rate, breadth, *_measured(sample, settings))
 
 
 def _measured(sample: str | None, settings: Config) -> tuple[list[BreadthLaw], SampleRates | None]:

@@ -177,9 +177,10 @@ def measure_breadths(
     for share in _NESTED:
         chosen = by_hash[: int(np.searchsorted(ends, len(documents) // share)) + 1]
         rows = np.concatenate([np.arange(starts[d], starts[d] + sizes[d]) for d in np.sort(chosen)])
-        queries = _sampled_queries(vectors[rows], documents[rows])
+        sample = vectors[rows]
+        queries = _sampled_queries(sample, documents[rows])
         for lists in _trainable(len(rows)):
-            breadths = _breadths(vectors[rows], lists, queries, recalls)
+            breadths = _breadths(sample, lists, queries, recalls)
             for recall, nprobe in zip(recalls, breadths, strict=True):
                 measured[recall].append(MeasuredBreadth(len(rows), lists, nprobe))
         _LOG.info("measured how many lists %s chunks take", f"{len(rows):,}")

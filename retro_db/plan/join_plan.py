@@ -121,9 +121,9 @@ def plan_join(
     routed = chunks * (2 * dimension + 4 * nprobe + _ROUTED_BYTES)
     visits = round(chunks * visited * setting.visit_bytes) + 4 * chunks * nprobe
     visits = visits if partitions > 1 else 0
-    home = chunks * config.neighbors.k * _NEIGHBOR_BYTES
-    found = home * _FOUND_ON_VISITS if partitions > 1 else 0
-    near = home + found
+    home_bytes = chunks * config.neighbors.k * _NEIGHBOR_BYTES
+    found_bytes = home_bytes * _FOUND_ON_VISITS if partitions > 1 else 0
+    near = home_bytes + found_bytes
     scratch = config.neighbors.scratch
     waves = max(1, -(-visits // int(scratch))) if scratch else 1
     key_reads = 1 + (waves if partitions > 1 else 0)
@@ -136,8 +136,8 @@ def plan_join(
         waves=waves,
         routed_bytes=routed,
         visits_bytes=visits,
-        home_bytes=home,
-        found_bytes=found,
+        home_bytes=home_bytes,
+        found_bytes=found_bytes,
         written_bytes=routed + visits + near,
         read_bytes=embeddings + key_reads * routed + visits + near,
         key_reads=key_reads,
