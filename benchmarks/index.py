@@ -35,7 +35,7 @@ from retro_db.index.filling import assemble_partition, encode_part, list_ranges,
 from retro_db.index.keys import choose_key, parse_key
 from retro_db.index.part_embeddings import PartEmbeddings
 from retro_db.index.structure import faiss, inverted_file, transform
-from retro_db.index.training import PATH, Sampling, sample_embeddings, train_index
+from retro_db.index.training import PATH, Sampling, StoredPoints, sample_points, train_index
 from retro_db.search.finder import Finder
 from retro_db.search.part_documents import Documents
 from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
@@ -114,9 +114,8 @@ class Stages:
         self.folder = Folder(str(place / "db"))
         self.parts, self.documents = _write_parts(data, place)
         count = len(data.embeddings)
-        sample = sample_embeddings(
-            self.parts, Sampling(data.dimension, count, self._points, seed=0)
-        )
+        sampling = Sampling(data.dimension, count, self._points, seed=0)
+        sample = sample_points(StoredPoints(lambda: self.parts), sampling)
         self.trained = train_index(self._parsed, sample)
         faiss.write_index(self.trained, str(place / "db" / PATH))
 

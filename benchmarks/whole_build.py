@@ -47,7 +47,7 @@ OURS, HALVED, PEER = "retro-db", "retro-db, bfloat16", "RETRO-pytorch"
 STAGES = {
     "chunk": ("tokenizer", "chunk"),
     "embed": ("embed",),
-    "index": ("train", "encode", "assemble", "sample", "truth", "tune"),
+    "index": ("draw", "train", "encode", "assemble", "sample", "truth", "tune"),
     "neighbors": ("neighbors",),
 }
 TUNING = ("sample", "truth", "tune")

@@ -43,7 +43,7 @@ from ..stages.train import TrainedIndex
 from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
 from .folders import FINISHED, check_files, owned_folder, sweep
-from .index import tune_index
+from .index import draw_queries, tune_index
 from .join import Join, Searched
 from .manifest_content import appended_manifest
 from .preflight import check_append
@@ -207,7 +207,9 @@ def _run(
     all_parts = [*old_parts, *corpus.parts]
     lengths = [partition.lengths for partition in assembled]
     filled = FilledIndex(old.index.key, old.index.lists, trained, partitions, lengths)
-    index = tune_index(build, all_parts, filled, dimension)
+    index = tune_index(
+        build, all_parts, draw_queries(build, all_parts, dimension), filled, dimension
+    )
     searched = Searched(
         all_parts,
         index,

@@ -38,7 +38,7 @@ from .folders import (
     owned_folder,
     sweep,
 )
-from .index import tune_index
+from .index import draw_queries, tune_index
 from .join import Join, Searched
 from .manifest_content import compacted_manifest
 from .preflight import allow_files, check_addresses, check_disk, held_bytes
@@ -168,7 +168,7 @@ def _run(
     parts = _parts(copied)
     trained = TrainedIndex(old.template_file, None, old.index.training_points)
     filled = FilledIndex(old.index.key, old.index.lists, trained, partitions, lengths)
-    index = tune_index(build, parts, filled, dimension)
+    index = tune_index(build, parts, draw_queries(build, parts, dimension), filled, dimension)
     named = [source["name"] for source in old.config["corpus"] if source.get("id")]
     join = Join(build, Searched(parts, index, database.parameters, named), joins_itself=True)
     neighbors = join.neighbors(build, parts)

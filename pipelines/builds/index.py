@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from retro_db.corpus.chunking import ChunkedShard
 from retro_db.errors import CorpusError
-from retro_db.index.keys import choose_key, parse_key, reduce_key
-from retro_db.index.training import predict_size, training_points
+from retro_db.index.drawing import Drawing, Drawn
+from retro_db.index.keys import IndexKey, choose_key, parse_key, reduce_key
+from retro_db.index.training import Sampling, predict_size, training_points
 from retro_db.manifest.parts import Part
 from retro_db.search.searching import resident_bytes
 
 from ..engine.context import Build
+from ..stages.draw import draw_stage
 from ..stages.tune import BuiltIndex, FilledIndex, tune_stage
 
 
-def announce_key(build: Build, entries: int, dimension: int) -> None:
+def announce_key(build: Build, entries: int, dimension: int) -> IndexKey:
     """Says before anything is embedded which index is to be built, and what it will take.
 
     Args:
         build: The build.
         entries: Number of chunks to index.
         dimension: Dimension d of the embeddings.
+
+    Returns:
+        The parsed key.
 
     Raises:
         IndexKeyError: The corpus is too small for the key, or the memory to train it.
@@ -37,6 +42,37 @@ def announce_key(build: Build, entries: int, dimension: int) -> None:
     build.console.say(
         f"index key  {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all{streamed}"
     )
+    return parsed
+
+
+def drawing_for(
+    build: Build, key: IndexKey, dimension: int, *, entries: int, chunks: int
+) -> Drawing:
+    """What of the corpus trains an index and tunes it.
+
+    Args:
+        build: The build.
+        key: The parsed index key.
+        dimension: Dimension d of the embeddings.
+        entries: Number of chunks of training documents.
+        chunks: Number of all chunks.
+    """
+    points = training_points(key, dimension, entries, int(build.config.index.memory))
+    share = Sampling(dimension, entries, points, build.config.seed).share
+    return Drawing.of(dimension, points=share, chunks=chunks, seed=build.config.seed)
+
+
+def draw_queries(build: Build, parts: list[Part], dimension: int) -> list[Drawn]:
+    """Draws the queries that tune an index that is trained already.
+
+    Args:
+        build: The build.
+        parts: All parts of the database, their files as the database sees them.
+        dimension: Dimension d of the embeddings.
+    """
+    chunks = sum(part.rows for part in parts)
+    drawing = Drawing.of(dimension, points=0.0, chunks=chunks, seed=build.config.seed)
+    return draw_stage(build, parts, drawing)
 
 
 def training_chunks(chunked: list[ChunkedShard]) -> int:
@@ -73,16 +109,19 @@ def decide_key(build: Build, entries: int, dimension: int, keyless: int = 0) -> 
     return key
 
 
-def tune_index(build: Build, parts: list[Part], index: FilledIndex, dimension: int) -> BuiltIndex:
+def tune_index(
+    build: Build, parts: list[Part], drawn: list[Drawn], index: FilledIndex, dimension: int
+) -> BuiltIndex:
     """Tunes the search of an index, and says how well it finds.
 
     Args:
         build: The build.
         parts: All parts of the database, their files as the database sees them.
+        drawn: What was drawn from each part.
         index: The index.
         dimension: Dimension d of the embeddings.
     """
-    tuned = tune_stage(build, parts, index, dimension)
+    tuned = tune_stage(build, parts, drawn, index, dimension)
     search, settings = tuned.search, tuned.search.settings
     graph = f", efSearch {settings.ef_search}" if settings.ef_search else ""
     line = (

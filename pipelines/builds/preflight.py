@@ -10,8 +10,14 @@ from retro_db.config import Config, in_units
 from retro_db.corpus.estimating import CorpusEstimate
 from retro_db.encoder.models import EncoderModel
 from retro_db.errors import CorpusError, ExecutionError, IndexKeyError
-from retro_db.index.keys import check_trainable, choose_key, needed_points, parse_key
-from retro_db.index.training import POINT_COPIES, predict_size
+from retro_db.index.keys import (
+    check_trainable,
+    choose_key,
+    needed_points,
+    parse_key,
+    training_bytes,
+)
+from retro_db.index.training import predict_size
 from retro_db.manifest.model import Manifest
 from retro_db.plan.join_plan import plan_join
 from retro_db.store.folder import Folder
@@ -153,8 +159,9 @@ def check_disk(folder: Folder, needed: int, held: int) -> str:
 
 def _check_memory(key: str, chunks: int, dimension: int, *, is_local: bool) -> str:
     """Checks the memory for training, which needs most; `index.memory` is checked elsewhere."""
-    points = min(chunks, needed_points(parse_key(key, dimension)))
-    needed = points * POINT_COPIES * 4 * dimension
+    parsed = parse_key(key, dimension)
+    points = min(chunks, needed_points(parsed))
+    needed = training_bytes(parsed, dimension, points)
     if not is_local:
         return f"memory at least {in_units(needed)} to train"
     free = _available_memory()

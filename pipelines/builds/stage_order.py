@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from retro_db.encoder.models import EncoderModel
-from retro_db.index.keys import parse_key
+from retro_db.index.drawing import Drawing
+from retro_db.index.keys import IndexKey, parse_key
 from retro_db.manifest.model import QueryCorpus
 from retro_db.store.serialize import digest, to_json
 
@@ -13,6 +14,7 @@ from ..engine.context import Build
 from ..stages import chunk, embed, neighbors, screen, tokenizer, train, tune
 from ..stages.assemble import assemble_stage, divide_lists
 from ..stages.chunk import ChunkedCorpus, chunk_stage
+from ..stages.draw import draw_stage
 from ..stages.embed import EmbeddedCorpus, embed_stage, probe_stage
 from ..stages.encode import encode_stage
 from ..stages.neighbors import NeighborsTable
@@ -20,7 +22,7 @@ from ..stages.screen import Screened, screen_stage
 from ..stages.tokenizer import TokenizerFiles, tokenizer_stage
 from ..stages.train import train_stage
 from ..stages.tune import BuiltIndex, FilledIndex
-from .index import announce_key, decide_key, training_chunks, tune_index
+from .index import announce_key, decide_key, drawing_for, training_chunks, tune_index
 from .join import Join, Searched
 from .queries import QUERY_STAGES, QueryRecipe
 
@@ -87,9 +89,10 @@ class Recipe:
             query.chunk(self.tokenizer)
         yield "chunk"
         # An index that the corpus cannot train is refused before anything is embedded.
-        announce_key(build, training_chunks(self.chunked.shards), self.model.dimension)
+        key = announce_key(build, training_chunks(self.chunked.shards), self.model.dimension)
         self.probe()
-        self.corpus = embed_stage(build, self.chunked, self.tokenizer, self.model)
+        drawing = self._drawing(self.chunked, key)
+        self.corpus = embed_stage(build, self.chunked, self.tokenizer, self.model, drawing)
         for query in self._query_recipes:
             query.embed(self.tokenizer, self.model)
         yield "embed"
@@ -107,7 +110,8 @@ class Recipe:
         entries = training_chunks(self.corpus.shards)
         text = decide_key(build, entries, dimension, self.corpus.keyless)
         key = parse_key(text, dimension)
-        trained = train_stage(build, parts, key, entries, dimension)
+        drawn = draw_stage(build, parts, self._drawing(self.corpus, key), self.corpus.drawn)
+        trained = train_stage(build, parts, drawn, key, entries, dimension)
         yield "train"
         codes = encode_stage(build, parts, trained, dimension)
         yield "encode"
@@ -118,8 +122,14 @@ class Recipe:
         fine = [encoded.fine for encoded in codes if encoded.fine]
         lengths = [partition.lengths for partition in assembled]
         filled = FilledIndex(text, key.lists, trained, partitions, lengths, fine)
-        self.index = tune_index(build, parts, filled, dimension)
+        self.index = tune_index(build, parts, drawn, filled, dimension)
         yield "tune"
+
+    def _drawing(self, corpus: ChunkedCorpus | EmbeddedCorpus, key: IndexKey) -> Drawing:
+        """What of the corpus trains an index and tunes it."""
+        entries = training_chunks(corpus.shards)
+        chunks = sum(part.rows for part in corpus.parts)
+        return drawing_for(self.build, key, self.model.dimension, entries=entries, chunks=chunks)
 
     def _searched(self) -> Searched:
         config = self.build.config

@@ -157,6 +157,11 @@ def build(
     help="A database of 100,000 chunks of the corpus or more, with embeddings: measures in nested samples "
     "of it how many lists recalls take, and predicts that at full size.",
 )
+@click.option(
+    "--probe",
+    is_flag=True,
+    help="Measure for some seconds what this machine embeds and joins, and plan hours by it.",
+)
 @_JSON
 def plan(
     *,
@@ -168,6 +173,7 @@ def plan(
     chunks_per_second: str | None,
     nprobe: str | None,
     sample: str | None,
+    probe: bool,
     as_json: bool,
     **corpus: str | None,
 ) -> None:
@@ -182,7 +188,13 @@ def plan(
     if no_embeddings:
         settings.append("embeddings.keep=false")
     planned = plan_build(
-        config, CorpusOptions(**corpus), settings, chunks_per_second, nprobe, sample
+        config,
+        CorpusOptions(**corpus),
+        settings,
+        chunks_per_second,
+        nprobe,
+        sample,
+        probing=probe,
     )
     show_plan(planned, Console(), as_json=as_json)
 

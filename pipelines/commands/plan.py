@@ -15,13 +15,15 @@ from retro_db.errors import InputError, SampleError
 from retro_db.index.structure import is_embedded
 from retro_db.manifest.model import TRAIN
 from retro_db.plan import (
+    JOIN,
     TOKENS_PER_DOCUMENT,
     BreadthLaw,
     BreadthPlan,
     IndexPlan,
     JoinPlan,
+    MeasuredRates,
     Plan,
-    SampleRates,
+    StageNeeds,
     estimated_facts,
     given_facts,
     make_plan,
@@ -65,6 +67,8 @@ def plan_build(
     chunks_per_second: str | None = None,
     nprobe: str | None = None,
     sample: str | None = None,
+    *,
+    probing: bool = False,
 ) -> Plan:
     """Plans what a configuration builds, or a corpus of which the number of tokens is given.
 
@@ -75,6 +79,7 @@ def plan_build(
         chunks_per_second: What a device embeds.
         nprobe: Lists that a chunk visits.
         sample: A database of a sample of the corpus, in which that is measured.
+        probing: Whether the rates of this machine are measured.
 
     Raises:
         InputError: Both or none are given, a number is none, a setting is wrong, or the sample is too small.
@@ -96,7 +101,9 @@ def plan_build(
             _whole(options.vocab_size or f"{_VOCAB_SIZE}", "--vocab-size", _MOST_ENTRIES),
             _whole(options.dimension or f"{_DIMENSION}", "--dimension", _MOST_DIMENSIONS),
         )
-        return make_plan(settings, facts, rate, breadth, *_measured(sample, settings))
+        return make_plan(
+            settings, facts, rate, breadth, *_measured(sample, settings), probing=probing
+        )
     for name, value in asdict(options).items():
         if value is not None and name != "bytes_per_token":
             option = f"--{name.replace('_', '-')}"
@@ -106,10 +113,12 @@ def plan_build(
             )
     settings = load_config(config, overrides)
     facts = estimated_facts(settings, each)
-    return make_plan(settings, facts, rate, breadth, *_measured(sample, settings))
+    return make_plan(settings, facts, rate, breadth, *_measured(sample, settings), probing=probing)
 
 
-def _measured(sample: str | None, settings: Config) -> tuple[list[BreadthLaw], SampleRates | None]:
+def _measured(
+    sample: str | None, settings: Config
+) -> tuple[list[BreadthLaw], MeasuredRates | None]:
     """How many lists recalls take, and how long stages, as a database of a sample shows; else nothing."""
     if sample is None:
         return [], None
@@ -118,7 +127,7 @@ def _measured(sample: str | None, settings: Config) -> tuple[list[BreadthLaw], S
     rates = None
     if report is not None:
         seconds = {name: stage.seconds for name, stage in report.stages.items()}
-        rates = SampleRates.of(seconds, database.manifest, sample)
+        rates = MeasuredRates.of(seconds, database.manifest, sample)
     return _laws(database, sample, settings), rates
 
 
@@ -217,9 +226,11 @@ def show_plan(plan: Plan, console: Console, *, as_json: bool) -> None:
             f"hours      {hours.stage}: {hours.hours:,.2f} {hours.device} hours at "
             f"{hours.chunks_per_second:,g} chunks/s ({hours.source})"
         )
+    if all(hours.stage != JOIN for hours in plan.hours):
+        console.say(f"hours      {JOIN}: no rate is known; give --probe or --sample")
     console.say(
-        "           Rates come from the sources named: give --chunks-per-second, as benchmarks/embedding.py "
-        "prints it, or --sample, a database that your machines built"
+        "           Rates come from the sources named: --probe measures this machine, --sample takes those "
+        "of a database that your machines built, --chunks-per-second what benchmarks/embedding.py prints"
     )
 
 
@@ -269,8 +280,7 @@ def _say_planned_join(join: JoinPlan, console: Console) -> None:
     )
     console.say(
         f"join       {in_units(join.written_bytes)} written and {in_units(join.read_bytes)} read for the "
-        f"neighbors, in sequence, keys {join.key_reads:,} times; {join.operations:.1e} multiplications, for "
-        "which no rate is known here"
+        f"neighbors, in sequence, keys {join.key_reads:,} times; {join.operations:.1e} multiplications"
     )
 
 
@@ -299,27 +309,48 @@ def _show_planned_stages(plan: Plan, console: Console) -> None:
         (
             stage.stage,
             f"{stage.tasks:,}",
-            _units(stage.read_bytes),
-            _units(stage.written_bytes),
+            *_needs(stage.needs),
             in_units(stage.descriptor_bytes),
             f"{stage.list_requests:,}",
         )
         for stage in plan.stages
     ]
-    totals = plan.totals
+    totals, needs = plan.totals, [stage.needs for stage in plan.stages if stage.needs]
     rows.append(
         (
             "total",
             f"{totals.tasks:,}",
-            in_units(sum(stage.read_bytes or 0 for stage in plan.stages)),
-            in_units(sum(stage.written_bytes or 0 for stage in plan.stages)),
+            in_units(sum(need.read for need in needs)),
+            in_units(sum(need.written for need in needs)),
+            f"{sum(need.random_reads for need in needs):,}",
+            "",
+            "",
             in_units(totals.descriptor_bytes),
             f"{totals.list_requests:,}",
         )
     )
-    headers = ("stage", "tasks", "read", "written", "descriptors", "list requests")
+    headers = (
+        "stage",
+        "tasks",
+        "read",
+        "written",
+        "rows",
+        "memory",
+        "disk",
+        "descriptors",
+        "lists",
+    )
     console.show_table(headers, rows)
+    console.say(
+        "           rows: read one by one; memory and disk: of a task, beside libraries and models, the disk "
+        "where the database lies on an object store; lists: requests that list files"
+    )
 
 
-def _units(size: int | None) -> str:
-    return "-" if size is None else in_units(size)
+def _needs(needs: StageNeeds | None) -> tuple[str, ...]:
+    """Cells of the table of stages."""
+    if needs is None:
+        return ("-",) * 5
+    sizes = [in_units(size) for size in (needs.read, needs.written)]
+    limits = [in_units(size) if size else "-" for size in (needs.memory, needs.disk)]
+    return (*sizes, f"{needs.random_reads:,}" if needs.random_reads else "-", *limits)

@@ -13,6 +13,7 @@ from retro_db.encoder.embedded_windows import PIECES, Pieces
 from retro_db.encoder.embedding import WINDOW_ROWS, embed_part
 from retro_db.encoder.encoder import Encoder
 from retro_db.encoder.models import CUDA, EncoderModel, gpu_count, resolve_model
+from retro_db.index.drawing import Drawer, Drawing, Drawn
 from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
@@ -32,10 +33,17 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class EmbeddedPart:
-    """One part's embeddings, and how many of its chunks have none."""
+    """One part's embeddings.
+
+    Attributes:
+        file: The embeddings.
+        keyless: Number of chunks without one.
+        drawn: Chunks that were drawn for the index at the same time, if any.
+    """
 
     file: TableEntry
     keyless: int
+    drawn: Drawn | None = None
 
 
 @dataclass
@@ -49,6 +57,7 @@ class EmbedJob(Job):
     cores: Share
     parameters: dict[str, str | int]
     tokenizer: str
+    drawing: Drawing | None
 
     def open(self) -> tuple[Encoder, Tokenizer]:
         encoder = _open_encoder(self.encoder, self.model, self.cores)
@@ -59,8 +68,11 @@ class EmbedJob(Job):
         [chunks] = open_files(self.folder, [part.chunks], "chunks", self.parameters)
         path = contract("embeddings").name(part.shard, part.number)
         pieces = self._pieces(part)
-        embedded = embed_part(chunks, path, encoder, tokenizer, self.folder, meter, pieces=pieces)
-        return EmbeddedPart(*embedded)
+        drawer = Drawer(part, self.folder, self.drawing) if self.drawing else None
+        file, keyless = embed_part(
+            chunks, path, encoder, tokenizer, self.folder, meter, pieces=pieces, drawer=drawer
+        )
+        return EmbeddedPart(file, keyless, drawer.write(self.folder, file) if drawer else None)
 
     def done(self, part: Part) -> None:
         self._pieces(part).remove()
@@ -128,11 +140,13 @@ class EmbeddedCorpus:
         shards: What became of the records of every shard.
         parts: All parts in order, with their embeddings.
         keyless: Number of chunks without an embedding: they have no WordPiece.
+        drawn: What was drawn of each part for the index, if anything.
     """
 
     shards: list[ChunkedShard]
     parts: list[Part]
     keyless: int
+    drawn: list[Drawn | None]
 
     def below(self, place: str) -> EmbeddedCorpus:
         """The same corpus, its files as the database sees them.
@@ -148,7 +162,11 @@ class EmbeddedCorpus:
 
 
 def embed_stage(
-    build: Build, corpus: ChunkedCorpus, tokenizer: TokenizerFiles, model: EncoderModel
+    build: Build,
+    corpus: ChunkedCorpus,
+    tokenizer: TokenizerFiles,
+    model: EncoderModel,
+    drawing: Drawing | None = None,
 ) -> EmbeddedCorpus:
     """Embeds the chunks of every part.
 
@@ -157,6 +175,7 @@ def embed_stage(
         corpus: Parts whose files lie in the folder of the build.
         tokenizer: Tokenizer of the database.
         model: The encoder, with its `batch_tokens`.
+        drawing: Which chunks are drawn for the index at the same time; none by default.
     """
     parts = corpus.parts
     config = build.config
@@ -170,6 +189,7 @@ def embed_stage(
         cores,
         parameters,
         tokenizer.sha256,
+        drawing,
     )
     decides = {"encoder": to_json(model), "tokenizer": tokenizer.sha256}
     tasks = [
@@ -184,7 +204,8 @@ def embed_stage(
         replace(part, embeddings=result.file) for part, result in zip(parts, embedded, strict=True)
     ]
     keyless = sum(result.keyless for result in embedded)
-    return EmbeddedCorpus(corpus.shards, with_embeddings, keyless)
+    drawn = [result.drawn for result in embedded]
+    return EmbeddedCorpus(corpus.shards, with_embeddings, keyless, drawn)
 
 
 def _placement(build: Build) -> Placement:

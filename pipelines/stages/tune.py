@@ -1,4 +1,4 @@
-"""Tunes the search: samples queries, finds their exact neighbors part by part, and measures recall."""
+"""Tunes the search: finds the exact neighbors of sampled queries part by part, and measures recall."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from retro_db.index.drawing import QUERIES, Drawn, read_queries
 from retro_db.index.keys import parse_key
 from retro_db.index.part_embeddings import embedding_column, load_embeddings
 from retro_db.index.structure import read_index
@@ -18,14 +19,10 @@ from retro_db.manifest.parts import Part, contents_of
 from retro_db.meter import Meter
 from retro_db.search.finder import Finder
 from retro_db.search.ground_truth import (
-    QUERIES,
     exact_neighbors,
     merge_neighbors,
     query_blocks,
-    read_queries,
-    sample_rows,
 )
-from retro_db.search.part_documents import load_documents
 from retro_db.search.searching import (
     Searcher,
     SearchSettings,
@@ -112,28 +109,15 @@ class TuningFile:
 
 @dataclass
 class SampleJob(Job):
-    """Samples the queries that the search is tuned with."""
+    """Collects the queries that the search is tuned with."""
 
     stage: ClassVar[str] = "sample"
     part_of: ClassVar[str | None] = "tune"
-    home: Folder
-    dimension: int
-    seed: int
 
-    def run(self, shared: None, parts: list[Part], meter: Meter, /) -> TuningFile:
-        chunks = sum(part.rows for part in parts)
-        vectors, own = [np.empty((0, self.dimension), np.float32)], [np.empty((0, 2), np.int64)]
-        for part in parts:
-            rows = sample_rows(part.first_id, part.rows, chunks, self.seed)
-            if len(rows):
-                embeddings = load_embeddings(self.home, part, self.dimension).embeddings
-                documents = load_documents(self.home, part)
-                part_vectors, part_own = read_queries(rows, embeddings, documents)
-                vectors.append(part_vectors)
-                own.append(part_own)
-                meter(len(rows))
-        file = _save(self.folder, _QUERIES_PATH, np.concatenate(vectors), np.concatenate(own))
-        return TuningFile(file)
+    def run(self, shared: None, drawn: list[Drawn], meter: Meter, /) -> TuningFile:
+        vectors, own = read_queries(self.folder, drawn)
+        meter(len(vectors))
+        return TuningFile(_save(self.folder, _QUERIES_PATH, vectors, own))
 
     def files(self, result: TuningFile) -> list[FileEntry]:
         return [result.file]
@@ -224,19 +208,22 @@ def search_groups(
     return group_partitions([resident_bytes(file.bytes, parsed) for file in partitions], memory)
 
 
-def tune_stage(build: Build, parts: list[Part], index: FilledIndex, dimension: int) -> BuiltIndex:
-    """Samples queries, finds their exact neighbors, and chooses the search by them.
+def tune_stage(
+    build: Build, parts: list[Part], drawn: list[Drawn], index: FilledIndex, dimension: int
+) -> BuiltIndex:
+    """Finds the exact neighbors of sampled queries, and chooses the search by them.
 
     Args:
         build: The build.
         parts: All parts of the database, their files as the database sees them.
+        drawn: What was drawn from each part.
         index: The index.
         dimension: Dimension d of the embeddings.
 
     Returns:
         The index with its search.
     """
-    queries, exact = _exact_neighbors(build, parts, dimension)
+    queries, exact = _exact_neighbors(build, parts, drawn, dimension)
     config = build.config
     job = TuneJob(
         folder=build.folder,
@@ -267,13 +254,13 @@ def tune_stage(build: Build, parts: list[Part], index: FilledIndex, dimension: i
 
 
 def _exact_neighbors(
-    build: Build, parts: list[Part], dimension: int
+    build: Build, parts: list[Part], drawn: list[Drawn], dimension: int
 ) -> tuple[int, list[FileEntry]]:
     """Number of sampled queries, and a file of their exact neighbors in each part."""
     contents = [(part.first_id, *contents_of(part)) for part in parts]
     seed = build.config.seed
-    sample = SampleJob(build.folder, build.home, dimension, seed)
-    task = Task("queries", fingerprint(VERSION, {"seed": seed, "embed": contents}), parts)
+    sample = SampleJob(build.folder)
+    task = Task("queries", fingerprint(VERSION, {"seed": seed, "embed": contents}), drawn)
     chunks = sum(part.rows for part in parts)
     size = min(chunks, QUERIES)
     queries = build.run_task(Stage(sample, [task], TuningFile, "chunks", size))

@@ -14,6 +14,7 @@ from retro_db.encoder.chunk_texts import chunk_texts
 from retro_db.encoder.embedded_windows import Pieces
 from retro_db.encoder.encoder import Encoder
 from retro_db.errors import ModelError
+from retro_db.index.drawing import Drawer
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, TableEntry, describe
@@ -35,6 +36,7 @@ def embed_part(
     meter: Meter,
     *,
     pieces: Pieces,
+    drawer: Drawer | None = None,
 ) -> tuple[TableEntry, int]:
     """Embeds every chunk of one file from its own text, ids decoded, and writes float16 embeddings.
 
@@ -48,6 +50,7 @@ def embed_part(
         folder: The database.
         meter: Counts chunks, WordPieces, and seconds in `tokenize`, `device` and `write`.
         pieces: Keeps windows for a run that goes on after a stop.
+        drawer: Takes the chunks that are drawn for the index, if any.
 
     Returns:
         The file, and the number of its chunks without an embedding.
@@ -58,13 +61,16 @@ def embed_part(
     """
     table = contract("embeddings")
     schema = table.schema(dimension=encoder.model.dimension)
-    missing = 0
+    missing = row = 0
     with contextlib.closing(pieces), folder.writing(path) as temporary:
         with TableWriter(temporary, schema, table.batch_rows) as writer:
             for stored in _embedded(chunks, encoder, tokenizer, meter, pieces):
                 with meter.timing("write"):
                     missing += int((~stored.any(axis=1)).sum())
                     writer.append({"vector": stored})
+                    if drawer:
+                        drawer.take(row, stored)
+                    row += len(stored)
         with meter.timing("write"):
             return describe(temporary, path, writer.rows), missing
 

@@ -17,10 +17,12 @@ PROPOSAL_ABOVE = 4_000_000
 _LARGEST_LISTS, _LARGEST_CODE = 1 << 22, 64
 POINTS_PER_LIST = 30
 MAX_POINTS_PER_LIST = 256
-# Training holds the sample three times: as read, transformed, and in what k-means needs.
-POINT_COPIES = 3
+# Points that train the transforms before the lists, as Faiss's OPQ would choose of more; they are held as
+# read, transformed, and in what OPQ needs.
+TRANSFORM_POINTS, _TRANSFORM_COPIES = 1 << 16, 3
 
 _IVF = re.compile(r"IVF(\d+)")
+_TRANSFORMS = re.compile(r"OPQ|PCA|RR|Pad")
 _PQ = re.compile(r"PQ(\d+)(?:x(\d+))?(fsr|fs|np)?$")
 
 
@@ -50,6 +52,11 @@ class IndexKey:
         if self.sub_quantizers is None:
             return self.text
         return _PQ.sub(f"PQ{self.sub_quantizers}x{self.bits}np", self.text)
+
+    @property
+    def has_transforms(self) -> bool:
+        """Whether vectors are transformed before the lists."""
+        return bool(_TRANSFORMS.match(self.text))
 
     @property
     def codebook_size(self) -> int:
@@ -114,9 +121,10 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
         return "IVF1,Flat"
     if chunks > PROPOSAL_ABOVE:
         return _proposed_key(chunks, dimension, memory)
-    trained = _trainable_lists(dimension, memory)
+    codes = f"PQ{_halves(dimension)}x4fs"
+    trained = _trainable_lists(f"IVF1,{codes}", dimension, memory)
     lists = max(1, min(round(2 * math.sqrt(chunks)), chunks // POINTS_PER_LIST, trained))
-    return f"IVF{lists},PQ{_halves(dimension)}x4fs"
+    return f"IVF{lists},{codes}"
 
 
 def needed_points(key: IndexKey) -> int:
@@ -126,6 +134,38 @@ def needed_points(key: IndexKey) -> int:
     """
     kept = [int(match[1]) for match in re.finditer(r"PCAW?R?(\d+)", key.text)]
     return max(key.lists * POINTS_PER_LIST if key.lists > 1 else 1, key.codebook_size, *kept)
+
+
+def training_bytes(key: IndexKey, dimension: int, points: int) -> int:
+    """Memory that training takes: that of its transforms, or after them that of all points.
+
+    A point takes its transformed vector, float32 [d'], a quarter as much for centroids and for the clusters
+    that threads refine, and 24 bytes that sort it by cluster.
+
+    Args:
+        key: The parsed index key.
+        dimension: d of the embeddings.
+        points: Number of points.
+    """
+    few = min(points, TRANSFORM_POINTS) if key.has_transforms else 0
+    return max(points * _point_bytes(key, dimension), few * _TRANSFORM_COPIES * 4 * dimension)
+
+
+def points_within(key: IndexKey, dimension: int, memory: int) -> int:
+    """Counts the points that some bytes of memory can train, the other way round."""
+    points = memory // _point_bytes(key, dimension)
+    if training_bytes(key, dimension, points) > memory:
+        return memory // (_TRANSFORM_COPIES * 4 * dimension)
+    return points
+
+
+def _point_bytes(key: IndexKey, dimension: int) -> int:
+    return 5 * _coded_dimension(key.text, dimension) + 24
+
+
+def most_points(points: int) -> int:
+    """Bounds a hashed sample of so many expected points: six standard deviations above."""
+    return points + 6 * math.isqrt(points) + 6
 
 
 def check_trainable(key: IndexKey, points: int) -> None:
@@ -182,27 +222,31 @@ def _proposed_key(chunks: int, dimension: int, memory: int) -> str:
     )
     if not proposals:
         return _streamed_key(dimension, memory)
-    most_lists = _trainable_power(dimension, memory)
-    fewer = re.sub(_IVF, lambda match: f"IVF{min(int(match[1]), most_lists)}", proposals[0])
-    return _corrected(fewer, dimension)
+    corrected = _corrected(proposals[0], dimension)
+    most_lists = _trainable_power(corrected, dimension, memory)
+    return re.sub(_IVF, lambda match: f"IVF{min(int(match[1]), most_lists)}", corrected)
 
 
 def _streamed_key(dimension: int, memory: int) -> str:
     """Chooses the key of an index that is searched one group of partitions after another."""
-    lists = min(_LARGEST_LISTS, _trainable_power(dimension, memory))
     blocks = min(_LARGEST_CODE, dimension)
     width = min(2 * blocks, dimension // blocks * blocks)
-    return f"OPQ{blocks}_{width},IVF{lists}_HNSW32,PQ{blocks}np"
+    key = f"OPQ{blocks}_{width},IVF{_LARGEST_LISTS}_HNSW32,PQ{blocks}np"
+    lists = min(_LARGEST_LISTS, _trainable_power(key, dimension, memory))
+    return key.replace(f"IVF{_LARGEST_LISTS}", f"IVF{lists}")
 
 
-def _trainable_lists(dimension: int, memory: int) -> int:
-    """Lists that half the memory can train: a sample may exceed its expected size."""
-    return memory // (2 * POINT_COPIES * 4 * dimension * POINTS_PER_LIST)
+def _trainable_lists(text: str, dimension: int, memory: int) -> int:
+    """Lists of a key that the memory can train, whose sample may exceed its expected size."""
+    points = points_within(parse_key(text, dimension), dimension, memory)
+    # The largest p with `most_points(p)` within them.
+    expected = max(0, math.isqrt(points + 3) - 4) ** 2
+    return expected // POINTS_PER_LIST
 
 
-def _trainable_power(dimension: int, memory: int) -> int:
+def _trainable_power(text: str, dimension: int, memory: int) -> int:
     """The largest power of two among numbers of lists that the memory can train."""
-    return 1 << int(math.log2(max(1, _trainable_lists(dimension, memory))))
+    return 1 << int(math.log2(max(1, _trainable_lists(text, dimension, memory))))
 
 
 def _corrected(proposal: str, dimension: int) -> str:

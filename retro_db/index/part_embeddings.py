@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from retro_db.hashing import fractions_of
 from retro_db.index.structure import is_embedded
 from retro_db.manifest.model import TRAIN
 from retro_db.manifest.parts import Part
@@ -35,6 +36,16 @@ class PartEmbeddings:
         embeddings = self.embeddings.read("vector", start, stop)
         indexed = np.flatnonzero(self.in_training_split[start:stop] & is_embedded(embeddings))
         return start + indexed, embeddings[indexed]
+
+    def below(self, share: float, seed: int) -> Iterator[np.ndarray]:
+        """Yields what is indexed and has a hash below a share: float16 [n, d], in the order of ids."""
+        step = self.embeddings.batch_rows
+        rows = np.flatnonzero(self.in_training_split)
+        rows = rows[fractions_of(rows + self.first_id, seed) < share]
+        for start in np.unique(rows // step) * step:
+            chosen = rows[(rows >= start) & (rows < start + step)] - start
+            embeddings = self.embeddings.read("vector", int(start), int(start) + step)[chosen]
+            yield embeddings[is_embedded(embeddings)]
 
 
 def load_embeddings(folder: Folder, part: Part, dimension: int) -> PartEmbeddings:

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from retro_db.config import in_units
 from retro_db.errors import CorpusError, IndexKeyError
-from retro_db.hashing import fractions_of
 from retro_db.index.keys import (
     MAX_POINTS_PER_LIST,
-    POINT_COPIES,
+    TRANSFORM_POINTS,
     IndexKey,
     check_trainable,
+    most_points,
     needed_points,
+    points_within,
+    training_bytes,
 )
+from retro_db.index.kmeans import cluster, cluster_in_levels
 from retro_db.index.part_embeddings import PartEmbeddings
 from retro_db.index.refining import FINE_PATH, train_fine
-from retro_db.index.structure import faiss, inverted_file, is_embedded, widen
+from retro_db.index.structure import faiss, inverted_file, transform, widen
+from retro_db.meter import Meter
 from retro_db.store.folder import FileEntry, Folder, describe
 from retro_db.threads import use_faiss_threads
 
-from faiss.contrib.clustering import two_level_clustering  # isort: skip
-
-
 PATH = "index/trained.faissindex"
-# k-means and rotations differ in their last bits between one thread and several: so the number of
+# Rotations and code books differ in their last bits between one thread and several: so the number of
 # threads must depend neither on the workers nor on the cores.
 _THREADS = 2
 _SEED = 1234
 # k-means takes time by points times centroids: above this number of lists, two levels of it take time
 # by the square root of the centroids, at little loss.
 _TWO_LEVELS_ABOVE = 100_000
+# Points that code books may be trained with; Faiss takes fewer of them.
+_CODE_POINTS = 1 << 18
 # The graph over centroids is searched wide at construction: an embedding in the wrong list is lost.
 _HNSW_EF_CONSTRUCTION = 200
 HNSW_EF_SEARCH = 128
@@ -74,37 +77,63 @@ class Sampling:
     @property
     def most_points(self) -> int:
         """Largest size of the sample."""
-        return min(self.entries, _upper_bound(self.points))
+        return min(self.entries, most_points(self.points))
 
 
-def sample_embeddings(parts: Iterable[PartEmbeddings], sampling: Sampling) -> np.ndarray:
+class Points(Protocol):
+    """Embeddings that can train the index."""
+
+    def read(self, share: float, seed: int) -> Iterator[np.ndarray]:
+        """Yields the indexed embeddings of chunks whose hash lies below a share, in the order of ids.
+
+        Args:
+            share: Share of all, 0 to 1.
+            seed: Seed of the hash.
+
+        Yields:
+            float16 [n, d].
+        """
+
+
+@dataclass(frozen=True)
+class StoredPoints:
+    """The embeddings of all parts.
+
+    Attributes:
+        open_parts: Opens one part after another.
+    """
+
+    open_parts: Callable[[], Iterable[PartEmbeddings]]
+
+    def read(self, share: float, seed: int) -> Iterator[np.ndarray]:
+        """Reads the parts one after another."""
+        for part in self.open_parts():
+            yield from part.below(share, seed)
+
+
+def sample_points(
+    points: Points, sampling: Sampling, transforms: faiss.Index | None = None
+) -> np.ndarray:
     """Samples the indexed embeddings, in id order.
 
     Args:
-        parts: All parts, read once.
+        points: The embeddings.
         sampling: Size and seed of the sample.
+        transforms: Index whose transforms are applied; none are by default.
 
     Returns:
-        float32 [about points, d].
+        float32 [about points, d'].
     """
+    width = inverted_file(transforms).d if transforms else sampling.dimension
     # Filled in place: pieces that are joined at the end would take twice the memory.
-    sample, filled = np.empty((sampling.most_points, sampling.dimension), np.float32), 0
-    for part in parts:
-        step = part.embeddings.batch_rows
-        rows = np.flatnonzero(part.in_training_split)
-        rows = rows[fractions_of(rows + part.first_id, sampling.seed) < sampling.share]
-        for start in np.unique(rows // step) * step:
-            batch_rows = rows[(rows >= start) & (rows < start + step)] - start
-            embeddings = part.embeddings.read("vector", int(start), int(start) + step)[batch_rows]
-            chosen = embeddings[is_embedded(embeddings)][: len(sample) - filled]
-            sample[filled : filled + len(chosen)] = widen(chosen)
-            filled += len(chosen)
+    sample, filled = np.empty((sampling.most_points, width), np.float32), 0
+    for embeddings in points.read(sampling.share, sampling.seed):
+        chosen = widen(embeddings[: len(sample) - filled])
+        if transforms:
+            chosen = transform(transforms, chosen)
+        sample[filled : filled + len(chosen)] = chosen
+        filled += len(chosen)
     return sample[:filled]
-
-
-def _upper_bound(points: int) -> int:
-    """Six standard deviations above the expected points of a hashed sample, which stays below that."""
-    return points + 6 * math.isqrt(points) + 6
 
 
 def training_points(key: IndexKey, dimension: int, entries: int, memory: int) -> int:
@@ -124,15 +153,15 @@ def training_points(key: IndexKey, dimension: int, entries: int, memory: int) ->
     """
     check_trainable(key, entries)
     wanted = max(key.lists, key.codebook_size) * MAX_POINTS_PER_LIST
-    each = POINT_COPIES * 4 * dimension
     # A hashed sample may exceed its expected size.
-    least = min(entries, _upper_bound(needed_points(key)))
-    if memory // each < least:
+    least = min(entries, most_points(needed_points(key)))
+    affordable = points_within(key, dimension, memory)
+    if affordable < least:
         raise IndexKeyError(
-            f"index.memory: training {key.text} takes {in_units(least * each)}, more than the "
-            f"{in_units(memory)} allowed; raise it, or give an index.key with fewer lists"
+            f"index.memory: training {key.text} takes {in_units(training_bytes(key, dimension, least))}, "
+            f"more than the {in_units(memory)} allowed; raise it, or give an index.key with fewer lists"
         )
-    return max(min(wanted, memory // each), least)
+    return max(min(wanted, affordable), least)
 
 
 def create_index(key: IndexKey, dimension: int) -> faiss.Index:
@@ -198,31 +227,54 @@ def predict_size(key: IndexKey, dimension: int, entries: int) -> tuple[int, int]
     return each, entries * each + key.lists * (4 * int(ivf.d) + links)
 
 
-def train_index(
-    key: IndexKey, points: np.ndarray, two_levels_above: int = _TWO_LEVELS_ABOVE
-) -> faiss.Index:
-    """Trains quantizers; the result holds no vectors.
+def train_transforms(key: IndexKey, points: np.ndarray) -> faiss.Index:
+    """Creates an index whose transforms before the lists are trained.
 
     Args:
         key: The parsed index key.
-        points: float32 [n, d].
-        two_levels_above: Number of lists above which the centroids come from k-means within the
-            clusters of another k-means.
+        points: float32 [n, d]; some of those that train the lists are enough.
 
     Returns:
-        The trained index.
+        The index, without centroids and codes.
+
+    Raises:
+        IndexKeyError: Faiss does not take the key.
+    """
+    use_faiss_threads(_THREADS)
+    index = create_index(key, points.shape[1])
+    if isinstance(index, faiss.IndexPreTransform):
+        for position in range(index.chain.size()):
+            step = faiss.downcast_VectorTransform(index.chain.at(position))
+            if isinstance(step, faiss.OPQMatrix):
+                step.pq = _quiet_product_quantizer(step, key)
+            if not step.is_trained:
+                step.train(points)
+            points = step.apply(points)
+    return index
+
+
+def train_lists(
+    index: faiss.Index,
+    key: IndexKey,
+    points: np.ndarray,
+    threads: int,
+    two_levels_above: int = _TWO_LEVELS_ABOVE,
+) -> None:
+    """Trains what is left of an index: centroids and code books.
+
+    Args:
+        index: What `train_transforms` returned.
+        key: The parsed index key.
+        points: float32 [n, d'], transformed.
+        threads: Number of threads; the result does not depend on it.
+        two_levels_above: Number of lists above which the centroids come from k-means within the
+            clusters of another k-means.
 
     Raises:
         IndexKeyError: There are too few points.
     """
     check_trainable(key, len(points))
-    use_faiss_threads(_THREADS)
-    index = create_index(key, points.shape[1])
     ivf = inverted_file(index)
-    ivf.cp.seed = _SEED
-    # Faiss would warn of few points; `check_trainable` has accepted them already.
-    ivf.cp.min_points_per_centroid = 1
-    ivf.cp.max_points_per_centroid = MAX_POINTS_PER_LIST
     quantizer = faiss.downcast_index(ivf.quantizer)
     if isinstance(quantizer, faiss.IndexHNSW):
         quantizer.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
@@ -230,30 +282,40 @@ def train_index(
     if isinstance(ivf, faiss.IndexIVFPQ):
         ivf.by_residual = key.by_residual
         ivf.pq.cp.min_points_per_centroid = 1
-    if isinstance(index, faiss.IndexPreTransform):
-        for position in range(index.chain.size()):
-            rotation = faiss.downcast_VectorTransform(index.chain.at(position))
-            if isinstance(rotation, faiss.OPQMatrix):
-                rotation.pq = _quiet_product_quantizer(rotation, key)
-    if key.lists > two_levels_above:
-        _place_centroids(index, ivf, points)
-    index.train(points)
+    place = cluster_in_levels if key.lists > two_levels_above else cluster
+    centroids = place(_spread(points, key.lists * MAX_POINTS_PER_LIST), key.lists, _SEED, threads)
+    # Threads that build a graph together would link it by chance.
+    use_faiss_threads(1)
+    quantizer.train(centroids)
+    quantizer.add(centroids)
+    use_faiss_threads(_THREADS)
+    # Leaves the centroids that are there.
+    ivf.train(_spread(points, _CODE_POINTS))
+    index.is_trained = True
+
+
+def train_index(key: IndexKey, points: np.ndarray, threads: int = _THREADS) -> faiss.Index:
+    """Trains an index on points in memory; the result holds no vectors.
+
+    Args:
+        key: The parsed index key.
+        points: float32 [n, d].
+        threads: Number of threads; the result does not depend on it.
+
+    Raises:
+        IndexKeyError: There are too few points.
+    """
+    check_trainable(key, len(points))
+    index = train_transforms(key, _spread(points, TRANSFORM_POINTS))
+    train_lists(index, key, transform(index, points), threads)
     return index
 
 
-def _place_centroids(index: faiss.Index, ivf: faiss.IndexIVF, points: np.ndarray) -> None:
-    """Fills the coarse quantizer, so that training the index leaves it unchanged."""
-    if isinstance(index, faiss.IndexPreTransform):
-        for position in range(index.chain.size()):
-            rotation = faiss.downcast_VectorTransform(index.chain.at(position))
-            if not rotation.is_trained:
-                rotation.train(points)
-            points = rotation.apply(points)
-    centroids, _ = two_level_clustering(
-        points, math.isqrt(ivf.nlist), ivf.nlist, seed=_SEED, min_points_per_centroid=1
-    )
-    ivf.quantizer.train(centroids)
-    ivf.quantizer.add(centroids)
+def _spread(points: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the points, evenly spread: they come in the order of the corpus."""
+    if len(points) <= most:
+        return points
+    return points[np.arange(most) * len(points) // most]
 
 
 def _quiet_product_quantizer(rotation: faiss.OPQMatrix, key: IndexKey) -> faiss.ProductQuantizer:
@@ -264,23 +326,28 @@ def _quiet_product_quantizer(rotation: faiss.OPQMatrix, key: IndexKey) -> faiss.
     return quantizer
 
 
-def train_part(
-    parts: Iterable[PartEmbeddings],
+def train_and_write(
+    points: Points,
     key: IndexKey,
     fine: str | None,
     sampling: Sampling,
     folder: Folder,
-    report: Callable[[int], None],
+    meter: Meter,
+    *,
+    threads: int,
 ) -> tuple[FileEntry, FileEntry | None, int]:
     """Samples, trains and writes the trained index.
 
+    The transforms are trained on a few points; then all of them are held once, transformed.
+
     Args:
-        parts: The embeddings of all parts, read once.
+        points: The embeddings, read twice.
         key: The parsed index key.
         fine: Code to re-rank by if embeddings are not kept, else None.
         sampling: Size and seed of the training sample.
         folder: The database.
-        report: Called with the number of embeddings that were sampled.
+        meter: Counts the embeddings that were sampled, and seconds in `read`, `transforms` and `lists`.
+        threads: Number of threads; the result does not depend on it.
 
     Returns:
         The trained index's file, the file of the fine quantizer or None, and the number of points that
@@ -290,15 +357,23 @@ def train_part(
         CorpusError: The corpus has no embedding at all.
         IndexKeyError: The sample is too small.
     """
-    sample = sample_embeddings(parts, sampling)
-    if not len(sample):
+    few = replace(sampling, points=min(sampling.points, TRANSFORM_POINTS))
+    with meter.timing("read"):
+        sample = sample_points(points, few)
+    with meter.timing("transforms"):
+        index = train_transforms(key, sample)
+        quantizer = _write(train_fine(fine, sample), FINE_PATH, folder) if fine else None
+    del sample
+    with meter.timing("read"):
+        transformed = sample_points(points, sampling, index)
+    if not len(transformed):
         raise CorpusError(
             "corpus: no chunk has a word that the encoder knows; check the text field"
         )
-    report(len(sample))
-    trained_index = _write(train_index(key, sample), PATH, folder)
-    quantizer = _write(train_fine(fine, sample), FINE_PATH, folder) if fine else None
-    return trained_index, quantizer, len(sample)
+    meter(len(transformed))
+    with meter.timing("lists"):
+        train_lists(index, key, transformed, threads)
+    return _write(index, PATH, folder), quantizer, len(transformed)
 
 
 def _write(index: faiss.Index, path: str, folder: Folder) -> FileEntry:

@@ -3,18 +3,21 @@
 from retro_db.plan.breadth_law import BreadthLaw, measure_breadths
 from retro_db.plan.build_plan import IndexPlan, Plan, make_plan
 from retro_db.plan.corpus_facts import TOKENS_PER_DOCUMENT, Facts, estimated_facts, given_facts
-from retro_db.plan.hours import SampleRates
+from retro_db.plan.hours import JOIN, MeasuredRates
 from retro_db.plan.join_plan import BreadthPlan, JoinPlan
+from retro_db.plan.stage_needs import StageNeeds
 
 __all__ = [
+    "JOIN",
     "TOKENS_PER_DOCUMENT",
     "BreadthLaw",
     "BreadthPlan",
     "Facts",
     "IndexPlan",
     "JoinPlan",
+    "MeasuredRates",
     "Plan",
-    "SampleRates",
+    "StageNeeds",
     "estimated_facts",
     "given_facts",
     "make_plan",

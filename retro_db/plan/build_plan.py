@@ -13,7 +13,7 @@ import numpy as np
 
 from retro_db.config import Config
 from retro_db.index.filling import cut_lists, range_bounds
-from retro_db.index.keys import POINT_COPIES, choose_key, parse_key
+from retro_db.index.keys import choose_key, parse_key, training_bytes
 from retro_db.index.sizing import ID_BYTES, index_sizes
 from retro_db.index.training import training_points
 from retro_db.manifest.model import TABLES, IndexInfo, Manifest
@@ -21,10 +21,11 @@ from retro_db.manifest.sealing import FILE as MANIFEST
 from retro_db.manifest.sealing import manifest_text
 from retro_db.plan.breadth_law import BreadthLaw
 from retro_db.plan.corpus_facts import Facts, Layout, share_out
-from retro_db.plan.hours import HoursPlan, SampleRates, plan_hours
+from retro_db.plan.hours import HoursPlan, MeasuredRates, plan_hours
 from retro_db.plan.join_plan import BreadthPlan, JoinPlan, plan_breadths, plan_join
 from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
-from retro_db.plan.stage_bytes import moved_bytes
+from retro_db.plan.probing import probe_rates
+from retro_db.plan.stage_needs import PlannedFiles, needs_of_queries, stage_needs
 from retro_db.plan.stage_plan import StagePlan, plan_stages
 from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
 from retro_db.screening.duplicates import BAND_ENTRY, count_partitions
@@ -61,7 +62,7 @@ class IndexPlan:
         partitions: Number of files of inverted lists.
         memory: Bytes that a worker may use: `index.memory`.
         training_points: Number of embeddings that train the index.
-        training_bytes: Memory that the training points take, three times float32 [points, d].
+        training_bytes: Memory that the training points take, transformed, with what k-means needs.
         loaded_bytes: Memory that the trained index and all partitions take when opened.
         search_groups: Number of groups of partitions that a search opens one after another; 1 if all fit.
         search_bytes: Memory that the trained index and the largest group take.
@@ -171,7 +172,9 @@ def make_plan(
     chunks_per_second: float | None = None,
     nprobe: int | None = None,
     laws: Sequence[BreadthLaw] = (),
-    measured: SampleRates | None = None,
+    measured: MeasuredRates | None = None,
+    *,
+    probing: bool = False,
 ) -> Plan:
     """Plans a build.
 
@@ -183,6 +186,7 @@ def make_plan(
             recall that the configuration asks for, or a usual number.
         laws: How many lists recalls take, if a sample was measured.
         measured: What that sample's own stages took.
+        probing: Whether the rates of this machine are measured.
 
     Raises:
         IndexKeyError: The index key is malformed, or this number of chunks and this memory cannot train it.
@@ -199,7 +203,15 @@ def make_plan(
             nprobe = nprobe or plan.breadth.nprobe
     join = plan_join(config, index.lists, facts.dimension, chunks, nprobe)
     temporary.append(_table_of_join(join, chunks))
-    codes = temporary[0].bytes
+    planned = PlannedFiles(files, built[0], built[-index.partitions :], temporary[0].bytes)
+    needs = stage_needs(
+        config,
+        facts,
+        planned,
+        join,
+        points=index.training_points,
+        training_memory=index.training_bytes,
+    )
     stages = plan_stages(
         config,
         facts,
@@ -207,8 +219,19 @@ def make_plan(
         index.partitions,
         join.partitions,
         count_partitions(bands, 1),
-        moved_bytes(config, facts, files, built, codes, join),
+        needs | needs_of_queries(config, facts, files, join),
     )
+    rates = [measured] if measured else []
+    if probing:
+        probed = probe_rates(
+            config,
+            facts.corpus.shards if facts.exist else [],
+            lists=index.lists,
+            chunks=chunks,
+            nprobe=join.nprobe,
+            dimension=facts.dimension,
+        )
+        rates.append(probed)
     return Plan(
         source=facts.source,
         documents=facts.corpus.documents,
@@ -235,7 +258,7 @@ def make_plan(
             join.operations,
             on_gpu=facts.on_gpu,
             chunks_per_second=chunks_per_second,
-            measured=measured,
+            measured=rates,
         ),
         totals=_sum_up(tables, temporary, stages, bands * BAND_ENTRY.itemsize, chunks),
     )
@@ -342,7 +365,7 @@ def plan_index(config: Config, dimension: int, chunks: int) -> tuple[IndexPlan, 
         partitions=len(ranges),
         memory=memory,
         training_points=points,
-        training_bytes=points * POINT_COPIES * 4 * dimension,
+        training_bytes=training_bytes(parsed, dimension, points),
         loaded_bytes=trained + sum(loaded),
         search_groups=len(groups),
         search_bytes=trained + max(sum(loaded[first:end]) for first, end in groups),

@@ -105,6 +105,7 @@ class Facts:
         tokenizer_files: Bytes of each file of the tokenizer, by name.
         on_gpu: Whether the encoder runs on a GPU.
         source: Origin of the counts of documents and tokens, in words.
+        exist: Whether there is a corpus that can be read, and an encoder.
     """
 
     corpus: Corpus
@@ -114,6 +115,7 @@ class Facts:
     tokenizer_files: dict[str, int]
     on_gpu: bool
     source: str
+    exist: bool
 
 
 def estimated_facts(config: Config, characters_per_token: float = CHARACTERS_PER_TOKEN) -> Facts:
@@ -152,6 +154,7 @@ def estimated_facts(config: Config, characters_per_token: float = CHARACTERS_PER
         on_gpu=model.device == CUDA,
         source=f"estimated from the first documents of a few files, {characters_per_token:g} "
         "characters a token",
+        exist=True,
     )
 
 
@@ -214,6 +217,7 @@ def given_facts(
         on_gpu=True,
         source=f"as given: {tokens_per_document:,g} tokens a document, {bytes_per_token:g} bytes of text "
         "a token",
+        exist=False,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,6 +12,7 @@ from retro_db.plan.join_plan import multiplications
 # Stages whose work grows with the number of chunks, and those whose work is products.
 _BY_CHUNKS = ("chunk", "embed", "encode", "assemble", "truth", "route", "neighbors")
 _JOINED = ("home", "visit")
+JOIN = ", ".join(_JOINED)
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,20 @@ class HoursPlan:
 
 
 @dataclass(frozen=True)
-class SampleRates:
-    """What a database's own stages took, of one task at a time.
+class MeasuredRates:
+    """What was measured: of a database's own stages, one task at a time, or of a machine that was probed.
 
     Attributes:
-        chunks_per_second: Chunks that a task handles in a second, by stage.
-        multiplications_per_second: Multiplications of the join's products in a second, files and all; None
-            if the stages are not on record.
-        source: The database.
+        chunks_per_second: Chunks that a device handles in a second, by stage.
+        multiplications_per_second: Multiplications of the join's products in a second; None if that was not
+            measured.
+        device: Kind of the device.
+        source: What was measured, in words.
     """
 
     chunks_per_second: dict[str, float]
     multiplications_per_second: float | None
+    device: str
     source: str
 
     @classmethod
@@ -91,7 +94,7 @@ class SampleRates:
         operations = multiplications(
             chunks, manifest.neighbors.nprobe, manifest.index.lists, manifest.encoder.dimension
         )
-        return cls(rates, operations / joined if joined else None, source)
+        return cls(rates, operations / joined if joined else None, "task", f"as {source} took")
 
 
 def plan_hours(
@@ -101,7 +104,7 @@ def plan_hours(
     *,
     on_gpu: bool,
     chunks_per_second: float | None,
-    measured: SampleRates | None,
+    measured: Sequence[MeasuredRates],
 ) -> list[HoursPlan]:
     """Plans the hours of the stages whose rate is known.
 
@@ -110,22 +113,24 @@ def plan_hours(
         dimension: Dimension of the embeddings.
         operations: Multiplications of the join's products.
         on_gpu: Whether the encoder runs on a GPU; names the device of the user's rate.
-        chunks_per_second: Embedding rate that the user measured; else one of a sample, or a published one.
-        measured: Rates of a sample's stages, if one was given.
+        chunks_per_second: Embedding rate that the user measured; else a measured or a published one.
+        measured: Rates of a sample's stages and of a machine, if they were measured; later ones count.
     """
     nearest = min(EMBEDDING_RATES, key=lambda known: abs(known - dimension))
     rates = {"chunk": CHUNKING_RATE, "embed": EMBEDDING_RATES[nearest]}
-    if measured:
-        source = f"as {measured.source} took"
+    for known in measured:
         rates |= {
-            stage: Rate(rate, "task", source) for stage, rate in measured.chunks_per_second.items()
+            stage: Rate(rate, known.device, known.source)
+            for stage, rate in known.chunks_per_second.items()
         }
+        if known.multiplications_per_second:
+            rate = chunks * known.multiplications_per_second / operations
+            source = (
+                f"{known.multiplications_per_second:.1e} multiplications a second, {known.source}"
+            )
+            rates[JOIN] = Rate(rate, known.device, source)
     if chunks_per_second is not None:
         rates["embed"] = Rate(chunks_per_second, "GPU" if on_gpu else "CPU worker", "as given")
-    if measured and measured.multiplications_per_second:
-        rate = chunks * measured.multiplications_per_second / operations
-        source = f"{measured.multiplications_per_second:.1e} multiplications a second, {source}"
-        rates["home, visit"] = Rate(rate, "task", source)
     return [
         HoursPlan(
             stage,

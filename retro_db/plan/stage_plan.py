@@ -11,7 +11,7 @@ from retro_db.manifest.model import Tables, query_path
 from retro_db.manifest.parts import Part, listed_parts
 from retro_db.plan.corpus_facts import Corpus, Facts
 from retro_db.plan.manifests import Files
-from retro_db.plan.stage_bytes import Moved
+from retro_db.plan.stage_needs import StageNeeds
 from retro_db.store.serialize import canonical, digest, to_json
 
 # Number of names that object stores return for one request.
@@ -31,16 +31,14 @@ class StagePlan:
         descriptor_bytes: Bytes of all tasks as JSON: about what crosses the stage boundary.
         list_requests: Number of requests that find its records and the files they name, 1,000 names a page:
             what a resumed build asks for before the records are compacted into one file.
-        read_bytes: Bytes of tables and intermediate files that it reads; None if it was not reckoned.
-        written_bytes: Bytes that it writes.
+        needs: What it moves and what its tasks need; None if it was not reckoned.
     """
 
     stage: str
     tasks: int
     descriptor_bytes: int
     list_requests: int
-    read_bytes: int | None = None
-    written_bytes: int | None = None
+    needs: StageNeeds | None = None
 
 
 def plan_stages(
@@ -50,7 +48,7 @@ def plan_stages(
     partitions: int,
     join_partitions: int,
     pairs: int,
-    moved: Mapping[str, Moved],
+    needs: Mapping[str, StageNeeds],
 ) -> list[StagePlan]:
     """Plans all stages that a build runs, in order; the stage of the leakage filter's texts has one task.
 
@@ -61,7 +59,7 @@ def plan_stages(
         partitions: Number of partitions of the index.
         join_partitions: Number of partitions of the join.
         pairs: Number of partitions of the band keys, if the build looks for duplicates.
-        moved: Bytes that stages read and write.
+        needs: What stages move and their tasks need.
     """
     shards, parts = facts.corpus.shards, _parts(files[0])
     all_parts = _bytes_of(parts)
@@ -73,6 +71,7 @@ def plan_stages(
     planned += [
         _stage("chunk", len(shards), read, len(parts), len(parts)),
         _stage("embed", len(parts), all_parts, len(parts)),
+        _stage("draw", len(parts), all_parts, len(parts)),
         _stage("train", 1, all_parts, 1),
         _stage("encode", len(parts), all_parts, *[len(parts)] * folders),
         _stage("assemble", partitions, 0, partitions),
@@ -84,12 +83,7 @@ def plan_stages(
     ]
     for query, by_table in zip(facts.queries, files[1:], strict=True):
         planned += _of_queries(query, _parts(by_table), join_partitions)
-    return [
-        replace(stage, read_bytes=size.read, written_bytes=size.written)
-        if (size := moved.get(stage.stage))
-        else stage
-        for stage in planned
-    ]
+    return [replace(stage, needs=needs.get(stage.stage)) for stage in planned]
 
 
 def _join(folder: str, parts: int, partitions: int, size: int) -> list[StagePlan]:

@@ -1,4 +1,4 @@
-"""Exact search: sampled queries, and their true neighbors in other documents, which tuning measures by."""
+"""Exact search: the true neighbors of sampled queries in other documents, which tuning measures by."""
 
 from __future__ import annotations
 
@@ -7,55 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from retro_db.hashing import fractions_of
 from retro_db.index.part_embeddings import PartEmbeddings
-from retro_db.index.structure import faiss, is_embedded, widen
-from retro_db.search.part_documents import Documents
+from retro_db.index.structure import faiss, widen
 from retro_db.search.searching import QueryBlock
-from retro_db.store.gathering import Table
-from retro_db.store.tables import TableFile
 from retro_db.threads import use_faiss_threads
 
-# Expected by hashing; a somewhat smaller sample still has the thousand that a bound of 0.3% needs.
-QUERIES = 1200
 _BLOCK_QUERIES = 256
-
-
-def sample_rows(first_id: int, rows: int, chunks: int, seed: int) -> np.ndarray:
-    """Samples the rows of a part that are queries: at least 1,000 of all chunks, or every chunk.
-
-    Args:
-        first_id: Global id of the part's first chunk.
-        rows: Number of rows of the part.
-        chunks: Number of chunks of all parts.
-        seed: Seed of the hash of ids that decides.
-
-    Returns:
-        int64 [q].
-    """
-    share = min(1.0, QUERIES / max(chunks, 1))
-    all_rows = np.arange(rows)
-    return all_rows[fractions_of(all_rows + first_id, seed + 1) < share]
-
-
-def read_queries(
-    rows: np.ndarray, embeddings: TableFile, documents: Documents
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads some rows of a part that have an embedding, and the ranges of their documents.
-
-    Args:
-        rows: int64 [q].
-        embeddings: The part's embeddings.
-        documents: The part's documents.
-
-    Returns:
-        Queries float32 [q, d], and the ids of each query's own document, first and end, int64 [q, 2].
-    """
-    vectors = Table([embeddings]).column("vector")[rows]
-    embedded = is_embedded(vectors)
-    numbers = np.searchsorted(documents.starts, rows[embedded], side="right") - 1
-    own_ranges = np.array([documents.exclude[number][0] for number in numbers], np.int64)
-    return widen(vectors[embedded]), own_ranges.reshape(-1, 2)
 
 
 def query_blocks(queries: np.ndarray, own_ranges: np.ndarray) -> list[QueryBlock]:

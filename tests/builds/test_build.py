@@ -316,7 +316,7 @@ def test_nothing_but_our_own_lines_reaches_the_user(project: Project) -> None:
     first_words = [line.split()[0] for line in done.stdout.splitlines() if line[0] != " "]
     # A slow stage has further lines on the way.
     told = [word for word, _ in itertools.groupby(first_words)]
-    stages = ["tokenizer", "chunk", "index", "embed", "train", "encode", "assemble"]
+    stages = ["tokenizer", "chunk", "index", "embed", "draw", "train", "encode", "assemble"]
     stages += ["sample", "truth", "tune"]
     join = ["order", "route", "home", "neighbors"]
     assert told == ["plan", "check", *stages, "index", *join, "built"]
@@ -373,7 +373,7 @@ def test_training_too_large_is_refused_before_anything_is_embedded(
     index = {"key": "IVF8,PQ48x4", "memory": "500KB"}
     wide = {"model": str(encoder_folder())}
     project = copy_of(small, tmp_path / "db", index=index, encoder=wide)
-    refused(project, capsys, "index.memory: training IVF8,PQ48x4 takes 1.5MB, more than the 500")
+    refused(project, capsys, "index.memory: training IVF8,PQ48x4 takes 653.2KB, more than the 500")
     assert not (project.output / "embeddings").exists()
 
 

@@ -22,6 +22,7 @@ from retro_db.config import load_config
 from retro_db.corpus.estimating import CorpusEstimate
 from retro_db.encoder.models import describe_model
 from retro_db.errors import ConfigError, DamagedFileError, InputError
+from retro_db.index.drawing import Drawing, Drawn
 from retro_db.join.setting import JoinSetting
 from retro_db.join.span_routing import RoutedSpan
 from retro_db.manifest.parts import Part
@@ -40,6 +41,7 @@ from retro_db_pipelines.engine.context import Build
 from retro_db_pipelines.engine.jobs import Job, Placement, Task, fingerprint
 from retro_db_pipelines.engine.runner import Engine
 from retro_db_pipelines.stages.assemble import AssembleJob, ListRange
+from retro_db_pipelines.stages.draw import DrawJob
 from retro_db_pipelines.stages.embed import EmbedJob, ProbeJob
 from retro_db_pipelines.stages.home import HomeJob, RoutedChunks
 from retro_db_pipelines.stages.screen import GatherBands, PairsJob
@@ -143,7 +145,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submitted]:
 def test_every_stage_is_taken(stages: dict[str, Submitted]) -> None:
     assert list(stages) == [
         *("tokenizer", "evaluation", "screen", "pairs", "resolve", "chunk", "embed"),
-        *("train", "encode", "assemble", "sample", "truth", "tune"),
+        *("draw", "train", "encode", "assemble", "sample", "truth", "tune"),
         *("order", "route", "home", "neighbors"),
     ]
 
@@ -204,13 +206,24 @@ def test_a_pipeline_does_not_grow_with_the_corpus(project: Project) -> None:
     routed = RoutedChunks([RoutedSpan(sliced, packed, packed) for _ in range(4000)], 64)
     config = load_config(project.config)
     model = describe_model(config.encoder)
+    drawing = Drawing(8, 0.1, 0.1, 0)
+    drawn = [Drawn(drawing, SlicedFile(entry("drawn", i), packed[:40])) for i in range(30_000)]
     shards = [SignedShard(i, entry("signatures", i)) for i in range(30_000)]
     mark = fingerprint(1, {name: name for name in "abcdef"})
     each = [Task(part.name, mark, part) for part in parts]
     jobs: list[tuple[Any, list[Task], Placement]] = [
-        (EmbedJob(folder, "model", model, folder, Share(), {}, ""), each, Placement()),
+        (EmbedJob(folder, "model", model, folder, Share(), {}, "", None), each, Placement()),
+        (
+            DrawJob(folder, folder, drawing),
+            [Task(part.name, mark, (part, d)) for part, d in zip(parts, drawn, strict=True)],
+            Placement(),
+        ),
         (ProbeJob(folder, "model", model), [Task("gpu", mark, None)], Placement()),
-        (TrainJob(folder, "K", None, 8, 1, 1, 0), [Task("t", mark, parts)], Placement()),
+        (
+            TrainJob(folder, "K", None, 8, 1, 1, 0, Share()),
+            [Task("t", mark, (parts, drawn))],
+            Placement(),
+        ),
         (AssembleJob(folder, folder, codes), [Task("a", mark, ListRange(0, 0, 1))], Placement()),
         (
             HomeJob(folder, folder, routed, list(range(30_000)), join, Share()),

@@ -33,7 +33,10 @@ from support.processes import building, children, is_running
 from support.projects import Project, make_project, remove_documents
 from support.texts import python_sources
 
-STAGES = ("tokenizer", "chunk", "embed", "train", "encode", "assemble", "sample", "truth", "tune")
+STAGES = (
+    *("tokenizer", "chunk", "embed", "draw", "train"),
+    *("encode", "assemble", "sample", "truth", "tune"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from retro_db.errors import IndexKeyError
 from retro_db.index.filling import list_ranges, partition_path, plan_partitions
-from retro_db.index.keys import check_trainable, choose_key, parse_key, reduce_key
+from retro_db.index.keys import (
+    IndexKey,
+    check_trainable,
+    choose_key,
+    parse_key,
+    points_within,
+    reduce_key,
+    training_bytes,
+)
+from retro_db.index.kmeans import assign, cluster, cluster_in_levels
+from retro_db.index.part_embeddings import PartEmbeddings
 from retro_db.index.structure import (
     faiss,
     inverted_file,
@@ -24,10 +34,13 @@ from retro_db.index.structure import (
 from retro_db.index.training import (
     PATH,
     Sampling,
+    StoredPoints,
     create_index,
     predict_size,
-    sample_embeddings,
+    sample_points,
     train_index,
+    train_lists,
+    train_transforms,
     training_points,
 )
 from retro_db.search.finder import Finder
@@ -36,6 +49,11 @@ from retro_db.search.searching import IdRanges, QueryBlock, Searcher, SearchSett
 from retro_db.store.folder import Folder
 from retro_db.store.gathering import Table
 from support.indexes import D, fill, make_keys, make_parts
+
+
+def sampled(parts: list[PartEmbeddings], entries: int, points: int, seed: int) -> np.ndarray:
+    """A sample of the parts."""
+    return sample_points(StoredPoints(lambda: parts), Sampling(D, entries, points, seed))
 
 
 @pytest.mark.parametrize("quantizer", ["", "_HNSW8"])
@@ -137,7 +155,8 @@ def test_an_excluded_range_is_never_found(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "db"))
     text = "IVF16,PQ8x4fs"
     template = train_index(
-        parse_key(text, D), sample_embeddings(parts, Sampling(D, 2000, 10_000, seed=0))
+        parse_key(text, D),
+        sampled(parts, 2000, 10_000, seed=0),
     )
     fill(folder, template, parts, 2)
     paths = [folder.local(partition_path(number)) for number in range(2)]
@@ -181,7 +200,8 @@ def test_a_partition_opens_from_another_folder(tmp_path: Path) -> None:
     parts = make_parts(tmp_path, keys, 1)
     folder = Folder(str(tmp_path / "db"))
     template = train_index(
-        parse_key("IVF8,SQ8", D), sample_embeddings(parts, Sampling(D, 1000, 1000, seed=0))
+        parse_key("IVF8,SQ8", D),
+        sampled(parts, 1000, 1000, seed=0),
     )
     fill(folder, template, parts, 1)
     moved = tmp_path / "elsewhere.faissindex"
@@ -214,12 +234,12 @@ def test_exact_distances_order_and_padding(tmp_path: Path) -> None:
 def test_the_training_sample_is_uniform_over_the_corpus(tmp_path: Path) -> None:
     keys = np.arange(20_000, dtype=np.float16)[:, None] * np.ones(D, np.float16)
     parts = make_parts(tmp_path, keys, 4)
-    sample = sample_embeddings(parts, Sampling(D, 18_823, 4000, seed=3))
+    sample = sampled(parts, 18_823, 4000, seed=3)
     assert 3700 < len(sample) < 4300
     positions = sample[:, 0]
     thirds = np.histogram(positions[np.isfinite(positions)], bins=3, range=(0, 20_000))[0]
     assert thirds.min() > 0.8 * thirds.max(), "not a prefix"
-    assert np.array_equal(sample, sample_embeddings(parts, Sampling(D, 18_823, 4000, seed=3)))
+    assert np.array_equal(sample, sampled(parts, 18_823, 4000, seed=3))
 
 
 @given(
@@ -259,7 +279,7 @@ def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -
     folder = Folder(str(tmp_path / "db"))
     # Each repeats rotation and code book, some kB: little beside codes once there are many.
     key = parse_key("OPQ8_32,IVF64_HNSW8,SQ8", D)
-    template = train_index(key, sample_embeddings(parts, Sampling(D, 20_000, 3_000, seed=0)))
+    template = train_index(key, sampled(parts, 20_000, 3_000, seed=0))
     fill(folder, template, parts, 8)
     plain = faiss.clone_index(template)
     plain.add_with_ids(keys[np.arange(len(keys)) % 17 != 0].astype(np.float32), np.arange(18_823))
@@ -267,10 +287,17 @@ def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -
     assert together <= 1.1 * len(faiss.serialize_index(plain))
 
 
+def trained_in_levels(key: IndexKey, points: np.ndarray, above: int) -> faiss.Index:
+    """An index whose lists come from two levels of k-means above a number of them."""
+    index = train_transforms(key, points)
+    train_lists(index, key, transform(index, points), threads=2, two_levels_above=above)
+    return index
+
+
 @pytest.mark.parametrize("text", ["IVF64,PQ8x4fs", "OPQ4_16,IVF64_HNSW8,PQ4x4", "PCA16,IVF64,SQ8"])
 def test_centroids_of_two_levels_are_about_as_near(text: str) -> None:
     key, points = parse_key(text, D), make_keys(6000).astype(np.float32)
-    one, two, again = (train_index(key, points, above) for above in (100_000, 50, 50))
+    one, two, again = (trained_in_levels(key, points, above) for above in (100_000, 50, 50))
     errors = []
     for index in (one, two):
         ivf = inverted_file(index)
@@ -364,13 +391,25 @@ def test_a_sample_that_the_memory_bounds_is_large_enough(tmp_path: Path, seed: i
     keys, key = make_keys(6000), parse_key("IVF64,SQ8", D)
     least = 64 * 30
     with pytest.raises(IndexKeyError, match=r"index\.memory"):
-        training_points(key, D, len(keys), memory=least * 3 * 4 * D)
-    points = training_points(key, D, len(keys), memory=(least + 300) * 3 * 4 * D)
+        training_points(key, D, len(keys), memory=training_bytes(key, D, least))
+    points = training_points(key, D, len(keys), memory=training_bytes(key, D, least + 300))
     assert points < 2300
-    sample = sample_embeddings(make_parts(tmp_path, keys, 2), Sampling(D, len(keys), points, seed))
+    sample = sample_points(
+        StoredPoints(lambda: make_parts(tmp_path, keys, 2)), Sampling(D, len(keys), points, seed)
+    )
     assert len(sample) >= least * 16 / 17
     assert training_points(key, D, len(keys), memory=10**9) == 64 * 256
     assert training_points(key, D, least, memory=10**9) >= least
+
+
+@given(
+    text=st.sampled_from(["IVF64,SQ8", "OPQ4_16,IVF64,PQ4", "PCA16,IVF64,SQ8"]),
+    memory=st.integers(100_000, 10**10),
+)
+def test_points_within_the_memory_are_the_most_that_are(text: str, memory: int) -> None:
+    key = parse_key(text, 384)
+    points = points_within(key, 384, memory)
+    assert training_bytes(key, 384, points) <= memory < training_bytes(key, 384, points + 1)
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 999, 1000, 4217, 9086, 1_000_000, 4_000_000])
@@ -409,16 +448,43 @@ def test_reduced_keys_can_be_trained(points: int) -> None:
         check_trainable(parse_key(reduce_key(text, points, 384), 384), points)
 
 
-def test_training_and_encoding_do_not_depend_on_threads(tmp_path: Path) -> None:
-    # At this size k-means with one thread and with two differ in the last bits.
+@pytest.mark.parametrize("text", ["IVF690,PQ16x4fs", "OPQ8_32,IVF690_HNSW8,PQ8"])
+@pytest.mark.parametrize("above", [100_000, 600])
+def test_training_does_not_depend_on_threads(text: str, above: int) -> None:
+    # At this size sums of one thread and of several would differ in the last bits.
     rng = np.random.default_rng(1)
-    points = rng.normal(size=(30_000, 64)).astype(np.float32)
+    points, key = rng.normal(size=(30_000, 64)).astype(np.float32), parse_key(text, 64)
     templates = []
     for threads in (1, 4):
         faiss.omp_set_num_threads(threads)
-        trained = train_index(parse_key("IVF690,PQ16x4fs", 64), points)
-        templates.append(faiss.serialize_index(trained).tobytes())
+        index = train_transforms(key, points)
+        train_lists(index, key, transform(index, points), threads, above)
+        templates.append(faiss.serialize_index(index).tobytes())
     assert templates[0] == templates[1]
+
+
+def test_k_means_is_as_good_as_that_of_faiss() -> None:
+    points = np.random.default_rng(2).normal(size=(20_000, 16)).astype(np.float32)
+    theirs = faiss.Kmeans(16, 200, niter=10, seed=1)
+    theirs.train(points)
+    for place, tolerance in ((cluster, 1.005), (cluster_in_levels, 1.03)):
+        centroids = place(points, 200, 1, 2)
+        nearest = assign(points, centroids, 2)
+        errors = np.concatenate(
+            [((rows[:, None] - centroids) ** 2).sum(axis=2) for rows in np.split(points, 40)]
+        )
+        assert np.array_equal(nearest, errors.argmin(axis=1))
+        assert errors.min(axis=1).sum() < tolerance * theirs.obj[-1]
+
+
+@given(values=st.lists(st.integers(0, 5), min_size=1, max_size=200), clusters=st.integers(1, 30))
+def test_k_means_takes_equal_points(values: list[int], clusters: int) -> None:
+    points = np.repeat(np.array(values, np.float32)[:, None], 4, axis=1)
+    clusters = min(clusters, len(points))
+    for place in (cluster, cluster_in_levels):
+        centroids = place(points, clusters, 0, 2)
+        assert centroids.shape == (clusters, 4)
+        assert np.isfinite(centroids).all()
 
 
 def test_training_leaves_no_warning_of_few_points(

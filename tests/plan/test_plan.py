@@ -66,12 +66,15 @@ def check_sums(plan: dict[str, Any]) -> None:
     stages = {stage["stage"]: stage for stage in plan["stages"]}
     sizes = {table["table"]: table["bytes"] for table in plan["tables"]}
     joined = [stages[name] for name in ("route", "home", "visit", "neighbors") if name in stages]
-    written = sum(stage["written_bytes"] for stage in joined)
-    assert plan["join"]["written_bytes"] == written - stages["neighbors"]["written_bytes"]
-    read = sum(stage["read_bytes"] for stage in joined)
+    written = sum(stage["needs"]["written"] for stage in joined)
+    assert plan["join"]["written_bytes"] == written - stages["neighbors"]["needs"]["written"]
+    read = sum(stage["needs"]["read"] for stage in joined)
     # The headers of files are left out of the join's own figure.
     assert read == pytest.approx(plan["join"]["read_bytes"], rel=0.01)
-    assert stages["embed"]["read_bytes"] == sizes["chunks"]
+    assert stages["embed"]["needs"]["read"] == sizes["chunks"]
+    assert [
+        name for name, stage in stages.items() if (stage["needs"] or {}).get("random_reads")
+    ] == ["tune"]
     each = sum(table["bytes_per_chunk"] for table in plan["tables"])
     assert totals["bytes_per_chunk"] == pytest.approx(each, abs=0.01)
     for table in [*plan["tables"], *plan["temporary"]]:
@@ -103,6 +106,9 @@ def test_the_papers_corpus(capsys: Any) -> None:
     assert plan["totals"]["descriptor_bytes"] < plan["totals"]["bytes"] / 100_000
     stages = {stage["stage"]: stage for stage in plan["stages"]}
     assert stages["embed"]["tasks"] == plan["parts"]
+    # Neither training nor sampling reads all embeddings.
+    assert stages["train"]["needs"]["read"] < tables["embeddings"]["bytes"] / 100
+    assert stages["sample"]["needs"]["read"] < 10_000_000
     assert stages["embed"]["list_requests"] == 2 * -(-plan["parts"] // 1000)
 
 
@@ -134,6 +140,18 @@ def test_a_measured_rate_is_used_and_named(capsys: Any) -> None:
     assert published[0] == own[0]
     for hours in published:
         assert any(word in hours["source"] for word in ("Gordon", "InstructRetro"))
+
+
+def test_this_machine_is_probed(wiki: Project, capsys: Any) -> None:
+    unknown = planned(capsys, *PAPER)["hours"]
+    assert "home, visit" not in {hours["stage"] for hours in unknown}
+    assert run(["plan", *PAPER]) == 0
+    assert "home, visit: no rate is known; give --probe or --sample" in capsys.readouterr().out
+    for arguments, stages in ((PAPER, {"home, visit"}), ([wiki.config], {"embed", "home, visit"})):
+        plan = planned(capsys, *map(str, arguments), "--probe")
+        check_sums(plan)
+        probed = {hours["stage"] for hours in plan["hours"] if "was probed" in hours["source"]}
+        assert probed == stages
 
 
 def test_every_option_is_read(capsys: Any) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retro_db.hashing import fractions_of
+from retro_db.index.drawing import QUERIES
 from retro_db.index.filling import partition_path
 from retro_db.index.keys import parse_key
 from retro_db.index.training import PATH, train_index
@@ -18,10 +20,7 @@ from retro_db.search.ground_truth import (
     exact_neighbors,
     merge_neighbors,
     query_blocks,
-    read_queries,
-    sample_rows,
 )
-from retro_db.search.part_documents import Documents
 from retro_db.search.searching import QueryBlock, Searcher, SearchSettings
 from retro_db.search.tuning import MeasuredQueries, Tuned, depths_for, tune
 from retro_db.store.folder import Folder
@@ -53,22 +52,11 @@ class Trial:
         searcher = Searcher(folder.local(PATH), paths, key)
         column = Table([part.embeddings for part in self.parts]).column("vector")
         self.finder = Finder(searcher, column, SearchSettings(1, 50), max_nprobe)
-        documents = [self._documents(part.first_id, part.embeddings.rows) for part in self.parts]
-        found = []
-        for part, held in zip(self.parts, documents, strict=True):
-            rows = sample_rows(part.first_id, part.embeddings.rows, len(self.keys), seed=0)
-            found.append(read_queries(rows, part.embeddings, held))
-        vectors, own = (np.concatenate(pieces) for pieces in zip(*found, strict=True))
+        ids = np.flatnonzero(fractions_of(np.arange(len(self.keys)), 1) < QUERIES / len(self.keys))
+        vectors, own = self.keys[ids].astype(np.float32), np.array([own_range(i) for i in ids])
         self.queries = query_blocks(vectors, own)
         near = [exact_neighbors(vectors, own, part, 20, 2, quiet) for part in self.parts]
         self.near = functools.reduce(lambda a, b: merge_neighbors(a, b, 20), near)[1]
-
-    def _documents(self, first: int, rows: int) -> Documents:
-        starts = np.arange(-(-first // DOCUMENT) * DOCUMENT, first + rows, DOCUMENT) - first
-        starts = np.unique([0, *starts])
-        counts = np.diff([*starts, rows])
-        own = [own_range(first + int(start)) for start in starts]
-        return Documents(starts, counts, [(ids,) for ids in own])
 
     def tune(self, target: float, rerank: int) -> Tuned:
         depths = depths_for(rerank, 10)

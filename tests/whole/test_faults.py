@@ -29,7 +29,7 @@ from support.texts import python_sources
 
 # Stages with a shard for each file, or for each range of lists.
 JOINING = ("route", "home", "visit", "neighbors")
-STAGES = ("screen", "chunk", "embed", "encode", "assemble", "truth", *JOINING)
+STAGES = ("screen", "chunk", "embed", "draw", "encode", "assemble", "truth", *JOINING)
 APPENDING = ("chunk", "embed", "encode", "assemble", "truth", "route-queries", *JOINING[1:])
 BETWEEN = ("order", "route", "route-queries", "home", "visit", "short")
 # Those that this machine does one task at a time of, in the driver: no death of a worker stops them.

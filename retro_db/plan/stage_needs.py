@@ -1,0 +1,186 @@
+"""What each stage moves, and what its tasks need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retro_db.config import Config
+from retro_db.index.drawing import QUERIES, Drawing
+from retro_db.manifest.model import query_path
+from retro_db.plan.corpus_facts import Corpus, Facts
+from retro_db.plan.join_plan import JoinPlan
+from retro_db.plan.manifests import Files
+from retro_db.store.folder import FileEntry
+
+# Id and range of the document of a chunk that is drawn.
+_DRAWN_BYTES = 24
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What a stage moves, and what its tasks need; records and other small files apart.
+
+    Attributes:
+        read: Bytes that it reads in sequence.
+        written: Bytes that it writes.
+        random_reads: Rows that it reads one by one.
+        memory: Bytes of memory of a task, beside libraries and models; 0 where that is little.
+        disk: Bytes of a task's files on its worker's disk, where the database lies on an object store.
+    """
+
+    read: int
+    written: int
+    random_reads: int = 0
+    memory: int = 0
+    disk: int = 0
+
+
+@dataclass(frozen=True)
+class PlannedFiles:
+    """Files of a build, as they are planned.
+
+    Attributes:
+        tables: Files of the corpus and of each query corpus, by table.
+        trained: The trained index.
+        partitions: Partitions of the index.
+        codes: Bytes of the codes.
+    """
+
+    tables: Sequence[Files]
+    trained: FileEntry
+    partitions: Sequence[FileEntry]
+    codes: int
+
+
+def stage_needs(
+    config: Config,
+    facts: Facts,
+    files: PlannedFiles,
+    join: JoinPlan,
+    *,
+    points: int,
+    training_memory: int,
+) -> dict[str, StageNeeds]:
+    """Reckons what all stages need that read or write tables.
+
+    Args:
+        config: Configuration of the build.
+        facts: Corpora, encoder and tokenizer to build from.
+        files: Files of the build.
+        join: The join of the corpus with itself.
+        points: Number of embeddings that train the index.
+        training_memory: Bytes of memory that training takes.
+
+    Returns:
+        By the name of the stage.
+    """
+    corpus = files.tables[0]
+    embeddings, parts = _size(corpus["embeddings"]), len(corpus["chunks"])
+    trained, index = files.trained.bytes, _size(files.partitions)
+    largest = max(file.bytes for file in files.partitions)
+    row = 2 * facts.dimension + _DRAWN_BYTES
+    chunks = _rows(corpus)
+    drawing = Drawing.of(
+        facts.dimension, points=min(1.0, points / chunks), chunks=chunks, seed=config.seed
+    )
+    drawn_points = round(drawing.points * chunks) * row
+    queries = min(QUERIES, chunks)
+    # The transforms are trained first, on some of the points: they are read twice.
+    sampled = 2 * (drawn_points or embeddings)
+    candidates = queries * config.neighbors.rerank
+    touched = embeddings * min(1.0, candidates / parts)
+    part = embeddings // parts
+    planned = _of_corpus("", facts.corpus, corpus, config, join, 1.0)
+    embed = planned["embed"]
+    written = embed.written + drawn_points + queries * row
+    return planned | {
+        "embed": StageNeeds(embed.read, written, disk=embed.disk),
+        "draw": StageNeeds(0, 0),
+        "train": StageNeeds(
+            sampled, trained, memory=training_memory, disk=0 if drawn_points else embeddings
+        ),
+        "encode": StageNeeds(
+            embeddings + trained,
+            files.codes,
+            memory=trained,
+            disk=part + files.codes // parts + trained,
+        ),
+        "assemble": StageNeeds(
+            files.codes, index, memory=largest, disk=files.codes + trained + largest
+        ),
+        "sample": StageNeeds(queries * row, queries * row),
+        "truth": StageNeeds(embeddings, 0, disk=part),
+        "tune": StageNeeds(
+            index + trained,
+            0,
+            random_reads=candidates,
+            memory=join.worker_memory,
+            disk=index + trained + round(touched),
+        ),
+    }
+
+
+def _of_corpus(
+    folder: str, corpus: Corpus, files: Files, config: Config, join: JoinPlan, share: float
+) -> dict[str, StageNeeds]:
+    """The stages that a corpus and a query corpus have, whose chunks are a share of the corpus's."""
+    chunks, documents, embeddings, neighbors = (
+        _size(files[table]) for table in ("chunks", "documents", "embeddings", "neighbors")
+    )
+    parts = len(files["chunks"])
+    compared = chunks if config.neighbors.drop_duplicates else 0
+    routed, visits, near_home, near_visits = (
+        round(share * size)
+        for size in (join.routed_bytes, join.visits_bytes, join.home_bytes, join.found_bytes)
+    )
+    keys, memory = join.routed_bytes, join.worker_memory
+    # The corpus's queries are its keys.
+    queries = routed if folder else 0
+    read = sum(shard.bytes for shard in corpus.shards)
+    at_home, on_visits = visits + near_home, near_visits
+    return {
+        f"{folder}chunk": StageNeeds(read, chunks + documents, disk=(chunks + documents) // parts),
+        f"{folder}embed": StageNeeds(chunks, embeddings, disk=(chunks + embeddings) // parts),
+        f"{folder}route": StageNeeds(
+            embeddings + compared, routed, memory=memory, disk=(embeddings + routed) // parts
+        ),
+        f"{folder}home": StageNeeds(
+            keys + queries, at_home, memory=memory, disk=at_home // join.partitions
+        ),
+        f"{folder}visit": StageNeeds(
+            join.waves * keys + visits, on_visits, memory=memory, disk=on_visits // join.partitions
+        ),
+        f"{folder}neighbors": StageNeeds(
+            near_home + near_visits + embeddings,
+            neighbors,
+            memory=memory,
+            disk=(embeddings + neighbors) // parts,
+        ),
+    }
+
+
+def needs_of_queries(
+    config: Config, facts: Facts, tables: Sequence[Files], join: JoinPlan
+) -> dict[str, StageNeeds]:
+    """Reckons what the stages of query corpora need.
+
+    Args:
+        config: Configuration of the build.
+        facts: Corpora, encoder and tokenizer to build from.
+        tables: Files of the corpus and of each query corpus, by table.
+        join: The join of the corpus with itself.
+    """
+    needs: dict[str, StageNeeds] = {}
+    for query, files in zip(facts.queries, tables[1:], strict=True):
+        share = _rows(files) / max(_rows(tables[0]), 1)
+        needs |= _of_corpus(f"{query_path(query.name)}/", query, files, config, join, share)
+    return needs
+
+
+def _size(files: Sequence[FileEntry]) -> int:
+    return sum(file.bytes for file in files)
+
+
+def _rows(files: Files) -> int:
+    return sum(file.rows for file in files["chunks"])
