@@ -13,6 +13,7 @@ import numpy as np
 from retro_db.config import IndexConfig
 from retro_db.index.part_embeddings import PartEmbeddings
 from retro_db.index.structure import (
+    WITHOUT_TABLES,
     faiss,
     inverted_file,
     list_codes,
@@ -245,7 +246,7 @@ def assemble_partition(
     inverted_lists.this.disown()
     pieces = [(part, _first_row(part, lists.start), _first_row(part, lists.stop)) for part in codes]
     # The index of the base owns the lists that are copied: it lives until they are.
-    base_index = read_index(base, faiss.IO_FLAG_MMAP) if base else None
+    base_index = read_index(base, faiss.IO_FLAG_MMAP | WITHOUT_TABLES) if base else None
     base_lists = inverted_file(base_index).invlists if base_index is not None else None
     lengths = _list_lengths(base_lists, len(lists))
     # Sized before they are filled: lists that grow take up to twice their memory.

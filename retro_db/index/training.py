@@ -37,7 +37,7 @@ _SEED = 1234
 # by the square root of the centroids, at little loss.
 _TWO_LEVELS_ABOVE = 100_000
 # Points that code books may be trained with; Faiss takes fewer of them.
-_CODE_POINTS = 1 << 18
+_CODE_POINTS = 1 << 17
 # The graph over centroids is searched wide at construction: an embedding in the wrong list is lost.
 _HNSW_EF_CONSTRUCTION = 200
 HNSW_EF_SEARCH = 128
@@ -282,6 +282,8 @@ def train_lists(
     if isinstance(ivf, faiss.IndexIVFPQ):
         ivf.by_residual = key.by_residual
         ivf.pq.cp.min_points_per_centroid = 1
+        # No tables for a search: none is made here.
+        ivf.use_precomputed_table = -1
     place = cluster_in_levels if key.lists > two_levels_above else cluster
     centroids = place(_spread(points, key.lists * MAX_POINTS_PER_LIST), key.lists, _SEED, threads)
     # Threads that build a graph together would link it by chance.

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from retro_db.index.keys import IndexKey, parse_key
-from retro_db.index.structure import faiss, inverted_file, read_index, transform
+from retro_db.index.structure import WITHOUT_TABLES, faiss, inverted_file, read_index, transform
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.threads import use_faiss_threads
 
 # The trained index computes the tables for residual codes: every partition would compute them again.
-_MAPPED = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+_MAPPED = faiss.IO_FLAG_MMAP | WITHOUT_TABLES
 # Queries that are searched together: enough to keep all threads busy, and small beside an index.
 _WINDOW_QUERIES = 16_384
 # Visits to lists of one call of Faiss, at 12 bytes each.
@@ -114,7 +114,7 @@ class Searcher:
         memory: int | None = None,
         removed: np.ndarray | None = None,
     ) -> None:
-        self._index = read_index(trained_index)
+        self._index = read_index(trained_index, flags=0)
         self._ivf = inverted_file(self._index)
         self._quantizer = faiss.downcast_index(self._ivf.quantizer)
         parsed = parse_key(key, self._index.d)

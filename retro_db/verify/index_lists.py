@@ -13,7 +13,14 @@ import numpy as np
 
 from retro_db.errors import DamagedFileError
 from retro_db.index.refining import FINE_PATH
-from retro_db.index.structure import faiss, inverted_file, list_codes, list_ids, read_index
+from retro_db.index.structure import (
+    WITHOUT_TABLES,
+    faiss,
+    inverted_file,
+    list_codes,
+    list_ids,
+    read_index,
+)
 from retro_db.manifest.sealing import FILE
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
@@ -34,7 +41,7 @@ def open_lists(path: Path) -> faiss.IndexIVF:
     Raises:
         DamagedFileError: The file is not an index with inverted lists.
     """
-    index = read_index(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+    index = read_index(path, faiss.IO_FLAG_MMAP | WITHOUT_TABLES)
     try:
         ivf = inverted_file(index)
     except RuntimeError as error:
