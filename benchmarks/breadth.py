@@ -12,7 +12,8 @@ import math
 import numpy as np
 from vectors import vectors
 
-from retro_db.plan.breadth_law import BreadthLaw, measure_breadth_at, measure_breadths
+from retro_db.plan.breadth_law import BreadthLaw
+from retro_db.plan.breadth_measuring import measure_breadth_at, measure_breadths
 
 RECALLS = (0.90, 0.95, 0.98)
 RATIOS = (1, 2, 4)

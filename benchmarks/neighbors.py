@@ -153,20 +153,28 @@ class Stage:
     def run(self) -> float:
         """Routes, joins and gathers; returns the seconds that it took."""
         start = time.perf_counter()
-        self.phase = "route"
         self.routed = [self._route(span) for span in self.spans]
         numbers = range(self.order.partitions)
-        self.phase = "home"
-        homes = [self._home(number) for number in numbers]
-        near = [file for home in homes for file in home.near]
-        self.phase = "visit"
+        self.homes = [self._home(number) for number in numbers]
+        self.near = [file for home in self.homes for file in home.near]
         for number in numbers if self.order.partitions > 1 else ():
-            near += self._visit(number, homes)
-        self.phase = "gather"
-        gathered = NeighborsJob(self.folder, self.folder, [near], self.setting)
+            self.near += self._visit(number, self.homes)
+        gathered = NeighborsJob(self.folder, self.folder, [self.near], self.setting)
         for spans in of_whole_parts(self.gathered):
             gathered.run(None, spans, quiet)
         return time.perf_counter() - start
+
+    @property
+    def moved(self) -> tuple[float, float]:
+        """Bytes a key that the stage wrote, and that it read: keys once at home, and once for visits."""
+        routed = sum(span.routed.file.bytes for span in self.routed)
+        visits = sum(file.file.bytes for home in self.homes for file in home.visits)
+        near = sum(file.file.bytes for file in self.near)
+        embeddings = 2 * sum(part.keys_file.bytes for part in self.parts)
+        reads = 2 if self.order.partitions > 1 else 1
+        count = sum(part.rows for part in self.parts)
+        written, read = routed + visits + near, embeddings + reads * routed + visits + near
+        return written / count, read / count
 
     def keys(self, number: int) -> Routed:
         """Reads what was routed to a partition."""
@@ -507,7 +515,8 @@ def measure_memory(data: Data, key: str, place: Path, memory: int, nprobe: int) 
         f"{len(documents):,} keys of {data.dimension} dimensions, {key}, nprobe {nprobe}, "
         f"{memory / 1e9:.1f} GB: {stage.order.partitions} partitions, at most "
         f"{(peaks[0] - before) / 1e9:.2f} GB beside mapped files and {before / 1e9:.2f} GB before it began; "
-        f"{len(documents) / took:,.0f} keys/s"
+        f"{len(documents) / took:,.0f} keys/s; {stage.moved[0]:,.0f} bytes a key written, "
+        f"{stage.moved[1]:,.0f} read"
     )
 
 

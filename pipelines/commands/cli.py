@@ -91,16 +91,6 @@ def build(
     """
     from retro_db.config import load_config
 
-    from ..builds.append import append
-    from ..builds.build import build_database
-    from ..builds.build import dry_run as run_dry
-    from ..engine.runner import Engine
-    from .show import show_built
-    from .smoke import run_smoke
-
-    console = Console()
-    settings = load_config(config, overrides)
-    engine = Engine(workers, beam_options)
     if sum((dry_run, adds, smoke is not None)) > 1:
         raise click.UsageError("--smoke, --dry-run and --append cannot be combined")
     if refresh and not adds:
@@ -109,15 +99,13 @@ def build(
         raise click.UsageError(
             "--overwrite belongs to a build: --append and --smoke replace nothing"
         )
-    if adds:
-        show_built(settings.output, append(settings, engine, console, refresh=refresh), console)
-    elif dry_run:
-        run_dry(settings, engine, console)
-    elif smoke is not None:
-        run_smoke(settings, engine, console, smoke)
-    else:
-        manifest = build_database(settings, engine, console, overwrite=overwrite)
-        show_built(settings.output, manifest, console)
+    settings = load_config(config, overrides)
+    # Imports Beam and all that a stage needs, which takes seconds: mistakes are told before.
+    # Beam takes seconds to import: mistakes are told before.
+    from .build import BuildOptions, build_as_told
+
+    options = BuildOptions(smoke, dry_run, adds, refresh, overwrite)
+    build_as_told(settings, options, workers, beam_options, Console())
 
 
 @cli.command()
@@ -421,10 +409,10 @@ def stage(
     """
     from retro_db.config import load_config
 
+    settings = load_config(config, overrides)
     from ..builds.build import build_stage
     from ..engine.runner import Engine
 
-    settings = load_config(config, overrides)
     engine = Engine(workers, beam_options)
     build_stage(name, settings, engine, Console(), overwrite=overwrite)
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from retro_db.config import Config, in_units, load_config, parse_config
 from retro_db.corpus.estimating import CHARACTERS_PER_TOKEN
-from retro_db.errors import InputError, SampleError
-from retro_db.index.structure import is_embedded
-from retro_db.manifest.model import TRAIN
+from retro_db.errors import InputError
 from retro_db.plan import (
     JOIN,
     TOKENS_PER_DOCUMENT,
@@ -27,17 +22,11 @@ from retro_db.plan import (
     estimated_facts,
     given_facts,
     make_plan,
-    measure_breadths,
 )
-from retro_db.plan.breadth_law import LEAST_CHUNKS, MOST_CHUNKS
-from retro_db.reader.database import Database
-from retro_db.reader.database import open as open_database
-from retro_db.report.stage_report import read_stages
 from retro_db.store.serialize import to_json
 
 from ..engine.console import Console
 
-_LOG = logging.getLogger(__name__)
 _COUNT = re.compile(r"(\d[\d,_]*(?:\.\d+)?|\.\d+)\s*([KMBT]?)", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Beyond, sums do not fit in 64 bits.
@@ -45,8 +34,6 @@ _MOST_TOKENS = 10**15
 # As the paper's tokenizer (section 2.1), and BERT-base.
 _VOCAB_SIZE, _DIMENSION = 128_000, 768
 _MOST_DIMENSIONS, _MOST_ENTRIES = 65_536, 1 << 31
-# Recalls that a sample is measured for, beside the one that is configured.
-_RECALLS = (0.90, 0.95, 0.98)
 
 
 @dataclass(frozen=True)
@@ -119,39 +106,12 @@ def plan_build(
 def _measured(
     sample: str | None, settings: Config
 ) -> tuple[list[BreadthLaw], MeasuredRates | None]:
-    """How many lists recalls take, and how long stages, as a database of a sample shows; else nothing."""
     if sample is None:
         return [], None
-    database = open_database(sample)
-    report = read_stages(database.folder)
-    rates = None
-    if report is not None:
-        seconds = {name: stage.seconds for name, stage in report.stages.items()}
-        rates = MeasuredRates.of(seconds, database.manifest, sample)
-    return _laws(database, sample, settings), rates
+    # Imports torch, which takes seconds.
+    from .plan_sample import measure_sample
 
-
-def _laws(database: Database, sample: str, settings: Config) -> list[BreadthLaw]:
-    documents = database.chunks.documents(np.arange(min(len(database), MOST_CHUNKS)))
-    splits = database.documents_at(documents)["split"].to_numpy()
-    ids = np.flatnonzero(splits == TRAIN)
-    vectors = database.embeddings[ids]
-    embedded = is_embedded(vectors)
-    vectors, documents = vectors[embedded], documents[ids[embedded]]
-    if len(vectors) < LEAST_CHUNKS:
-        raise InputError(
-            f"--sample: {sample} has {len(vectors):,} chunks with an embedding; give a database of at least "
-            f"{LEAST_CHUNKS:,}, better 100,000"
-        )
-    recalls = sorted({*_RECALLS, settings.index.recall_target})
-    measured = measure_breadths(vectors, documents, recalls)
-    laws = []
-    for recall, points in measured.items():
-        try:
-            laws.append(BreadthLaw(recall, points))
-        except SampleError as error:
-            _LOG.warning("--sample: %s", error)
-    return laws
+    return measure_sample(sample, settings)
 
 
 def _settings(overrides: Sequence[str]) -> Config:

@@ -12,7 +12,6 @@ import retro_db
 from retro_db.errors import InputError
 from retro_db.printing import printable
 from retro_db.search.passages import Passage, Passages, marked
-from retro_db.search.retriever import Retriever
 from retro_db.store.serialize import to_json
 
 from ..engine.console import Console
@@ -24,6 +23,9 @@ def show_near_text(
     url: str, text: str, k: int, encoder: str | None, console: Console, *, as_json: bool
 ) -> None:
     """The chunks nearest to a text."""
+    # Imports torch and transformers, which takes seconds.
+    from retro_db.search.retriever import Retriever
+
     database = retro_db.open(url)
     ids, distances = Retriever(database, encoder).search([text], k)
     neighbors = Passages(database).of(ids[0][ids[0] >= 0], distances[0], text)

@@ -70,7 +70,14 @@ class EmbedJob(Job):
         pieces = self._pieces(part)
         drawer = Drawer(part, self.folder, self.drawing) if self.drawing else None
         file, keyless = embed_part(
-            chunks, path, encoder, tokenizer, self.folder, meter, pieces=pieces, drawer=drawer
+            chunks,
+            path,
+            encoder,
+            tokenizer,
+            self.folder,
+            meter,
+            pieces=pieces,
+            take=drawer.take if drawer else None,
         )
         return EmbeddedPart(file, keyless, drawer.write(self.folder, file) if drawer else None)
 

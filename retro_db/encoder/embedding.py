@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,7 +14,6 @@ from retro_db.encoder.chunk_texts import chunk_texts
 from retro_db.encoder.embedded_windows import Pieces
 from retro_db.encoder.encoder import Encoder
 from retro_db.errors import ModelError
-from retro_db.index.drawing import Drawer
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, TableEntry, describe
@@ -36,7 +35,7 @@ def embed_part(
     meter: Meter,
     *,
     pieces: Pieces,
-    drawer: Drawer | None = None,
+    take: Callable[[int, np.ndarray], None] | None = None,
 ) -> tuple[TableEntry, int]:
     """Embeds every chunk of one file from its own text, ids decoded, and writes float16 embeddings.
 
@@ -50,7 +49,7 @@ def embed_part(
         folder: The database.
         meter: Counts chunks, WordPieces, and seconds in `tokenize`, `device` and `write`.
         pieces: Keeps windows for a run that goes on after a stop.
-        drawer: Takes the chunks that are drawn for the index, if any.
+        take: Called with the number of the first row and the stored embeddings of every window, if given.
 
     Returns:
         The file, and the number of its chunks without an embedding.
@@ -68,8 +67,8 @@ def embed_part(
                 with meter.timing("write"):
                     missing += int((~stored.any(axis=1)).sum())
                     writer.append({"vector": stored})
-                    if drawer:
-                        drawer.take(row, stored)
+                    if take:
+                        take(row, stored)
                     row += len(stored)
         with meter.timing("write"):
             return describe(temporary, path, writer.rows), missing

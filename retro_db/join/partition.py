@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from retro_db.errors import DamagedFileError
 from retro_db.join.keys import Keys, Labels, needed_keys, take_halves
+from retro_db.join.products import precision_of
 from retro_db.join.scan import Visitors
 from retro_db.join.setting import JoinSetting
 from retro_db.store.folder import Folder
@@ -111,14 +113,15 @@ class Routed:
         needed = needed_keys(self.store, rows, self.labels[rows], lists, setting.k)
         rows, lists = rows[needed], lists[needed]
         offsets = np.searchsorted(lists, np.arange(end - first + 1))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return Keys(
             offsets=offsets,
             ids=self.ids[rows],
             labels=self.labels[rows],
             store=self.store,
             places=rows,
-            precision=setting.precision,
-            device=setting.device,
+            precision=precision_of(setting.products, device),
+            device=device,
         )
 
     def visitors(self, rows: np.ndarray, first: int, end: int) -> Visitors:

@@ -27,7 +27,7 @@ import torch
 from retro_db.index.structure import widen
 from retro_db.join.multiplying import COLUMN_STEP, padded_columns, sum_in_float32
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Columns behind the vector's: three terms of the key's constant, three of the query's, one of their product.
 _OF_KEY, _OF_QUERY, _OF_BOTH = slice(0, 3), slice(3, 6), 6
 # Bytes that rows end at a multiple of: kernels read whole vector registers.
@@ -37,10 +37,14 @@ _SLAB_ROWS = 512
 _KEPT = 2.0**-7
 
 
-def fastest_precision() -> str:
-    """The faster type of products on this processor: bfloat16 where it multiplies that natively."""
-    bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if bfloat16 else "float32"
+def precision_of(products: str, device: torch.device) -> torch.dtype:
+    """The type of products: `neighbors.products`, or for auto bfloat16 where it is multiplied natively."""
+    if products != "auto":
+        return _PRECISIONS[products]
+    native = device.type == "cuda" or (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+    return torch.bfloat16 if native else torch.float32
 
 
 def _slack(dimension: int) -> float:

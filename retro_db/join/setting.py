@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
-import torch
 
-from retro_db.join.products import PRECISIONS, fastest_precision
 from retro_db.store.contracts import contract
 
 # Bytes that a query of a block takes beside its embedding: survivors, neighbors, labels.
@@ -44,19 +42,6 @@ class JoinSetting:
     memory: int
     products: str = "auto"
     turn: str = ""
-
-    @property
-    def device(self) -> torch.device:
-        """The device that multiplies."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    @property
-    def precision(self) -> torch.dtype:
-        """The type of the products."""
-        name = self.products
-        if name == "auto":
-            name = "bfloat16" if self.device.type == "cuda" else fastest_precision()
-        return PRECISIONS[name]
 
     @property
     def row_bytes(self) -> int:

@@ -1,6 +1,6 @@
 """What a build will take, known before anything runs; needs the extra `build`."""
 
-from retro_db.plan.breadth_law import BreadthLaw, measure_breadths
+from retro_db.plan.breadth_law import BreadthLaw
 from retro_db.plan.build_plan import IndexPlan, Plan, make_plan
 from retro_db.plan.corpus_facts import TOKENS_PER_DOCUMENT, Facts, estimated_facts, given_facts
 from retro_db.plan.hours import JOIN, MeasuredRates
@@ -21,5 +21,4 @@ __all__ = [
     "estimated_facts",
     "given_facts",
     "make_plan",
-    "measure_breadths",
 ]

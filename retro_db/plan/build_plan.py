@@ -24,7 +24,6 @@ from retro_db.plan.corpus_facts import Facts, Layout, share_out
 from retro_db.plan.hours import HoursPlan, MeasuredRates, plan_hours
 from retro_db.plan.join_plan import BreadthPlan, JoinPlan, plan_breadths, plan_join
 from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
-from retro_db.plan.probing import probe_rates
 from retro_db.plan.stage_needs import PlannedFiles, needs_of_queries, stage_needs
 from retro_db.plan.stage_plan import StagePlan, plan_stages
 from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
@@ -223,6 +222,9 @@ def make_plan(
     )
     rates = [measured] if measured else []
     if probing:
+        # Imports torch and transformers, which takes seconds.
+        from retro_db.plan.probing import probe_rates
+
         probed = probe_rates(
             config,
             facts.corpus.shards if facts.exist else [],

@@ -9,16 +9,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from retro_db.config import Config
-from retro_db.encoder.encoder import Encoder
 from retro_db.errors import DamagedFileError, ManifestError
 from retro_db.manifest.sealing import FILE, GENERATIONS
 from retro_db.meter import Meter, Work
 from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
-from retro_db.search.retriever import open_encoder
 from retro_db.threads import available_cores
 from retro_db.verify import counting, rules
 from retro_db.verify.checksums import check_strangers, file_checks
@@ -27,10 +25,12 @@ from retro_db.verify.history import History, begun_update, check_history, read_h
 from retro_db.verify.index_lists import IndexExamination, Partitions, check_fine
 from retro_db.verify.ledger import Check, Ledger, one_line
 from retro_db.verify.opened import OpenedCorpus, OpenedPart, opened_corpora
-from retro_db.verify.recomputing import Recomputation, choose_documents
 from retro_db.verify.removal_checks import check_removed, check_renumbered
 from retro_db.verify.sampling import Sample
 from retro_db.verify.table_files import table_checks
+
+if TYPE_CHECKING:
+    from retro_db.encoder.encoder import Encoder
 
 # Values of embeddings that two cores compare in about a minute.
 _DISTANCE_VALUES = 10_000_000_000
@@ -104,7 +104,7 @@ def verify_database(
     except ManifestError as error:
         return Verification(1, 0, [one_line(error)])
     embeddings_kept = bool(database.manifest.tables.embeddings)
-    model = open_encoder(database, encoder) if recompute and embeddings_kept else None
+    model = _open_encoder(database, encoder) if recompute and embeddings_kept else None
     with ThreadPoolExecutor(available_cores()) as pool:
         seed = secrets.randbelow(1 << 32) if seed is None else seed
         verifier = _Verifier(database, Ledger(pool), pool, stage, seed)
@@ -124,6 +124,13 @@ def verify_database(
         )
     problems, notes = (list(dict.fromkeys(lines)) for lines in (ledger.problems, ledger.notes))
     return Verification(files, len(database), problems, notes)
+
+
+def _open_encoder(database: Database, encoder: str | None) -> Encoder:
+    # Imports torch and transformers, which takes seconds.
+    from retro_db.search.retriever import open_encoder
+
+    return open_encoder(database, encoder)
 
 
 class _Verifier:
@@ -297,6 +304,8 @@ class _Verifier:
 
     def recompute(self, encoder: Encoder, share: float) -> None:
         """Computes a sample again, if no file is damaged."""
+        from retro_db.verify.recomputing import Recomputation, choose_documents
+
         if self.ledger.damaged:
             self.ledger.notes.append(
                 f"nothing was computed again: {min(self.ledger.damaged)} is damaged"

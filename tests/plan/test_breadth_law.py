@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from retro_db.errors import SampleError
-from retro_db.plan import BreadthLaw, measure_breadths
-from retro_db.plan.breadth_law import MeasuredBreadth, measure_breadth_at
+from retro_db.plan.breadth_law import BreadthLaw, MeasuredBreadth
+from retro_db.plan.breadth_measuring import measure_breadth_at, measure_breadths
 from retro_db_pipelines.commands.cli import run
 from support.benchmarks import synthetic
 from support.projects import make_project

@@ -1,0 +1,62 @@
+"""The command `build`: a whole build, a sample, an append, or only what it would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from retro_db.config import Config
+
+from ..builds.append import append
+from ..builds.build import build_database, dry_run
+from ..engine.console import Console
+from ..engine.runner import Engine
+from .show import show_built
+from .smoke import run_smoke
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What of a build the command line asks for.
+
+    Attributes:
+        smoke: Documents of a sample that is built in place of the corpus; None for the corpus.
+        dry_run: Whether it is only said what would be done.
+        adds: Whether the corpus is added to a finished database.
+        refresh: Whether the chunks that are there find neighbors among the added ones, too.
+        overwrite: Whether a finished database may be replaced of which no embedding would be kept.
+    """
+
+    smoke: int | None
+    dry_run: bool
+    adds: bool
+    refresh: bool
+    overwrite: bool
+
+
+def build_as_told(
+    settings: Config,
+    options: BuildOptions,
+    workers: int | None,
+    beam_options: tuple[str, ...],
+    console: Console,
+) -> None:
+    """Does what the options ask for, and shows what was built.
+
+    Args:
+        settings: What to build.
+        options: What of it.
+        workers: Tasks that run side by side on a machine; None for the runner's default.
+        beam_options: Options of Beam.
+        console: What people see.
+    """
+    engine = Engine(workers, beam_options)
+    if options.adds:
+        manifest = append(settings, engine, console, refresh=options.refresh)
+        show_built(settings.output, manifest, console)
+    elif options.dry_run:
+        dry_run(settings, engine, console)
+    elif options.smoke is not None:
+        run_smoke(settings, engine, console, options.smoke)
+    else:
+        manifest = build_database(settings, engine, console, overwrite=options.overwrite)
+        show_built(settings.output, manifest, console)
