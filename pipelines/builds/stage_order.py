@@ -11,7 +11,7 @@ from retro_db.manifest.model import QueryCorpus
 from retro_db.store.serialize import digest, to_json
 
 from ..engine.context import Build
-from ..stages import chunk, embed, neighbors, screen, tokenizer, train, tune
+from ..stages import chunk, draw, embed, neighbors, screen, tokenizer, train, tune
 from ..stages.assemble import assemble_stage, divide_lists
 from ..stages.chunk import ChunkedCorpus, chunk_stage
 from ..stages.draw import draw_stage
@@ -26,7 +26,9 @@ from .index import announce_key, decide_key, drawing_for, training_chunks, tune_
 from .join import Join, Searched
 from .queries import QUERY_STAGES, QueryRecipe
 
-VERSIONS = [module.VERSION for module in (tokenizer, screen, chunk, embed, train, tune, neighbors)]
+VERSIONS = [
+    module.VERSION for module in (tokenizer, screen, chunk, embed, draw, train, tune, neighbors)
+]
 
 
 class Recipe:

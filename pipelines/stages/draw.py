@@ -21,7 +21,7 @@ VERSION = 1
 
 @dataclass
 class DrawJob(Job):
-    """Draws chunks of one part, or takes what was drawn while it was embedded."""
+    """Draws chunks of one part, or takes over what was drawn while it was embedded."""
 
     stage: ClassVar[str] = "draw"
     part_of: ClassVar[str | None] = "train"
@@ -31,13 +31,7 @@ class DrawJob(Job):
     def run(self, shared: None, item: tuple[Part, Drawn | None], meter: Meter, /) -> Drawn:
         part, ahead = item
         meter(part.rows)
-        if ahead and self._stands(part, ahead):
-            return ahead
-        return draw_part(part, self.home, self.folder, self.drawing)
-
-    def _stands(self, part: Part, ahead: Drawn) -> bool:
-        file = ahead.sliced.file
-        return file.path == drawn_path(part, self.drawing) and not self.folder.missing([file])
+        return ahead or draw_part(part, self.home, self.folder, self.drawing)
 
     def files(self, result: Drawn) -> list[FileEntry]:
         return [result.sliced.file]
@@ -58,13 +52,14 @@ def draw_stage(
         What was drawn from each part.
     """
     decides = {"drawing": to_json(drawing)}
+    standing = _standing(build, parts, drawing, ahead or [None] * len(parts))
     tasks = [
         Task(
             part.name,
             fingerprint(VERSION, decides | {"embed": [part.first_id, *contents_of(part)]}),
             (part, drawn),
         )
-        for part, drawn in zip(parts, ahead or [None] * len(parts), strict=True)
+        for part, drawn in zip(parts, standing, strict=True)
     ]
     total = sum(part.rows for part in parts)
     job = DrawJob(build.folder, build.home, drawing)
@@ -73,3 +68,18 @@ def draw_stage(
     for name in set(build.folder.list(DRAWN)) - kept:
         build.action.discard(build.folder, f"{DRAWN}/{name}")
     return results
+
+
+def _standing(
+    build: Build, parts: list[Part], drawing: Drawing, ahead: Sequence[Drawn | None]
+) -> list[Drawn | None]:
+    """What was drawn ahead of each part, if it is what is to be drawn now, and is still there."""
+    missing = build.folder.missing(drawn.sliced.file for drawn in ahead if drawn)
+    wanted = [
+        drawn and drawn.sliced.file.path == drawn_path(part, drawing)
+        for part, drawn in zip(parts, ahead, strict=True)
+    ]
+    return [
+        drawn if is_wanted and drawn and drawn.sliced.file.path not in missing else None
+        for drawn, is_wanted in zip(ahead, wanted, strict=True)
+    ]

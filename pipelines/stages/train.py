@@ -22,6 +22,7 @@ from retro_db.threads import Share
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
+from . import draw
 
 VERSION = 5
 
@@ -110,6 +111,7 @@ def train_stage(
         "index.refine": fine,
         "index.memory": points,
         "seed": config.seed,
+        "draw": draw.VERSION,
         "embed": [entries, [contents_of(part) for part in parts]],
     }
     task = Task("trained", fingerprint(VERSION, decides), (parts, drawn))

@@ -37,9 +37,10 @@ from retro_db.threads import Share
 
 from ..engine.context import Build
 from ..engine.jobs import Job, Placement, Stage, Task, fingerprint
+from . import draw
 from .train import TrainedIndex
 
-VERSION = 2
+VERSION = 3
 # More than are compared: summing in another order may swap nearly equal distances.
 _EXACT = 2 * RECALL_AT
 _QUERIES_PATH = "state/tuning/queries.npz"
@@ -107,6 +108,17 @@ class TuningFile:
     file: FileEntry
 
 
+@dataclass(frozen=True)
+class TuningQueries(TuningFile):
+    """The queries that the search is tuned with.
+
+    Attributes:
+        count: Number of queries.
+    """
+
+    count: int
+
+
 @dataclass
 class SampleJob(Job):
     """Collects the queries that the search is tuned with."""
@@ -114,10 +126,10 @@ class SampleJob(Job):
     stage: ClassVar[str] = "sample"
     part_of: ClassVar[str | None] = "tune"
 
-    def run(self, shared: None, drawn: list[Drawn], meter: Meter, /) -> TuningFile:
+    def run(self, shared: None, drawn: list[Drawn], meter: Meter, /) -> TuningQueries:
         vectors, own = read_queries(self.folder, drawn)
         meter(len(vectors))
-        return TuningFile(_save(self.folder, _QUERIES_PATH, vectors, own))
+        return TuningQueries(_save(self.folder, _QUERIES_PATH, vectors, own), len(vectors))
 
     def files(self, result: TuningFile) -> list[FileEntry]:
         return [result.file]
@@ -260,10 +272,10 @@ def _exact_neighbors(
     contents = [(part.first_id, *contents_of(part)) for part in parts]
     seed = build.config.seed
     sample = SampleJob(build.folder)
-    task = Task("queries", fingerprint(VERSION, {"seed": seed, "embed": contents}), drawn)
+    decides = {"seed": seed, "draw": draw.VERSION, "embed": contents}
+    task = Task("queries", fingerprint(VERSION, decides), drawn)
     chunks = sum(part.rows for part in parts)
-    size = min(chunks, QUERIES)
-    queries = build.run_task(Stage(sample, [task], TuningFile, "chunks", size))
+    queries = build.run_task(Stage(sample, [task], TuningQueries, "chunks", min(chunks, QUERIES)))
 
     truth = TruthJob(build.folder, build.home, dimension, build.engine.share(len(parts)))
     sampled = queries.file.sha256
@@ -272,7 +284,7 @@ def _exact_neighbors(
         for part, content in zip(parts, contents, strict=True)
     ]
     results = build.run(Stage(truth, tasks, TuningFile, "chunks", chunks))
-    return size, [result.file for result in results]
+    return queries.count, [result.file for result in results]
 
 
 def _save(folder: Folder, path: str, first: np.ndarray, second: np.ndarray) -> FileEntry:

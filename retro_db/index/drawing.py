@@ -1,6 +1,7 @@
 """Chunks drawn by hashing their ids: some train the index, and it is tuned with others.
 
-Each part's task writes those of its part, so that neither training nor tuning reads all embeddings.
+Each part's task writes those of its part, so that tuning does not read all embeddings, and training neither,
+where it needs less than an eighth of them.
 """
 
 from __future__ import annotations
@@ -137,9 +138,15 @@ class Drawer:
         """Takes what is drawn and has an embedding from consecutive rows.
 
         Args:
-            start: Number of the first row in the part.
+            start: Number of the first row in the part, a multiple of the table's batches.
             embeddings: float16 [n, d].
         """
+        # The file is the same, however many rows pass at a time.
+        for window in range(start, start + len(embeddings), contract("drawn").batch_rows):
+            stop = window + contract("drawn").batch_rows
+            self._take(window, embeddings[window - start : stop - start])
+
+    def _take(self, start: int, embeddings: np.ndarray) -> None:
         for rows, batches in zip(self._rows, self._batches, strict=True):
             first, end = np.searchsorted(rows, [start, start + len(embeddings)])
             vectors = embeddings[rows[first:end] - start]

@@ -132,8 +132,8 @@ def needed_points(key: IndexKey) -> int:
 
     A PCA needs as many points as it keeps dimensions.
     """
-    kept = [int(match[1]) for match in re.finditer(r"PCAW?R?(\d+)", key.text)]
-    return max(key.lists * POINTS_PER_LIST if key.lists > 1 else 1, key.codebook_size, *kept)
+    lists = key.lists * POINTS_PER_LIST if key.lists > 1 else 1
+    return max(lists, key.codebook_size, *_kept_dimensions(key))
 
 
 def training_bytes(key: IndexKey, dimension: int, points: int) -> int:
@@ -166,6 +166,15 @@ def _point_bytes(key: IndexKey, dimension: int) -> int:
 def most_points(points: int) -> int:
     """Bounds a hashed sample of so many expected points: six standard deviations above."""
     return points + 6 * math.isqrt(points) + 6
+
+
+def transform_points(key: IndexKey) -> int:
+    """Counts the fewest points that train the transforms: as many as an OPQ has codes, or a PCA keeps."""
+    return max(min(key.codebook_size, 256), *_kept_dimensions(key), 1)
+
+
+def _kept_dimensions(key: IndexKey) -> list[int]:
+    return [int(match[1]) for match in re.finditer(r"PCAW?R?(\d+)", key.text)]
 
 
 def check_trainable(key: IndexKey, points: int) -> None:

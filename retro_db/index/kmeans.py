@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,12 @@ from retro_db.threads import use_faiss_threads
 ITERATIONS = 10
 # Points that place the clusters of the upper of two levels, which their own points refine anyway.
 _POINTS_PER_CLUSTER = 256
-# Points that a thread compares with all centroids at a time, and centroids whose points it sums.
+# Points that a thread compares with all centroids at a time; centroids whose points it sums, so many points
+# at a time.
 _BLOCK_POINTS = 8192
-_BLOCK_CENTROIDS = 256
+_BLOCK_CENTROIDS, _SUMMED_POINTS = 256, 4096
+# Share of the points that threads may copy to refine the clusters that they lie in.
+_COPIED = 1 / 8
 # Two halves of a cluster are moved apart by this share of each coordinate, as in Faiss.
 _SPLIT = 1 / 1024
 
@@ -25,9 +29,9 @@ _SPLIT = 1 / 1024
 def cluster(points: np.ndarray, clusters: int, seed: int, threads: int) -> np.ndarray:
     """Places the centroids of k-means.
 
-    Lloyd's iterations from a random choice of points; a centroid without points takes half of a
-    cluster that is chosen by its size, as in Faiss. Each block of points is compared by one thread,
-    and each centroid summed by one, in the order of the points.
+    Lloyd's iterations from a random choice of points; a centroid without points takes half of the
+    largest cluster. Each block of points is compared by one thread, and each centroid summed by one, in
+    the order of the points.
 
     Args:
         points: float32 [n, d], n at least `clusters`.
@@ -44,7 +48,7 @@ def cluster(points: np.ndarray, clusters: int, seed: int, threads: int) -> np.nd
         nearest = assign(points, centroids, threads)
         sizes = np.bincount(nearest, minlength=clusters)
         centroids = _means(points, nearest, sizes, threads)
-        _split_clusters(centroids, sizes, random)
+        _split_clusters(centroids, sizes)
     return centroids
 
 
@@ -81,7 +85,8 @@ def cluster_in_levels(points: np.ndarray, clusters: int, seed: int, threads: int
         if share:
             centroids[first : first + share] = cluster(members, share, seed, 1)
 
-    _in_threads(refine, upper, threads)
+    largest = int(np.diff(ends, prepend=0).max())
+    _in_threads(refine, upper, min(threads, max(1, int(_COPIED * len(points) / largest))))
     return centroids
 
 
@@ -112,30 +117,28 @@ def _means(points: np.ndarray, nearest: np.ndarray, sizes: np.ndarray, threads: 
 
     def add(block: int) -> None:
         first = block * _BLOCK_CENTROIDS
-        end = min(first + _BLOCK_CENTROIDS, len(sizes))
-        filled = first + np.flatnonzero(sizes[first:end])
-        if len(filled):
-            members = points[order[starts[first] : starts[end]]]
-            sums = np.add.reduceat(members, starts[filled] - starts[first], axis=0)
-            means[filled] = sums / sizes[filled, None]
+        stop = int(starts[min(first + _BLOCK_CENTROIDS, len(sizes))])
+        for start in range(int(starts[first]), stop, _SUMMED_POINTS):
+            rows = order[start : min(start + _SUMMED_POINTS, stop)]
+            numbers, offsets = np.unique(nearest[rows], return_index=True)
+            means[numbers] += np.add.reduceat(points[rows], offsets, axis=0)
 
     _in_threads(add, -(-len(sizes) // _BLOCK_CENTROIDS), threads)
+    means /= np.maximum(sizes, 1)[:, None]
     return means
 
 
-def _split_clusters(centroids: np.ndarray, sizes: np.ndarray, random: np.random.Generator) -> None:
-    """Gives every centroid without points half of a large cluster, in place."""
-    sizes = sizes.copy()
+def _split_clusters(centroids: np.ndarray, sizes: np.ndarray) -> None:
+    """Gives every centroid without points half of the largest cluster, in place."""
     signs = np.where(np.arange(centroids.shape[1]) % 2, -1, 1).astype(np.float32)
+    largest = [(-int(size), number) for number, size in enumerate(sizes)]
+    heapq.heapify(largest)
     for empty in np.flatnonzero(sizes == 0):
-        weights = np.maximum(sizes - 1, 0)
-        if not weights.any():
-            return
-        other = random.choice(len(sizes), p=weights / weights.sum())
-        centroids[empty] = centroids[other] * (1 + _SPLIT * signs)
-        centroids[other] *= 1 - _SPLIT * signs
-        sizes[empty] = sizes[other] // 2
-        sizes[other] -= sizes[empty]
+        size, number = largest[0]
+        centroids[empty] = centroids[number] * (1 + _SPLIT * signs)
+        centroids[number] *= 1 - _SPLIT * signs
+        heapq.heapreplace(largest, (size + -size // 2, number))
+        heapq.heappush(largest, (-(-size // 2), int(empty)))
 
 
 def _in_threads(work: Callable[[int], None], count: int, threads: int) -> None:

@@ -19,6 +19,7 @@ from retro_db.index.keys import (
     needed_points,
     points_within,
     training_bytes,
+    transform_points,
 )
 from retro_db.index.kmeans import cluster, cluster_in_levels
 from retro_db.index.part_embeddings import PartEmbeddings
@@ -36,8 +37,10 @@ _SEED = 1234
 # k-means takes time by points times centroids: above this number of lists, two levels of it take time
 # by the square root of the centroids, at little loss.
 _TWO_LEVELS_ABOVE = 100_000
-# Points that code books may be trained with; Faiss takes fewer of them.
+# Points that code books are trained with, if they do not need more; Faiss may take fewer.
 _CODE_POINTS = 1 << 17
+# Points that are transformed at a time: products of another number of rows have other last bits.
+_TRANSFORMED = 8192
 # The graph over centroids is searched wide at construction: an embedding in the wrong list is lost.
 _HNSW_EF_CONSTRUCTION = 200
 HNSW_EF_SEARCH = 128
@@ -125,15 +128,32 @@ def sample_points(
         float32 [about points, d'].
     """
     width = inverted_file(transforms).d if transforms else sampling.dimension
+    use_faiss_threads(1)
     # Filled in place: pieces that are joined at the end would take twice the memory.
     sample, filled = np.empty((sampling.most_points, width), np.float32), 0
-    for embeddings in points.read(sampling.share, sampling.seed):
+    for embeddings in _blocks(points.read(sampling.share, sampling.seed)):
         chosen = widen(embeddings[: len(sample) - filled])
         if transforms:
             chosen = transform(transforms, chosen)
         sample[filled : filled + len(chosen)] = chosen
         filled += len(chosen)
     return sample[:filled]
+
+
+def _blocks(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Divides rows that come in batches of any size into blocks of one size, but for the last."""
+    waiting: list[np.ndarray] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += len(batch)
+        if count >= _TRANSFORMED:
+            rows = np.concatenate(waiting)
+            whole = count // _TRANSFORMED * _TRANSFORMED
+            yield from np.split(rows[:whole], range(_TRANSFORMED, whole, _TRANSFORMED))
+            waiting, count = [rows[whole:]], count - whole
+    if count:
+        yield np.concatenate(waiting)
 
 
 def training_points(key: IndexKey, dimension: int, entries: int, memory: int) -> int:
@@ -238,8 +258,10 @@ def train_transforms(key: IndexKey, points: np.ndarray) -> faiss.Index:
         The index, without centroids and codes.
 
     Raises:
-        IndexKeyError: Faiss does not take the key.
+        IndexKeyError: Faiss does not take the key, or there are too few points.
     """
+    if key.has_transforms and len(points) < transform_points(key):
+        check_trainable(key, len(points))
     use_faiss_threads(_THREADS)
     index = create_index(key, points.shape[1])
     if isinstance(index, faiss.IndexPreTransform):
@@ -285,14 +307,14 @@ def train_lists(
         # No tables for a search: none is made here.
         ivf.use_precomputed_table = -1
     place = cluster_in_levels if key.lists > two_levels_above else cluster
-    centroids = place(_spread(points, key.lists * MAX_POINTS_PER_LIST), key.lists, _SEED, threads)
+    centroids = place(points, key.lists, _SEED, threads)
     # Threads that build a graph together would link it by chance.
     use_faiss_threads(1)
     quantizer.train(centroids)
     quantizer.add(centroids)
     use_faiss_threads(_THREADS)
     # Leaves the centroids that are there.
-    ivf.train(_spread(points, _CODE_POINTS))
+    ivf.train(_spread(points, max(_CODE_POINTS, MAX_POINTS_PER_LIST * key.codebook_size)))
     index.is_trained = True
 
 
@@ -343,7 +365,7 @@ def train_and_write(
     The transforms are trained on a few points; then all of them are held once, transformed.
 
     Args:
-        points: The embeddings, read twice.
+        points: The embeddings, read twice where there are transforms or a fine code.
         key: The parsed index key.
         fine: Code to re-rank by if embeddings are not kept, else None.
         sampling: Size and seed of the training sample.
@@ -360,22 +382,29 @@ def train_and_write(
         IndexKeyError: The sample is too small.
     """
     few = replace(sampling, points=min(sampling.points, TRANSFORM_POINTS))
-    with meter.timing("read"):
-        sample = sample_points(points, few)
+    sample = np.empty((0, sampling.dimension), np.float32)
+    if key.has_transforms or fine:
+        with meter.timing("read"):
+            sample = sample_points(points, few)
+        _check_any(sample)
     with meter.timing("transforms"):
         index = train_transforms(key, sample)
         quantizer = _write(train_fine(fine, sample), FINE_PATH, folder) if fine else None
     del sample
     with meter.timing("read"):
         transformed = sample_points(points, sampling, index)
-    if not len(transformed):
-        raise CorpusError(
-            "corpus: no chunk has a word that the encoder knows; check the text field"
-        )
+    _check_any(transformed)
     meter(len(transformed))
     with meter.timing("lists"):
         train_lists(index, key, transformed, threads)
     return _write(index, PATH, folder), quantizer, len(transformed)
+
+
+def _check_any(sample: np.ndarray) -> None:
+    if not len(sample):
+        raise CorpusError(
+            "corpus: no chunk has a word that the encoder knows; check the text field"
+        )
 
 
 def _write(index: faiss.Index, path: str, folder: Folder) -> FileEntry:

@@ -9,27 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from retro_db.config import Config
-from retro_db.index.filling import cut_lists, range_bounds
-from retro_db.index.keys import choose_key, parse_key, training_bytes
-from retro_db.index.sizing import ID_BYTES, index_sizes
-from retro_db.index.training import training_points
-from retro_db.manifest.model import TABLES, IndexInfo, Manifest
+from retro_db.index.sizing import ID_BYTES
+from retro_db.manifest.model import TABLES, Manifest
 from retro_db.manifest.sealing import FILE as MANIFEST
 from retro_db.manifest.sealing import manifest_text
 from retro_db.plan.breadth_law import BreadthLaw
 from retro_db.plan.corpus_facts import Facts, Layout, share_out
 from retro_db.plan.hours import HoursPlan, MeasuredRates, plan_hours
+from retro_db.plan.index_plan import IndexPlan, plan_index
 from retro_db.plan.join_plan import BreadthPlan, JoinPlan, plan_breadths, plan_join
-from retro_db.plan.manifests import Files, index_info, planned_manifest, total_rows
-from retro_db.plan.stage_needs import PlannedFiles, needs_of_queries, stage_needs
+from retro_db.plan.manifests import Files, planned_manifest, total_rows
+from retro_db.plan.stage_needs import PlannedFiles, drawn_bytes, needs_of_queries, stage_needs
 from retro_db.plan.stage_plan import StagePlan, plan_stages
-from retro_db.plan.table_sizes import arrow_files, corpus_files, index_files
+from retro_db.plan.table_sizes import arrow_files, corpus_files
 from retro_db.screening.duplicates import BAND_ENTRY, count_partitions
 from retro_db.screening.grams import Bands
-from retro_db.search.searching import group_partitions, resident_bytes
 from retro_db.store.folder import FileEntry
 from retro_db.tokens.tokenizer import token_type_for
 
@@ -46,45 +41,6 @@ class TablePlan:
     rows: int
     bytes: int
     bytes_per_chunk: float
-
-
-@dataclass(frozen=True)
-class IndexPlan:
-    """The size of the index and the memory that it takes.
-
-    Attributes:
-        key: Index key that was given, or that `auto` chose.
-        dimension: Dimension of the embeddings.
-        lists: Number of inverted lists.
-        entries: Number of chunks in the index: the chunks of training documents.
-        entry_bytes: Bytes of one entry, code and id.
-        partitions: Number of files of inverted lists.
-        memory: Bytes that a worker may use: `index.memory`.
-        training_points: Number of embeddings that train the index.
-        training_bytes: Memory that the training points take, transformed, with what k-means needs.
-        loaded_bytes: Memory that the trained index and all partitions take when opened.
-        search_groups: Number of groups of partitions that a search opens one after another; 1 if all fit.
-        search_bytes: Memory that the trained index and the largest group take.
-    """
-
-    key: str
-    dimension: int
-    lists: int
-    entries: int
-    entry_bytes: int
-    partitions: int
-    memory: int
-    training_points: int
-    training_bytes: int
-    loaded_bytes: int
-    search_groups: int
-    search_bytes: int
-
-    def described(self, config: Config) -> IndexInfo:
-        """Returns what the manifest says of the index before it is tuned."""
-        return index_info(
-            config, self.key, self.lists, self.partitions, self.training_points, self.dimension
-        )
 
 
 @dataclass(frozen=True)
@@ -208,8 +164,7 @@ def make_plan(
         facts,
         planned,
         join,
-        points=index.training_points,
-        training_memory=index.training_bytes,
+        index,
     )
     stages = plan_stages(
         config,
@@ -309,11 +264,15 @@ def _temporary(
     index: IndexPlan,
     bands: int,
 ) -> list[TablePlan]:
-    """Returns codes; embeddings that are not kept; grams and band keys of a search for duplicates."""
+    """Returns codes; what is drawn to train and tune; embeddings that are not kept; grams and band keys."""
     chunks = layout.chunks
     entries = share_out(index.entries, layout.rows)
     codes = arrow_files("codes", layout, entries, code_size=index.entry_bytes - ID_BYTES)
-    temporary = [_table("codes", codes, chunks)]
+    drawn = drawn_bytes(config, index, chunks)
+    temporary = [
+        _table("codes", codes, chunks),
+        TablePlan("drawn", len(layout.rows), 0, drawn, round(drawn / chunks, 3)),
+    ]
     if not config.embeddings.keep:
         embeddings = [file for tables in files for file in tables["embeddings"]]
         temporary.append(_table("embeddings", embeddings, chunks))
@@ -329,50 +288,6 @@ def _table_of_join(join: JoinPlan, chunks: int) -> TablePlan:
     """Returns what the join keeps beside the tables until the build ends."""
     files = 3 * join.partitions
     return TablePlan("join", files, chunks, join.disk_bytes, round(join.disk_bytes / chunks, 3))
-
-
-def plan_index(config: Config, dimension: int, chunks: int) -> tuple[IndexPlan, list[FileEntry]]:
-    """Plans the index, with entries spread evenly over the lists.
-
-    Args:
-        config: Configuration of the build.
-        dimension: Dimension of the embeddings, d.
-        chunks: Number of chunks of the corpus, validation included.
-
-    Returns:
-        The size of the index, and its files.
-
-    Raises:
-        IndexKeyError: The index key is malformed, or this number of chunks and this memory cannot train it.
-    """
-    settings, memory = config.index, int(config.index.memory)
-    entries = max(1, round(chunks * (1 - config.split.validation)))
-    key = settings.key if settings.key != "auto" else choose_key(entries, dimension, memory)
-    parsed = parse_key(key, dimension)
-    sizes = index_sizes(parsed, dimension)
-    points = min(entries, training_points(parsed, dimension, entries, memory))
-    bounds = range_bounds(parsed.lists)
-    spread = np.diff(entries * bounds // parsed.lists)
-    ranges = cut_lists(settings, spread, parsed.lists, sizes.entry)
-    files = index_files(config, dimension, ranges, entries, sizes)
-    loaded = [resident_bytes(file.bytes, parsed) for file in files[-len(ranges) :]]
-    groups = group_partitions(loaded, memory)
-    trained = files[0].bytes
-    plan = IndexPlan(
-        key=key,
-        dimension=dimension,
-        lists=parsed.lists,
-        entries=entries,
-        entry_bytes=sizes.entry,
-        partitions=len(ranges),
-        memory=memory,
-        training_points=points,
-        training_bytes=training_bytes(parsed, dimension, points),
-        loaded_bytes=trained + sum(loaded),
-        search_groups=len(groups),
-        search_bytes=trained + max(sum(loaded[first:end]) for first, end in groups),
-    )
-    return plan, files
 
 
 def _band_keys(config: Config, facts: Facts) -> int:

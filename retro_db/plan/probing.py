@@ -15,18 +15,23 @@ from retro_db.corpus.documents import Document
 from retro_db.corpus.estimating import CHARACTERS_PER_TOKEN
 from retro_db.corpus.reading import read_shard
 from retro_db.corpus.sharding import Shard
+from retro_db.encoder.batching import Tokenized
 from retro_db.encoder.budget import find_budget
+from retro_db.encoder.embedding import WINDOW_ROWS, one_ahead
 from retro_db.encoder.encoder import Encoder
-from retro_db.encoder.models import describe_model, resolve_model
+from retro_db.encoder.models import CUDA, describe_model, resolve_model
 from retro_db.join.keys import Labels
 from retro_db.join.partition import Routed
 from retro_db.join.scan import nearest_keys
 from retro_db.join.setting import JoinSetting
+from retro_db.meter import Meter
 from retro_db.plan.hours import MeasuredRates
 from retro_db.threads import available_cores
 
 _KEYS, _MOST_LISTS, _DOCUMENT = 131_072, 4096, 16
-_TEXTS, _SECONDS = 512, 5.0
+_SECONDS = 5.0
+# Texts that are embedded at a time: a GPU needs many of them to be busy.
+_TEXTS, _TEXTS_OF_GPU = 512, WINDOW_ROWS
 # Keys lie this far from the center of their list, as a share of what lies between centers.
 _SPREAD = 0.5
 
@@ -52,9 +57,8 @@ def probe_rates(
         passes_over_copies=False,
         memory=int(config.index.memory),
     )
-    texts = list(islice(_texts(config, shards), _TEXTS))
     return MeasuredRates(
-        chunks_per_second={"embed": _embedding_rate(config, texts)} if texts else {},
+        chunks_per_second={"embed": _embedding_rate(config, shards)} if shards else {},
         multiplications_per_second=_products_rate(setting, max(1, chunks // lists)),
         device="machine",
         source=f"this machine was probed, {available_cores()} cores",
@@ -71,22 +75,29 @@ def _texts(config: Config, shards: Sequence[Shard]) -> Iterator[str]:
                 yield from (text[start : start + length] for start in range(0, len(text), length))
 
 
-def _embedding_rate(config: Config, texts: Sequence[str]) -> float:
-    """Embeds texts for some seconds: texts a second."""
+def _embedding_rate(config: Config, shards: Sequence[Shard]) -> float:
+    """Embeds windows of texts for some seconds: texts a second."""
     model = describe_model(config.encoder)
     encoder = Encoder(resolve_model(config.encoder.model), model, available_cores(), 0)
     if model.batch_tokens is None:
         encoder.model = replace(model, batch_tokens=find_budget(encoder))
-    encoder.encode(texts[: len(texts) // 4 + 1])
-    start, count = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - start) < _SECONDS:
-        encoder.encode(texts)
-        count += len(texts)
-    return count / seconds
+    window = _TEXTS_OF_GPU if model.device == CUDA else _TEXTS
+    texts = list(islice(_texts(config, shards), window))
+    # The first window compiles what the others use.
+    encoder.encode(texts)
+    start = time.perf_counter()
+
+    def windows() -> Iterator[Tokenized]:
+        while time.perf_counter() < start + _SECONDS:
+            yield encoder.tokenize(texts)
+
+    ahead = one_ahead(windows()) if encoder.device.ahead else windows()
+    count = sum(len(embeddings) for embeddings in encoder.encode_windows(ahead, Meter()))
+    return count / (time.perf_counter() - start)
 
 
 def _products_rate(setting: JoinSetting, keys_per_list: int) -> float:
-    """Joins clustered keys with one another: multiplications a second of the whole join of a partition."""
+    """Joins clustered keys with one another: multiplications a second, in memory."""
     random = np.random.default_rng(0)
     lists = min(_MOST_LISTS, max(2, _KEYS // keys_per_list))
     nprobe = min(setting.nprobe, -(-lists // 2))
@@ -97,17 +108,21 @@ def _products_rate(setting: JoinSetting, keys_per_list: int) -> float:
     vectors = (centers[homes] + noise).astype(np.float16)
     labels = Labels(np.arange(_KEYS) // lists // _DOCUMENT * lists + homes)
     routed = Routed(np.arange(_KEYS), vectors, nearest[homes], labels, np.ones(_KEYS, bool))
-    keys, order = routed.keys(0, lists, setting), np.argsort(homes, kind="stable")
+    order = np.argsort(homes, kind="stable")
     threads = available_cores()
     step = setting.block_rows(threads, _KEYS)
 
-    def join(row: int) -> None:
-        nearest_keys(keys, routed.visitors(order[row : row + step], 0, lists), setting.k)
-
-    with ThreadPoolExecutor(threads) as pool:
-        # The first block compiles what the others use.
-        join(0)
+    def join_all() -> float:
         start = time.perf_counter()
-        list(pool.map(join, range(0, _KEYS, step)))
-        seconds = time.perf_counter() - start
-    return _KEYS * nprobe * (_KEYS // lists) * setting.dimension / seconds
+        keys = routed.keys(0, lists, setting)
+        _ = keys.matrix  # made once, before all threads ask for it
+
+        def join(row: int) -> None:
+            nearest_keys(keys, routed.visitors(order[row : row + step], 0, lists), setting.k)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(join, range(0, _KEYS, step)))
+        return time.perf_counter() - start
+
+    join_all()  # compiles what the second one uses
+    return _KEYS * nprobe * (_KEYS // lists) * setting.dimension / join_all()

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from retro_db.config import Config
 from retro_db.index.drawing import QUERIES, Drawing
+from retro_db.index.keys import parse_key
 from retro_db.manifest.model import query_path
 from retro_db.plan.corpus_facts import Corpus, Facts
+from retro_db.plan.index_plan import IndexPlan
 from retro_db.plan.join_plan import JoinPlan
 from retro_db.plan.manifests import Files
 from retro_db.store.folder import FileEntry
@@ -58,9 +60,7 @@ def stage_needs(
     facts: Facts,
     files: PlannedFiles,
     join: JoinPlan,
-    *,
-    points: int,
-    training_memory: int,
+    index: IndexPlan,
 ) -> dict[str, StageNeeds]:
     """Reckons what all stages need that read or write tables.
 
@@ -69,25 +69,22 @@ def stage_needs(
         facts: Corpora, encoder and tokenizer to build from.
         files: Files of the build.
         join: The join of the corpus with itself.
-        points: Number of embeddings that train the index.
-        training_memory: Bytes of memory that training takes.
+        index: The index.
 
     Returns:
         By the name of the stage.
     """
     corpus = files.tables[0]
     embeddings, parts = _size(corpus["embeddings"]), len(corpus["chunks"])
-    trained, index = files.trained.bytes, _size(files.partitions)
+    trained, lists = files.trained.bytes, _size(files.partitions)
     largest = max(file.bytes for file in files.partitions)
-    row = 2 * facts.dimension + _DRAWN_BYTES
     chunks = _rows(corpus)
-    drawing = Drawing.of(
-        facts.dimension, points=min(1.0, points / chunks), chunks=chunks, seed=config.seed
-    )
-    drawn_points = round(drawing.points * chunks) * row
-    queries = min(QUERIES, chunks)
-    # The transforms are trained first, on some of the points: they are read twice.
-    sampled = 2 * (drawn_points or embeddings)
+    queries, row = min(QUERIES, chunks), 2 * facts.dimension + _DRAWN_BYTES
+    drawn_points = drawn_bytes(config, index, chunks) - queries * row
+    # The transforms are trained first, on some of the points: then they are read twice.
+    key = parse_key(index.key, index.dimension)
+    passes = 2 if key.has_transforms or not config.embeddings.keep else 1
+    sampled = passes * (drawn_points or embeddings)
     candidates = queries * config.neighbors.rerank
     touched = embeddings * min(1.0, candidates / parts)
     part = embeddings // parts
@@ -98,7 +95,7 @@ def stage_needs(
         "embed": StageNeeds(embed.read, written, disk=embed.disk),
         "draw": StageNeeds(0, 0),
         "train": StageNeeds(
-            sampled, trained, memory=training_memory, disk=0 if drawn_points else embeddings
+            sampled, trained, memory=index.training_bytes, disk=0 if drawn_points else embeddings
         ),
         "encode": StageNeeds(
             embeddings + trained,
@@ -107,18 +104,32 @@ def stage_needs(
             disk=part + files.codes // parts + trained,
         ),
         "assemble": StageNeeds(
-            files.codes, index, memory=largest, disk=files.codes + trained + largest
+            files.codes, lists, memory=largest, disk=files.codes + trained + largest
         ),
         "sample": StageNeeds(queries * row, queries * row),
         "truth": StageNeeds(embeddings, 0, disk=part),
         "tune": StageNeeds(
-            index + trained,
+            lists + trained,
             0,
             random_reads=candidates,
             memory=join.worker_memory,
-            disk=index + trained + round(touched),
+            disk=lists + trained + round(touched),
         ),
     }
+
+
+def drawn_bytes(config: Config, index: IndexPlan, chunks: int) -> int:
+    """Bytes of the chunks that are drawn for training and for tuning.
+
+    Args:
+        config: Configuration of the build.
+        index: The index.
+        chunks: Number of chunks of the corpus, validation included.
+    """
+    share = min(1.0, index.training_points / index.entries)
+    drawing = Drawing.of(index.dimension, points=share, chunks=chunks, seed=config.seed)
+    rows = round(drawing.points * index.entries) + round(drawing.queries * chunks)
+    return rows * (2 * index.dimension + _DRAWN_BYTES)
 
 
 def _of_corpus(

@@ -7,18 +7,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from retro_db.config import Config
+from retro_db.index.drawing import Drawing, Drawn
 from retro_db.manifest.model import Tables, query_path
 from retro_db.manifest.parts import Part, listed_parts
 from retro_db.plan.corpus_facts import Corpus, Facts
 from retro_db.plan.manifests import Files
 from retro_db.plan.stage_needs import StageNeeds
+from retro_db.store.folder import FileEntry
+from retro_db.store.packing import pack_numbers
 from retro_db.store.serialize import canonical, digest, to_json
+from retro_db.store.slices import SlicedFile
 
 # Number of names that object stores return for one request.
 LISTED_AT_ONCE = 1000
 # A task's fingerprint has a hash for each of about this many settings.
 _MARKS = {f"setting.number-{number}": digest(number)[:32] for number in range(10)}
 _SAMPLED = 100
+# What names the chunks that were drawn from a part.
+_DRAWN = Drawn(
+    Drawing(1024, 1 / 256, 1e-8, 0),
+    SlicedFile(
+        FileEntry("state/drawn/part-0000000-0000-0123456789abcdef.arrows", 1 << 20, "0" * 64),
+        pack_numbers([8, 1 << 19, 1 << 20]),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -67,15 +79,16 @@ def plan_stages(
     trained = read if config.tokenizer.train else 0
     planned = [_stage("probe", 1, 0)] if facts.on_gpu else []
     planned += [_stage("tokenizer", 1, trained), *_screening(config, len(shards), read, pairs)]
+    drawn = len(parts) * len(canonical(to_json(_DRAWN)))
     folders = 2 if not config.embeddings.keep else 1
     planned += [
         _stage("chunk", len(shards), read, len(parts), len(parts)),
         _stage("embed", len(parts), all_parts, len(parts)),
-        _stage("draw", len(parts), all_parts, len(parts)),
-        _stage("train", 1, all_parts, 1),
+        _stage("draw", len(parts), all_parts + drawn, len(parts)),
+        _stage("train", 1, all_parts + drawn, 1),
         _stage("encode", len(parts), all_parts, *[len(parts)] * folders),
         _stage("assemble", partitions, 0, partitions),
-        _stage("sample", 1, all_parts, 1),
+        _stage("sample", 1, drawn, 1),
         _stage("truth", len(parts), all_parts, len(parts)),
         _stage("tune", 1, all_parts),
         _stage("order", 1, 0, 1),

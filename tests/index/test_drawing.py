@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_db.hashing import fractions_of
-from retro_db.index.drawing import QUERIES, Drawing, Drawn, DrawnPoints, read_queries
+from retro_db.index.drawing import QUERIES, Drawer, Drawing, Drawn, DrawnPoints, read_queries
 from retro_db.index.keys import parse_key
 from retro_db.index.part_embeddings import load_embeddings
 from retro_db.index.training import Sampling, StoredPoints, sample_points, training_points
-from retro_db.manifest.parts import listed_parts
+from retro_db.manifest.parts import Part, listed_parts
 from retro_db.reader.opening import read_documents
+from retro_db.store.contracts import contract
+from retro_db.store.folder import Folder, describe
 from retro_db.store.records import StageRecords
 from retro_db.store.serialize import from_json
+from retro_db.store.writing import TableWriter
 from support.projects import Project, make_project
 from support.texts import python_sources
 
@@ -109,6 +113,32 @@ def test_a_key_that_needs_more_points_draws_again_and_embeds_nothing(
     project.settings["index"] = {"key": KEY}
     assert project.build() == 0
     assert project.files() == built.files()
+
+
+def test_what_is_drawn_does_not_depend_on_what_passes_at_a_time(tmp_path: Path) -> None:
+    """A part that was embedded in several runs passes in other pieces."""
+    count = 20_000
+    folder, table = Folder(str(tmp_path)), contract("documents")
+    row = {
+        "source": ["s"],
+        "id": ["a"],
+        "first_chunk": [0],
+        "chunk_count": [count],
+        "split": ["train"],
+    }
+    with folder.writing("documents") as temporary:
+        with TableWriter(temporary, table.schema(), table.batch_rows, parquet=True) as writer:
+            writer.append(row)
+        documents = describe(temporary, "documents", 1)
+    part = Part(0, 0, 0, replace(documents, rows=count), documents, documents)
+    embeddings = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float16)
+    files = set()
+    for step in (8192, 16_384, 24_576):
+        drawer = Drawer(part, folder, Drawing(8, 0.1, 0.1, 0))
+        for start in range(0, count, step):
+            drawer.take(start, embeddings[start : start + step])
+        files.add(folder.read(drawer.write(folder, documents).sliced.file.path))
+    assert len(files) == 1
 
 
 @given(points=st.floats(0, 1))

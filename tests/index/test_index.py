@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retro_db.errors import IndexKeyError
+from retro_db.errors import CorpusError, IndexKeyError
+from retro_db.hashing import fractions_of
 from retro_db.index.filling import list_ranges, partition_path, plan_partitions
 from retro_db.index.keys import (
     IndexKey,
@@ -38,11 +41,13 @@ from retro_db.index.training import (
     create_index,
     predict_size,
     sample_points,
+    train_and_write,
     train_index,
     train_lists,
     train_transforms,
     training_points,
 )
+from retro_db.meter import Meter
 from retro_db.search.finder import Finder
 from retro_db.search.reranking import Candidates
 from retro_db.search.searching import IdRanges, QueryBlock, Searcher, SearchSettings
@@ -287,6 +292,20 @@ def test_all_partitions_together_are_little_more_than_one_file(tmp_path: Path) -
     assert together <= 1.1 * len(faiss.serialize_index(plain))
 
 
+class Given:
+    """Points that come in batches of a size."""
+
+    def __init__(self, vectors: np.ndarray, batch: int) -> None:
+        self._vectors = vectors
+        self._batch = batch
+
+    def read(self, share: float, seed: int) -> Iterator[np.ndarray]:
+        below = fractions_of(np.arange(len(self._vectors)), seed) < share
+        for start in range(0, len(below), self._batch):
+            rows = slice(start, start + self._batch)
+            yield self._vectors[rows][below[rows]]
+
+
 def trained_in_levels(key: IndexKey, points: np.ndarray, above: int) -> faiss.Index:
     """An index whose lists come from two levels of k-means above a number of them."""
     index = train_transforms(key, points)
@@ -448,19 +467,66 @@ def test_reduced_keys_can_be_trained(points: int) -> None:
         check_trainable(parse_key(reduce_key(text, points, 384), 384), points)
 
 
-@pytest.mark.parametrize("text", ["IVF690,PQ16x4fs", "OPQ8_32,IVF690_HNSW8,PQ8"])
+@pytest.mark.parametrize("text", ["IVF690,PQ16x4fs", "OPQ8_32,IVF690_HNSW8,PQ8x4"])
 @pytest.mark.parametrize("above", [100_000, 600])
 def test_training_does_not_depend_on_threads(text: str, above: int) -> None:
     # At this size sums of one thread and of several would differ in the last bits.
     rng = np.random.default_rng(1)
     points, key = rng.normal(size=(30_000, 64)).astype(np.float32), parse_key(text, 64)
-    templates = []
+    transforms = faiss.serialize_index(train_transforms(key, points[:600]))
+    templates = set()
     for threads in (1, 4):
         faiss.omp_set_num_threads(threads)
-        index = train_transforms(key, points)
-        train_lists(index, key, transform(index, points), threads, above)
-        templates.append(faiss.serialize_index(index).tobytes())
-    assert templates[0] == templates[1]
+        index = faiss.deserialize_index(transforms)
+        sampling = Sampling(64, len(points), len(points), seed=0)
+        sample = sample_points(Given(points, 10_000), sampling, index)
+        train_lists(index, key, sample, threads, above)
+        templates.add(faiss.serialize_index(index).tobytes())
+    assert len(templates) == 1
+
+
+def train_on(place: Path, vectors: np.ndarray, text: str, fine: str | None = None) -> None:
+    """Trains an index on all of some vectors."""
+    folder, dimension = Folder(str(place)), vectors.shape[1]
+    points, sampling = Given(vectors, 10), Sampling(dimension, len(vectors), len(vectors), seed=0)
+    train_and_write(points, parse_key(text, dimension), fine, sampling, folder, Meter(), threads=2)
+
+
+@pytest.mark.parametrize("text", ["OPQ8_32,IVF16,PQ8x4", "PCA24,IVF16,SQ8", "RR48,IVF16,PQ8x4fs"])
+def test_the_sample_does_not_depend_on_batches(text: str) -> None:
+    """Parts that were embedded in several runs hand over what is drawn in other pieces."""
+    vectors = np.random.default_rng(0).normal(size=(24_576, 48)).astype(np.float16)
+    sampling = Sampling(48, len(vectors), 20_000, seed=0)
+    index = train_transforms(parse_key(text, 48), vectors[:600].astype(np.float32))
+    samples = {
+        sample_points(Given(vectors, batch), sampling, index).tobytes()
+        for batch in (8192, 24_576, 1001)
+    }
+    assert len(samples) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "fine"), [("IVF1,Flat", "SQ8"), ("OPQ8_32,IVF4,PQ8", None), ("PCA24,IVF2,SQ8", None)]
+)
+def test_hardly_any_embedding_is_told(tmp_path: Path, text: str, fine: str | None) -> None:
+    none = np.empty((0, 48), np.float16)
+    with pytest.raises(CorpusError, match="no chunk has a word"):
+        train_on(tmp_path, none, text, fine)
+    if fine is None:
+        with pytest.raises(IndexKeyError, match="needs"):
+            train_on(tmp_path, np.ones((5, 48), np.float16), text)
+
+
+@pytest.mark.parametrize("above", [10**6, 100])
+def test_the_points_of_training_are_held_once(above: int) -> None:
+    points = np.random.default_rng(0).normal(size=(100_000, 64)).astype(np.float32)
+    key = parse_key("IVF390,Flat", 64)
+    index = train_transforms(key, points)
+    tracemalloc.start()
+    train_lists(index, key, points, threads=2, two_levels_above=above)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert points.nbytes + peak < training_bytes(key, 64, len(points))
 
 
 def test_k_means_is_as_good_as_that_of_faiss() -> None:
