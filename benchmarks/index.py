@@ -193,7 +193,7 @@ def compare_filling(stages: Stages, data: Data, rounds: int) -> faiss.Index:
         encoding.append(seconds(stages.encode))
         filling.append(encoding[-1] + seconds(stages.assemble))
         # Faiss takes one copy of all embeddings as float32; ours reads float16 from files.
-        plain = faiss.clone_index(stages.trained)
+        plain = faiss.deserialize_index(faiss.serialize_index(stages.trained))
         faiss.omp_set_num_threads(THREADS)
         theirs.append(
             seconds(lambda index=plain: index.add_with_ids(data.embeddings.astype(np.float32), ids))

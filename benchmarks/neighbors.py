@@ -304,7 +304,8 @@ class FaissPeer:
 
     def __init__(self, data: Data, index: faiss.Index, *, fast_scan: bool) -> None:
         faiss.omp_set_num_threads(THREADS)
-        self._plain = faiss.clone_index(index)
+        # As if it was read: with the tables that a search uses.
+        self._plain = faiss.deserialize_index(faiss.serialize_index(index))
         self._plain.add(data.embeddings.astype(np.float32))
         ivf = inverted_file(self._plain)
         self._index = faiss.IndexIVFPQFastScan(ivf) if fast_scan else ivf

@@ -29,6 +29,7 @@ from retro_db.plan.hours import MeasuredRates
 from retro_db.threads import available_cores
 
 _KEYS, _MOST_LISTS, _DOCUMENT = 131_072, 4096, 16
+_BLOCK = 8192
 _SECONDS = 5.0
 # Texts that are embedded at a time: a GPU needs many of them to be busy.
 _TEXTS, _TEXTS_OF_GPU = 512, WINDOW_ROWS
@@ -108,21 +109,23 @@ def _products_rate(setting: JoinSetting, keys_per_list: int) -> float:
     vectors = (centers[homes] + noise).astype(np.float16)
     labels = Labels(np.arange(_KEYS) // lists // _DOCUMENT * lists + homes)
     routed = Routed(np.arange(_KEYS), vectors, nearest[homes], labels, np.ones(_KEYS, bool))
-    order = np.argsort(homes, kind="stable")
+    keys, order = routed.keys(0, lists, setting), np.argsort(homes, kind="stable")
     threads = available_cores()
-    step = setting.block_rows(threads, _KEYS)
+    step = min(setting.block_rows(threads, _KEYS), _BLOCK)
 
-    def join_all() -> float:
+    def join(row: int) -> int:
+        rows = order[row : row + step]
+        if time.perf_counter() > deadline:
+            return 0
+        nearest_keys(keys, routed.visitors(rows, 0, lists), setting.k)
+        return len(rows)
+
+    with ThreadPoolExecutor(threads) as pool:
+        deadline = float("inf")
+        # The first block compiles what the others use.
+        join(0)
         start = time.perf_counter()
-        keys = routed.keys(0, lists, setting)
-        _ = keys.matrix  # made once, before all threads ask for it
-
-        def join(row: int) -> None:
-            nearest_keys(keys, routed.visitors(order[row : row + step], 0, lists), setting.k)
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(join, range(0, _KEYS, step)))
-        return time.perf_counter() - start
-
-    join_all()  # compiles what the second one uses
-    return _KEYS * nprobe * (_KEYS // lists) * setting.dimension / join_all()
+        deadline = start + _SECONDS
+        joined = sum(pool.map(join, range(0, _KEYS, step)))
+        seconds = time.perf_counter() - start
+    return joined * nprobe * (_KEYS // lists) * setting.dimension / seconds

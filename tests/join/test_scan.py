@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from retro_db.join.keys import Keys, Labels, needed_keys
 from retro_db.join.nearest import nearest
-from retro_db.join.products import PRECISIONS, KeyMatrix, QueryMatrix
+from retro_db.join.products import KeyMatrix, QueryMatrix
 from retro_db.join.scan import Visitors, nearest_keys
 from support.memory import peak
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU = torch.device("cpu")
 
 

@@ -136,7 +136,7 @@ def test_workers_of_a_machine_take_its_gpus_in_turn() -> None:
 def test_what_a_worker_needs_reaches_the_runner(project: Project) -> None:
     model = describe_model(load_config(project.config).encoder)
     folder = Folder(str(project.output))
-    job = EmbedJob(folder, "model", model, folder, Share(tasks=1), {}, "")
+    job = EmbedJob(folder, "model", model, folder, Share(tasks=1), {}, "", None)
     needs = {
         "accelerator": "type:nvidia-l4;count:1;install-nvidia-driver",
         "max_active_bundles_per_worker": "2",
