@@ -8,7 +8,7 @@ bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 engines := $(VENV)/.retro-db-engines
 
-.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench pictures lint schemas lock clean
 
 setup: $(stamp)
 
@@ -73,6 +73,10 @@ soak: engines
 # Every benchmark; what each prints replaces the end of benchmarks/RESULTS.md.
 bench: demo
 	$(bin)/python benchmarks/run_all.py $(DEMO)/db $(if $(TEXTS),--texts $(TEXTS))
+
+# The pictures of the README; that of the report needs a Chromium.
+pictures: demo
+	$(bin)/python docs/pictures.py $(DEMO)/db
 
 lint: setup
 	$(bin)/ruff check .
