@@ -8,7 +8,7 @@ bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 engines := $(VENV)/.retro-db-engines
 
-.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench docs pictures lint schemas lock clean
 
 setup: $(stamp)
 
@@ -74,6 +74,14 @@ soak: engines
 bench: demo
 	$(bin)/python benchmarks/run_all.py $(DEMO)/db $(if $(TEXTS),--texts $(TEXTS))
 
+# The site, in docs/_build/html. A dead link, a missing anchor and a public name without a docstring are errors.
+docs: setup
+	$(bin)/python -m sphinx --fail-on-warning --keep-going -b html docs docs/_build/html
+
+# The pictures of the README; that of the report needs a Chromium.
+pictures: demo
+	$(bin)/python docs/pictures.py $(DEMO)/db
+
 lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
@@ -81,13 +89,15 @@ lint: setup
 	$(bin)/lint-imports
 	$(bin)/hadolint Dockerfile
 
-# The JSON Schemas of the manifest and the configuration follow their classes.
+# The JSON Schemas of the manifest and the configuration, and what the pages tell of settings and commands, follow
+# the classes and the command line.
 schemas: setup
 	$(bin)/python -m retro_db_schemas schemas
+	$(bin)/python docs/generate.py
 
 # Written from an environment that passes the tests.
 lock: setup
 	$(bin)/python -m pip freeze --exclude-editable | grep -v '^retro-db' > constraints.txt
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(TRAIN) .bench build dist *.egg-info
+	rm -rf $(VENV) $(DEMO) $(TRAIN) .bench build dist docs/_build *.egg-info

@@ -33,7 +33,7 @@ class FilesConfig(_Section):
     """Files that hold documents."""
 
     paths: Annotated[list[str], Field(min_length=1)]
-    """Files, folders and globs, each a path or an fsspec URL."""
+    """Files, folders (with everything below them) and globs, each a path or an fsspec URL."""
     format: Literal["jsonl", "parquet", "text", "arrow", "megatron"] | None = None
     """Format of the files; by default, inferred from their names."""
     text: str = "text"
@@ -67,7 +67,7 @@ class SourceConfig(FilesConfig):
     name: str
     """Name of the source in the database, different from every other source's."""
     weight: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
-    """Sampling weight in training, recorded for the trainer."""
+    """Sampling weight in training, recorded in the manifest for the trainer."""
     fraction: Share = 1.0
     """Share of the documents to keep, chosen by hash; a larger share contains every smaller one."""
     max_bad: Share = 0.001
@@ -89,9 +89,9 @@ class TokenizerConfig(_Section):
     """The language model's tokenizer: an existing one, or one to train."""
 
     path: str | None = None
-    """A tokenizer.json, a SentencePiece .model, a folder that holds either, or a name on the hub."""
+    """A `tokenizer.json`, a SentencePiece `.model`, a folder that holds either, or a name on the hub."""
     train: TrainTokenizerConfig | None = None
-    """Settings for training a tokenizer; {} takes the defaults."""
+    """Settings for training a tokenizer; `{}` takes the defaults."""
 
     @pydantic.model_validator(mode="after")
     def _one_of_two(self) -> TokenizerConfig:
@@ -126,18 +126,19 @@ class EncoderConfig(_Section):
     model: str
     """A folder with safetensors weights and a fast tokenizer, or a name on the hub."""
     pooling: Literal["mean", "mean_without_special", "cls"] = "mean"
-    """mean: average over the attention mask. mean_without_special: the same without [CLS] and [SEP].
-    cls: [CLS] alone."""
+    """`mean`: average over the attention mask. `mean_without_special`: the same without [CLS] and [SEP].
+    `cls`: [CLS] alone."""
     max_length: Annotated[int, Field(ge=3)] = 256
     """Largest number of WordPieces of a chunk, including the two special ones; the rest is cut off."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the encoder's numbers. auto: float32 on a CPU, bfloat16 on CUDA."""
+    """Type of the encoder's numbers. `auto`: float32 on a CPU, bfloat16 on CUDA. A CPU that multiplies
+    bfloat16 (`avx512_bf16` or `amx_bf16` in `/proc/cpuinfo`) embeds about 1.6 times as fast with it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device that the encoder runs on. auto: CUDA if the machine that starts the build has it, else the
-    CPU. cuda: an error without CUDA, never a silent fallback; set it if only the workers have CUDA."""
+    """Device that the encoder runs on. `auto`: CUDA if the machine that starts the build has it, else the
+    CPU. `cuda`: an error without CUDA, never a silent fallback; set it if only the workers have CUDA."""
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = 16_384
     """Number of WordPieces in a batch, including padding; on a CPU at most 2048, as its caches hold no
-    more. auto: as many as a short probe fits into the GPU's memory; the manifest records the number."""
+    more. `auto`: as many as a short probe fits into the GPU's memory; the manifest records the number."""
     accelerator: str | None = None
     """Accelerator that an embedding worker needs, in the syntax of Beam's resource hints, such as
     `type:nvidia-l4;count:1;install-nvidia-driver`."""
@@ -150,24 +151,27 @@ class EmbeddingsConfig(_Section):
     """What happens to the embeddings."""
 
     keep: bool = True
-    """Keep the embeddings in the database once neighbors exist. Retriever re-ranks with them, or else
-    with the code that `index.refine` names."""
+    """Keep the embeddings in the database once neighbors exist. If they are kept, `query` and `Retriever`
+    re-rank with them. Else they re-rank with the finer code that `index.refine` names, and a changed setting
+    embeds the corpus again."""
 
 
 class IndexConfig(_Section):
     """The index over the embeddings."""
 
     key: str = "auto"
-    """Index key: a Faiss factory string with inverted lists. auto: chosen by the number of chunks."""
+    """Index key: a Faiss factory string with inverted lists. `auto`: chosen by the number of chunks and, for
+    large corpora, by `index.memory`."""
     memory: ByteSize = ByteSize(64_000_000_000)
-    """Memory that a worker may use to train and to search the index. A larger index is searched one group
-    of partitions after another."""
+    """Memory that a worker may use to train and to search the index, and to find neighbors. A larger index is
+    searched one group of partitions after another. An index key that this memory cannot train stops the build
+    before anything is embedded."""
     recall_target: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
-    """Recall@10 that the search is tuned to reach, as a one-sided 99% lower bound; measured against exact
-    search among other documents."""
+    """Recall@10 that the neighbors, and the search for single texts, are tuned to reach, as a one-sided 99%
+    lower bound among distinct chunks; measured against exact search among other documents."""
     partitions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of files that the inverted lists are divided among. auto: the fewest that keep each file
-    within 4 GB and a quarter of `index.memory`."""
+    """Number of files that the inverted lists are divided among, by about equal entries. `auto`: the fewest
+    that keep each file within 4 GB and a quarter of `index.memory`."""
     refine: Literal["SQ4", "SQ6", "SQ8"] = "SQ8"
     """Code of 4, 6 or 8 bits per dimension that Retriever re-ranks with if `embeddings.keep` is false."""
 
@@ -178,19 +182,19 @@ class NeighborsConfig(_Section):
     k: Annotated[int, Field(ge=1)] = 20
     """Number of neighbors of a chunk."""
     rerank: Annotated[int, Field(ge=1)] = 200
-    """Largest number of candidates from other documents to re-rank exactly; tuning takes the fewest that
-    reach `index.recall_target`."""
+    """Largest number of candidates from other documents that `query` and `Retriever` re-rank by exact
+    distance; at least `neighbors.k`. Tuning takes the fewest that reach `index.recall_target`."""
     max_nprobe: Annotated[int, Field(ge=1)] | None = None
-    """Largest number of inverted lists to visit for a chunk with fewer than k neighbors. null: all lists,
+    """Largest number of inverted lists to visit for a chunk with fewer than k neighbors. `null`: all lists,
     so that every row is full if k neighbors exist."""
     partitions: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of partitions of the join, each of which one worker holds in memory. auto: the fewest whose
+    """Number of partitions of the join, each of which one worker holds in memory. `auto`: the fewest whose
     chunks fit a quarter of `index.memory`. It does not change the neighbors."""
     scratch: ByteSize | None = None
     """Bytes of queries on their way between partitions at any time; more go in waves, each of which reads
-    the partitions again. null: all in one wave. It does not change the neighbors."""
+    the partitions again. `null`: all in one wave. It does not change the neighbors."""
     products: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the products that sort out what cannot be a neighbor. auto: bfloat16 where the processor
+    """Type of the products that sort out what cannot be a neighbor. `auto`: bfloat16 where the processor
     multiplies it natively. It does not change the neighbors, which exact distances decide."""
     drop_duplicates: bool = False
     """Skip neighbors whose tokens are identical to the chunk's."""
@@ -208,7 +212,7 @@ class LeakageConfig(FilesConfig):
     paths: list[str] = []
     """Evaluation texts: files, folders and globs, each a path or an fsspec URL."""
     ngram: Annotated[int, Field(ge=1)] = 13
-    """Number of words in a gram."""
+    """Number of words in a gram, for `dedup` too."""
     jaccard: Similarity = 0.8
     """Drop documents whose grams have at least this Jaccard similarity to an evaluation text's grams."""
     names: list[str] = []
@@ -219,7 +223,7 @@ class DedupConfig(_Section):
     """Drops near-duplicate documents within the corpus; a gram has `leakage.ngram` words."""
 
     jaccard: Similarity | None = None
-    """Drop all but the first of documents whose grams have at least this Jaccard similarity; null keeps
+    """Drop all but the first of documents whose grams have at least this Jaccard similarity; `null` keeps
     all."""
 
 

@@ -20,7 +20,11 @@ from .signals import Stopped, stopping
 
 _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
 _SET = click.option(
-    "--set", "overrides", multiple=True, metavar="a.b=value", help="Change one setting."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="a.b=value",
+    help="Change one setting; may be repeated.",
 )
 _OVERWRITE = click.option(
     "--overwrite",
@@ -30,6 +34,7 @@ _OVERWRITE = click.option(
 _WORKERS = click.option(
     "--workers",
     type=click.IntRange(min=1),
+    metavar="N",
     help="Tasks that run side by side on a machine and share its cores. On this machine each has a process, "
     "and the default is 1; with another runner the default is a task on each core.",
 )
@@ -37,6 +42,11 @@ _BEAM_OPTIONS = click.argument(
     "beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]"
 )
 _DATABASE = click.argument("database", metavar="DB")
+_ENCODER = click.option(
+    "--encoder",
+    metavar="MODEL",
+    help="Folder or hub name of the encoder, if it moved since the build.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
@@ -117,31 +127,46 @@ def build(
 @click.option(
     "--tokens-per-document",
     metavar="COUNT",
-    help="With --tokens: mean length of a document; 1,000 as in the paper's corpus.",
+    help="With --tokens: mean length of a document; by default 1,000, as in the paper's corpus.",
 )
-@click.option("--vocab-size", metavar="COUNT", help="With --tokens: of the tokenizer; 128,000.")
 @click.option(
-    "--dimension", metavar="COUNT", help="With --tokens: of the encoder's embeddings; 768."
+    "--vocab-size",
+    metavar="COUNT",
+    help="With --tokens: vocabulary of the tokenizer; by default 128,000.",
+)
+@click.option(
+    "--dimension",
+    metavar="COUNT",
+    help="With --tokens: dimension of the embeddings; by default 768.",
 )
 @click.option("--k", metavar="COUNT", help="Neighbors of a chunk, as --set neighbors.k=COUNT.")
-@click.option("--index-memory", metavar="SIZE", help="Such as 512GB, as --set index.memory=SIZE.")
+@click.option(
+    "--index-memory",
+    metavar="SIZE",
+    help="Memory of a worker, such as 512GB, as --set index.memory=SIZE.",
+)
 @click.option(
     "--no-embeddings", is_flag=True, help="Drop embeddings, as --set embeddings.keep=false."
 )
-@click.option("--bytes-per-token", metavar="COUNT", help="Of text, about; 4 as in English.")
+@click.option(
+    "--bytes-per-token",
+    metavar="COUNT",
+    help="Bytes of text for each token, about; by default 4, as in English.",
+)
 @click.option(
     "--chunks-per-second",
     metavar="COUNT",
-    help="What one of your devices embeds, as benchmarks/embedding.py prints it.",
+    help="Rate at which one of your devices embeds, as benchmarks/embedding.py prints it.",
 )
 @click.option(
     "--nprobe",
     metavar="COUNT",
-    help="Lists that a chunk visits to find its neighbors; 64. A build measures how many it takes.",
+    help="Lists that a chunk visits to find its neighbors; by default 64. A build measures how many it "
+    "takes.",
 )
 @click.option(
     "--sample",
-    metavar="DATABASE",
+    metavar="DB",
     help="A database of 100,000 chunks of the corpus or more, with embeddings: measures in nested samples "
     "of it how many lists recalls take, and predicts that at full size.",
 )
@@ -201,8 +226,15 @@ def inspect(*, database: str, as_json: bool) -> None:
 @_DATABASE
 @click.argument("text", required=False)
 @click.option("--chunk", type=int, metavar="ID", help="A chunk, in place of a text.")
-@click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="Neighbors.")
-@click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=5,
+    show_default=True,
+    help="Number of neighbors.",
+)
+@_ENCODER
 @_JSON
 def query(
     *,
@@ -232,9 +264,9 @@ def query(
     default=0.0,
     metavar="SHARE",
     help="Share of the documents whose embeddings, codes and neighbors are computed again, such as 0.01; "
-    "for each corpus one document at the least. On the kind of machine that built them.",
+    "for each corpus one document at the least. Run it on the kind of machine that built them.",
 )
-@click.option("--encoder", help="Folder or hub name of the encoder, if it moved since the build.")
+@_ENCODER
 @click.option(
     "--inputs",
     metavar="CONFIG.yaml",
@@ -244,7 +276,9 @@ def query(
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
-    help="Of what is looked at where not everything is; by default another one each time, which is told.",
+    metavar="N",
+    help="Seed of the sample where not everything is looked at; by default another one each time, which is "
+    "printed.",
 )
 @_JSON
 def verify(
@@ -270,7 +304,14 @@ def verify(
 @cli.command()
 @_DATABASE
 @click.option("--queries", metavar="NAME", help="A query corpus, in place of the validation split.")
-@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbors.")
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="Number of neighbors.",
+)
 @click.option("--save", metavar="FILE", help="Parquet file for the figures of every chunk.")
 @_JSON
 def leakage(*, database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:
@@ -337,19 +378,35 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
 @cli.command()
 @_DATABASE
 @click.argument("out", metavar="OUT", type=click.Path())
-@click.option("--to", required=True, type=click.Choice(["megatron"]), help="Whose layout.")
 @click.option(
-    "--seq-len", type=click.IntRange(min=1), default=2048, show_default=True, help="Of a sample."
+    "--to", required=True, type=click.Choice(["megatron"]), help="Trainer whose layout is written."
 )
-@click.option("-k", type=click.IntRange(min=1), default=2, show_default=True, help="Neighbors.")
+@click.option(
+    "--seq-len",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=2048,
+    show_default=True,
+    help="Tokens of a sample, a multiple of the chunk length.",
+)
+@click.option(
+    "-k",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=2,
+    show_default=True,
+    help="Number of neighbors of a chunk.",
+)
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
+    metavar="N",
     help="Samples of the whole training; by default about one epoch.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
+    metavar="N",
     default=256,
     show_default=True,
     help="Samples of a step, over all ranks.",
@@ -357,6 +414,7 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
 @click.option(
     "--eval-interval",
     type=click.IntRange(min=1),
+    metavar="N",
     default=1000,
     show_default=True,
     help="Steps between evaluations.",
@@ -364,6 +422,7 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
 @click.option(
     "--eval-iters",
     type=click.IntRange(min=0),
+    metavar="N",
     default=100,
     show_default=True,
     help="Batches of an evaluation; 0 exports no validation documents.",
@@ -371,12 +430,15 @@ def compact(database: str, new: str, workers: int, beam_options: tuple[str, ...]
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
     default=1234,
     show_default=True,
-    help="Decides the order of samples; the trainer's for everything.",
+    help="Seed of the trainer, from which the order of samples follows.",
 )
 @click.option(
-    "--end-token", help="Token that ends documents; by default the tokenizer's eos_token."
+    "--end-token",
+    metavar="TOKEN",
+    help="Token that ends documents; by default the tokenizer's eos_token.",
 )
 def export(database: str, out: str, to: str, **settings: Any) -> None:
     """Write DB in another trainer's layout to the folder OUT: as a project of Megatron-LM's Retro."""

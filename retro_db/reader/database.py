@@ -101,20 +101,20 @@ class Corpus:
 
     @functools.cached_property
     def chunks(self) -> Chunks:
-        """Tokens of the chunks: `chunks[ids]`, `chunks.values(ids)`."""
+        """Tokens of the chunks, by `chunks[ids]` and `chunks.values(ids)`."""
         pad_id = self.manifest.chunk.pad_id
         return Chunks(self.table("chunks"), self.first_chunks, self.first_documents, pad_id)
 
     @functools.cached_property
     def neighbors(self) -> Neighbors:
-        """Neighbors of the chunks without removed ones: `neighbors[ids]`, `neighbors.distances(ids)`."""
+        """Neighbors of the chunks without removed ones, by `neighbors[ids]`, `neighbors.distances(ids)`."""
         found_in = self if self.found_in is None else self.found_in
         removals = found_in.removals if found_in.tables.removed else None
         return Neighbors(self.table("neighbors"), len(found_in), removals, self.folder.url)
 
     @functools.cached_property
     def embeddings(self) -> ColumnReader:
-        """Embeddings of the chunks: `embeddings[ids]`, float16 [n, d]; all zeros if a chunk has none.
+        """Embeddings of the chunks by `embeddings[ids]`, float16 [n, d]; all zeros if a chunk has none.
 
         Raises:
             InputError: The build did not keep them.
@@ -127,7 +127,7 @@ class Corpus:
 
     @functools.cached_property
     def documents(self) -> pa.Table:
-        """One row per document: source, id, first_chunk (a global chunk id), chunk_count, split.
+        """One row per document, with source, id, first_chunk (a global chunk id), chunk_count and split.
 
         Raises:
             DamagedFileError: A file is missing, or disagrees with the manifest.
@@ -165,7 +165,7 @@ class Corpus:
 
     @functools.cached_property
     def first_documents(self) -> np.ndarray:
-        """First row of `documents` in each file, and the number of all rows: int64 [files + 1]."""
+        """First row of `documents` in each file, and the number of all rows, int64 [files + 1]."""
         return _starts(self.tables.documents)
 
     def _document_part(self, number: int) -> pa.Table:
@@ -178,7 +178,7 @@ class Corpus:
 
     @functools.cached_property
     def first_chunks(self) -> np.ndarray:
-        """Id of the first chunk in each file, and the number of all chunks: int64 [files + 1]."""
+        """Id of the first chunk in each file, and the number of all chunks, int64 [files + 1]."""
         return _starts(self.tables.chunks)
 
     @functools.cached_property
@@ -216,7 +216,7 @@ class Corpus:
 
     @functools.cached_property
     def renumbered(self) -> pa.Table:
-        """The map from old chunk ids to new ones in a compacted database: old_first, new_first, count.
+        """The map from old chunk ids to new ones in a compacted database, of old_first, new_first and count.
 
         One row for each run of consecutive chunks; empty if the database was not compacted.
 

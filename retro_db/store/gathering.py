@@ -227,7 +227,7 @@ class ColumnReader:
             ids: Integers of any shape, a single one, or a slice.
 
         Returns:
-            A new array: the shape of the ids followed by that of a row.
+            A new array, of the shape of the ids followed by that of a row.
 
         Raises:
             IndexError: An id is not an integer, or out of range: -1 marks a missing neighbor, not a row.
