@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ _COLUMNS = 100
 _PIXELS = "1200,1790"
 # The sections that fit one picture.
 _STYLE = "<style>section:not(#overview, #chunks), #sources, #flow { display: none }</style>"
+_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
 def picture_of_query(database: str, text: str, k: int) -> str:
@@ -44,7 +46,8 @@ def picture_of_query(database: str, text: str, k: int) -> str:
     )
     console.say(f'$ retro-db query {database} "{text}" -k {k}')
     show_near_text(database, text, k, None, console, as_json=False)
-    return console.rich.export_svg(title="retro-db query")
+    # Without the web fonts that it names: a picture asks no server for anything.
+    return _FONTS.sub("", console.rich.export_svg(title="retro-db query"))
 
 
 def photograph_report(database: str, browser: str, picture: Path) -> None:

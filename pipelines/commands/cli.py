@@ -110,7 +110,6 @@ def build(
             "--overwrite belongs to a build: --append and --smoke replace nothing"
         )
     settings = load_config(config, overrides)
-    # Imports Beam and all that a stage needs, which takes seconds: mistakes are told before.
     # Beam takes seconds to import: mistakes are told before.
     from .build import BuildOptions, build_as_told
 

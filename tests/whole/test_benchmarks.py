@@ -36,6 +36,12 @@ def test_neighbors(tmp_path: Path) -> None:
     assert "the whole stage in 3 partitions" in told
 
 
+def test_exchange(tmp_path: Path) -> None:
+    told = printed_by("exchange.py", "--tasks=3", "--kilobytes=10", folder=tmp_path)
+    for way in ("files of slices", "GroupByKey"):
+        assert f"{way}: 0 MB in " in told
+
+
 def test_recall(tmp_path: Path, small: Project) -> None:
     told = printed_by("recall.py", str(small.output), folder=tmp_path)
     assert "recall@10 against exact search over other documents: " in told
