@@ -8,7 +8,7 @@ bin := $(VENV)/bin
 stamp := $(VENV)/.retro-db-installed
 engines := $(VENV)/.retro-db-engines
 
-.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench docs pictures lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench docs pictures dist lint schemas lock clean
 
 setup: $(stamp)
 
@@ -81,6 +81,13 @@ docs: setup
 # The pictures of the README; that of the report needs a Chromium.
 pictures: demo
 	$(bin)/python docs/pictures.py $(DEMO)/db
+
+# The wheel, and the source distribution that it is built from, in dist/. That both hold what they should is checked.
+dist: setup
+	rm -rf dist
+	$(bin)/python -m build --outdir dist .
+	$(bin)/python -m twine check --strict dist/*
+	$(bin)/python -m check_wheel_contents dist
 
 lint: setup
 	$(bin)/ruff check .

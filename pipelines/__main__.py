@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-_EXTRA = "error: retro-db's commands need the extra build: pip install 'retro-db[build]'"
+_EXTRA = (
+    "error: retro-db's commands need the extra build: pip install -e '.[build]' in a clone of the "
+    "repository"
+)
 _BAD_USAGE = 2
 
 

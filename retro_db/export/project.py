@@ -357,7 +357,8 @@ def _h5py() -> ModuleType:
         import h5py
     except ImportError as error:
         raise InputError(
-            "h5py is missing; install it with the extra megatron, pip install -e '.[megatron]'"
+            "h5py is missing; install it with the extra megatron, pip install -e '.[megatron]' in a clone of "
+            "the repository"
         ) from error
     return h5py
 
