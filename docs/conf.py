@@ -43,7 +43,7 @@ nitpick_ignore = [
 nitpick_ignore_regex = [(r"py:.*", r"(numpy|np|pyarrow|pa|os|collections|torch)(\..*)?")]
 
 # Pages outside this folder, which pages here include under these names.
-_OUTSIDE = re.compile(r"\]\(\.\./(?:benchmarks/)?(SECURITY|CHANGELOG|RESULTS)\.md\b")
+_OUTSIDE = re.compile(r"\]\(\.\./(?:benchmarks/)?(SECURITY|CHANGELOG|CONTRIBUTING|RESULTS)\.md\b")
 
 _log = logging.getLogger(__name__)
 

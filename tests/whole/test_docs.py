@@ -26,8 +26,9 @@ from support.projects import Project
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 SECURITY = ROOT / "SECURITY.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-PAGES = [README, SECURITY, *sorted(DOCS.glob("*.md"))]
+PAGES = [README, SECURITY, CONTRIBUTING, *sorted(DOCS.glob("*.md"))]
 TUTORIAL = DOCS / "tutorial.md"
 COMMANDS = DOCS / "commands.md"
 GUARANTEES = DOCS / "guarantees.md"
@@ -123,7 +124,7 @@ def test_every_page_is_in_the_site_and_in_the_readme() -> None:
     told = README.read_text("utf-8")
     for page in DOCS.glob("*.md"):
         # The site alone has these: what others describe, and what lies beside the README.
-        if page.stem not in ("index", "api", "security", "results", "changelog"):
+        if page.stem not in ("index", "api", "security", "contributing", "results", "changelog"):
             assert f"(docs/{page.name})" in told, page.name
 
 
@@ -233,6 +234,20 @@ def test_the_map_of_the_code_names_every_room_and_every_stage() -> None:
     assert set(STAGES) - {"index"} <= lines
     for stage in lines:
         assert f"`{stage}`" in text, stage
+
+
+def test_what_contributors_are_sent_to_is_there() -> None:
+    told = CONTRIBUTING.read_text("utf-8")
+    paths = set(re.findall(r"`([\w.]+/[\w./]+)`", told))
+    assert len(paths) > 15
+    for path in paths:
+        assert re.search("NAME|TABLE|_build", path) or (ROOT / path).exists(), path
+    sources = [*(ROOT / "retro_db").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")]
+    code = "".join(path.read_text("utf-8") for path in sources)
+    names = set(re.findall(r"`(?:\w+\.)*([A-Z_]\w+)`", told)) - {"NAME_stage"}
+    assert len(names) > 15
+    for name in names:
+        assert re.search(rf"\b{name}\b", code), name
 
 
 def test_the_reference_names_everything_that_is_exported() -> None:
