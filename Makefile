@@ -52,9 +52,9 @@ gcs-test: engines
 
 # A RETRO model with neighbors beside one without.
 train: setup
-	$(bin)/python docs/examples/planted.py $(TRAIN)
+	$(bin)/python examples/planted.py $(TRAIN)
 	$(bin)/retro-db build $(TRAIN)/config.yaml
-	$(bin)/python docs/examples/train_retro_pytorch.py $(TRAIN)/db
+	$(bin)/python examples/train_retro_pytorch.py $(TRAIN)/db
 
 # Megatron-LM's own reader of what `export` writes.
 megatron-test: setup

@@ -17,7 +17,7 @@ html_title = f"retro-db {release}"
 html_theme = "furo"
 html_show_copyright = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "examples"]
+exclude_patterns = ["_build"]
 
 # As on GitHub: every heading has an anchor, quotes stay as they are, and only a named language is colored.
 myst_heading_anchors = 4

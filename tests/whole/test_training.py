@@ -19,7 +19,7 @@ from retro_db_pipelines.commands.cli import run
 from support.encoders import tiny_encoder
 from support.places import ROOT
 
-EXAMPLES = ROOT / "docs" / "examples"
+EXAMPLES = ROOT / "examples"
 SCRIPT = EXAMPLES / "train_retro_pytorch.py"
 
 

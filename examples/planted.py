@@ -1,6 +1,6 @@
 """Writes a corpus with repeated passages, so that neighbors help a model.
 
-    python docs/examples/planted.py FOLDER [--documents 240]
+    python examples/planted.py FOLDER [--documents 240]
 
 The text comes from Python's standard library, cut into passages of whole lines. A document is an opening of
 some passages, which it shares with two other documents, and a passage that no other document has: versions

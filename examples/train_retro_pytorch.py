@@ -1,6 +1,6 @@
 """Trains RETRO-pytorch's model on a database, with neighbors and without, and compares on held-out text.
 
-    python docs/examples/train_retro_pytorch.py DB [--steps 800] [--seed 0]
+    python examples/train_retro_pytorch.py DB [--steps 800] [--seed 0]
 
 DB needs a validation split. The trained models predict its documents, and the script prints the bits that
 they need for a token: with neighbors, with the neighbors of other chunks instead, and without any, for the
