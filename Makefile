@@ -94,7 +94,7 @@ lint: setup
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
-	$(bin)/hadolint Dockerfile
+	$(bin)/hadolint Dockerfile examples/spark-s3/Dockerfile
 
 # The JSON Schemas of the manifest and the configuration, and what the pages tell of settings and commands, follow
 # the classes and the command line.
