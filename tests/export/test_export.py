@@ -273,7 +273,9 @@ def test_mistakes_are_named(
     assert "'another' is not 'megatron'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert export(two, out) == 2
-    assert "h5py is missing; install it with the extra megatron" in capsys.readouterr().err
+    told = " ".join(capsys.readouterr().err.split())
+    assert "h5py is missing; install it with the extra megatron" in told
+    assert "pip install -e '.[megatron]' in a clone of the repository" in told
     assert not list(tmp_path.iterdir())
 
 
