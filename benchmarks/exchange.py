@@ -11,10 +11,10 @@ it has started, mapped files apart.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from memory import memory_of_all, peak_while
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,9 @@ class Exchange:
 
     def run(
         self, give: Callable[[int], Iterator], take: Callable[[tuple], int], options: list[str]
-    ) -> tuple[float, float]:
-        """Exchanges once: seconds, and the most GB of memory."""
+    ) -> float:
+        """Exchanges once; returns the seconds."""
         total = Path(self.place) / "total"
-        peaks, done = [0.0], threading.Event()
-
-        def look() -> None:
-            while not done.wait(0.1):
-                peaks[0] = max(peaks[0], own_memory())
-
-        looking = threading.Thread(target=look)
-        looking.start()
         start = time.perf_counter()
         with beam.Pipeline(options=PipelineOptions(options)) as pipeline:
             _ = (
@@ -92,30 +85,9 @@ class Exchange:
                 >> beam.Map(lambda count, path=str(total): Path(path).write_text(str(count)))
             )
         seconds = time.perf_counter() - start
-        done.set()
-        looking.join()
         if int(total.read_text("ascii")) != self.tasks**2 * self.size:
             raise ValueError(f"{total.read_text('ascii')} bytes came")
-        return seconds, peaks[0] / 1e9
-
-
-def own_memory() -> int:
-    """Bytes of memory of this process and all below it, without mapped files."""
-    kilobytes: dict[int, int] = {}
-    parents: dict[int, int] = {}
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            fields = dict(line.split(":", 1) for line in status.read_text("utf-8").splitlines())
-        except (OSError, UnicodeDecodeError):
-            continue  # it has ended
-        process = int(fields["Pid"])
-        parents[process] = int(fields["PPid"])
-        kilobytes[process] = int(fields.get("RssAnon", "0 kB").split()[0])
-
-    def is_own(process: int) -> bool:
-        return process == os.getpid() or (process in parents and is_own(parents[process]))
-
-    return 1024 * sum(size for process, size in kilobytes.items() if is_own(process))
+        return seconds
 
 
 def main() -> None:
@@ -136,8 +108,9 @@ def main() -> None:
     try:
         for _ in range(options.rounds):
             for name, (give, take) in ways.items():
-                seconds, memory = exchange.run(give, take, options.beam_options)
-                print(f"{name}: {size:,.0f} MB in {seconds:.1f} s, {memory:.2f} GB", flush=True)
+                work = functools.partial(exchange.run, give, take, options.beam_options)
+                seconds, peak = peak_while(memory_of_all, work)
+                print(f"{name}: {size:,.0f} MB in {seconds:.1f} s, {peak / 1e9:.2f} GB", flush=True)
     finally:
         shutil.rmtree(place)
 

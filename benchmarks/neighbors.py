@@ -17,7 +17,6 @@ import argparse
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from index import Data, Point, rate_at
+from memory import own_memory, peak_while
 from peers.environments import ENVIRONMENTS, environment
 from peers.process import PeerProcess
 
@@ -501,32 +501,15 @@ def measure_memory(data: Data, key: str, place: Path, memory: int, nprobe: int) 
         memory=memory,
     )
     stage = Stage(data, documents, index, place / "stage", setting, 0)
-    before, peaks, done = own_memory(), [0], threading.Event()
-
-    def look() -> None:
-        while not done.wait(0.01):
-            peaks[0] = max(peaks[0], own_memory())
-
-    looking = threading.Thread(target=look)
-    looking.start()
-    took = stage.run()
-    done.set()
-    looking.join()
+    before = own_memory()
+    took, peak = peak_while(own_memory, stage.run)
     print(
         f"{len(documents):,} keys of {data.dimension} dimensions, {key}, nprobe {nprobe}, "
         f"{memory / 1e9:.1f} GB: {stage.order.partitions} partitions, at most "
-        f"{(peaks[0] - before) / 1e9:.2f} GB beside mapped files and {before / 1e9:.2f} GB before it began; "
+        f"{(peak - before) / 1e9:.2f} GB beside mapped files and {before / 1e9:.2f} GB before it began; "
         f"{len(documents) / took:,.0f} keys/s; {stage.moved[0]:,.0f} bytes a key written, "
         f"{stage.moved[1]:,.0f} read"
     )
-
-
-def own_memory() -> int:
-    """Returns the bytes of memory of this process, without mapped files."""
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return 1024 * int(line.split()[1])
-    raise LookupError("RssAnon")
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 def _lead_inside(_app: Sphinx, _name: str, source: list[str]) -> None:
     """Links to pages outside this folder, which GitHub follows, lead to those that include them."""
-    source[0] = _OUTSIDE.sub(lambda found: f"]({found[1].lower()}.md", source[0])
+    source[0] = _OUTSIDE.sub(lambda match: f"]({match[1].lower()}.md", source[0])
 
 
 def _expect_docstring(

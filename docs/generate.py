@@ -110,15 +110,13 @@ def command(name: str) -> str:
     described = cli.commands[name]
     context = click.Context(described, info_name=f"retro-db {name}")
     usage = described.get_usage(context).removeprefix("Usage: ")
-    told = "\n\n".join(map(_prose, (described.help or "").split("\n\n")))
+    description = "\n\n".join(map(_prose, (described.help or "").split("\n\n")))
     rows = [
         (_flags(option, context), _option_default(option), _prose(option.help or ""))
         for option in described.params
         if isinstance(option, click.Option)
     ]
-    return (
-        f"`{' '.join(usage.split())}`\n\n{told}\n\n{_table(('option', 'default', 'meaning'), rows)}"
-    )
+    return f"`{' '.join(usage.split())}`\n\n{description}\n\n{_table(('option', 'default', 'meaning'), rows)}"
 
 
 def _flags(option: click.Option, context: click.Context) -> str:
@@ -152,8 +150,8 @@ _RENDERERS: dict[str, Callable[..., str]] = {"settings": settings, "command": co
 def rendered(page: str) -> str:
     """The text of a page with what is generated as it should be."""
 
-    def block(found: re.Match[str]) -> str:
-        begin, renderer, argument, end = found.groups()
+    def block(match: re.Match[str]) -> str:
+        begin, renderer, argument, end = match.groups()
         return f"{begin}\n{_RENDERERS[renderer](*filter(None, [argument]))}\n\n{end}"
 
     return _BLOCK.sub(block, page)

@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -48,6 +48,17 @@ _ENCODER = click.option(
     help="Folder or hub name of the encoder, if it moved since the build.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def _neighbors(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "-k",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=default,
+        show_default=True,
+        help="Number of neighbors.",
+    )
 
 
 @click.group("retro-db", context_settings={"help_option_names": ["-h", "--help"]})
@@ -225,14 +236,7 @@ def inspect(*, database: str, as_json: bool) -> None:
 @_DATABASE
 @click.argument("text", required=False)
 @click.option("--chunk", type=int, metavar="ID", help="A chunk, in place of a text.")
-@click.option(
-    "-k",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=5,
-    show_default=True,
-    help="Number of neighbors.",
-)
+@_neighbors(5)
 @_ENCODER
 @_JSON
 def query(
@@ -303,14 +307,7 @@ def verify(
 @cli.command()
 @_DATABASE
 @click.option("--queries", metavar="NAME", help="A query corpus, in place of the validation split.")
-@click.option(
-    "-k",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=10,
-    show_default=True,
-    help="Number of neighbors.",
-)
+@_neighbors(10)
 @click.option("--save", metavar="FILE", help="Parquet file for the figures of every chunk.")
 @_JSON
 def leakage(*, database: str, queries: str | None, k: int, save: str | None, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from retro_db.plan import (
     TOKENS_PER_DOCUMENT,
     BreadthLaw,
     BreadthPlan,
+    Facts,
     IndexPlan,
     JoinPlan,
     MeasuredRates,
@@ -78,19 +79,32 @@ def plan_build(
         if options.tokens is None:
             raise InputError("plan: nothing to plan; give CONFIG.yaml, or --tokens such as 1.75T")
         settings = _settings(overrides)
-        facts = given_facts(
-            settings,
-            _whole(options.tokens, "--tokens", _MOST_TOKENS),
-            parse_count(
-                options.tokens_per_document or f"{TOKENS_PER_DOCUMENT}", "--tokens-per-document"
-            ),
-            each,
-            _whole(options.vocab_size or f"{_VOCAB_SIZE}", "--vocab-size", _MOST_ENTRIES),
-            _whole(options.dimension or f"{_DIMENSION}", "--dimension", _MOST_DIMENSIONS),
-        )
-        return make_plan(
-            settings, facts, rate, breadth, *_measured(sample, settings), probing=probing
-        )
+        facts = _given_facts(settings, options.tokens, options, each)
+    else:
+        _refuse_description(config, options)
+        settings = load_config(config, overrides)
+        facts = estimated_facts(settings, each)
+    return make_plan(settings, facts, rate, breadth, *_measured(sample, settings), probing=probing)
+
+
+def _given_facts(
+    settings: Config, tokens: str, options: CorpusOptions, bytes_per_token: float
+) -> Facts:
+    """Facts of the corpus that the command line describes."""
+    return given_facts(
+        settings,
+        _whole(tokens, "--tokens", _MOST_TOKENS),
+        parse_count(
+            options.tokens_per_document or f"{TOKENS_PER_DOCUMENT}", "--tokens-per-document"
+        ),
+        bytes_per_token,
+        _whole(options.vocab_size or f"{_VOCAB_SIZE}", "--vocab-size", _MOST_ENTRIES),
+        _whole(options.dimension or f"{_DIMENSION}", "--dimension", _MOST_DIMENSIONS),
+    )
+
+
+def _refuse_description(config: str, options: CorpusOptions) -> None:
+    """Refuses options that describe a corpus which the configuration names."""
     for name, value in asdict(options).items():
         if value is not None and name != "bytes_per_token":
             option = f"--{name.replace('_', '-')}"
@@ -98,9 +112,6 @@ def plan_build(
                 f"{option}: {config} decides that; leave {option} out, or leave {config} out and give "
                 "--tokens"
             )
-    settings = load_config(config, overrides)
-    facts = estimated_facts(settings, each)
-    return make_plan(settings, facts, rate, breadth, *_measured(sample, settings), probing=probing)
 
 
 def _measured(

@@ -75,11 +75,5 @@ def _standing(
 ) -> list[Drawn | None]:
     """What was drawn ahead of each part, if it is what is to be drawn now, and is still there."""
     missing = build.folder.missing(drawn.sliced.file for drawn in ahead if drawn)
-    wanted = [
-        drawn and drawn.sliced.file.path == drawn_path(part, drawing)
-        for part, drawn in zip(parts, ahead, strict=True)
-    ]
-    return [
-        drawn if is_wanted and drawn and drawn.sliced.file.path not in missing else None
-        for drawn, is_wanted in zip(ahead, wanted, strict=True)
-    ]
+    standing = {drawn_path(part, drawing) for part in parts} - missing
+    return [drawn if drawn and drawn.sliced.file.path in standing else None for drawn in ahead]

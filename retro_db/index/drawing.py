@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from retro_db.hashing import fractions_of
+from retro_db.index.part_embeddings import in_training_split
 from retro_db.index.structure import is_embedded, widen
-from retro_db.manifest.model import TRAIN
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.reader.opening import open_files, read_documents
 from retro_db.store.contracts import contract
@@ -115,10 +115,9 @@ class Drawer:
         table = read_documents(home, part.documents, part.rows)
         counts = table["chunk_count"].to_numpy().astype(np.int64)
         starts = part.first_id + table["first_chunk"].to_numpy().astype(np.int64)
-        in_training_split = np.repeat(table["split"].to_numpy() == TRAIN, counts)
         ids = part.first_id + np.arange(part.rows)
         chosen = (
-            in_training_split & (fractions_of(ids, drawing.seed) < drawing.points),
+            in_training_split(table) & (fractions_of(ids, drawing.seed) < drawing.points),
             fractions_of(ids, drawing.seed + 1) < drawing.queries,
         )
         self._part = part

@@ -168,7 +168,7 @@ def most_points(points: int) -> int:
     return points + 6 * math.isqrt(points) + 6
 
 
-def transform_points(key: IndexKey) -> int:
+def needed_transform_points(key: IndexKey) -> int:
     """Counts the fewest points that train the transforms: as many as an OPQ has codes, or a PCA keeps."""
     return max(min(key.codebook_size, 256), *_kept_dimensions(key), 1)
 

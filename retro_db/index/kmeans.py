@@ -13,7 +13,7 @@ import numpy as np
 from retro_db.index.structure import faiss
 from retro_db.threads import use_faiss_threads
 
-ITERATIONS = 10
+_ITERATIONS = 10
 # Points that place the clusters of the upper of two levels, which their own points refine anyway.
 _POINTS_PER_CLUSTER = 256
 # Points that a thread compares with all centroids at a time; centroids whose points it sums, so many points
@@ -44,7 +44,7 @@ def cluster(points: np.ndarray, clusters: int, seed: int, threads: int) -> np.nd
     """
     random = np.random.default_rng(seed)
     centroids = points[np.sort(random.choice(len(points), clusters, replace=False))]
-    for _ in range(ITERATIONS):
+    for _ in range(_ITERATIONS):
         nearest = assign(points, centroids, threads)
         sizes = np.bincount(nearest, minlength=clusters)
         centroids = _means(points, nearest, sizes, threads)

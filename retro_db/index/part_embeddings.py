@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from retro_db.hashing import fractions_of
 from retro_db.index.structure import is_embedded
@@ -48,6 +49,16 @@ class PartEmbeddings:
             yield embeddings[is_embedded(embeddings)]
 
 
+def in_training_split(documents: pa.Table) -> np.ndarray:
+    """Says which chunks of a part are of training documents: bool [rows].
+
+    Args:
+        documents: The part's documents.
+    """
+    counts = documents["chunk_count"].to_numpy().astype(np.int64)
+    return np.repeat(documents["split"].to_numpy() == TRAIN, counts)
+
+
 def load_embeddings(folder: Folder, part: Part, dimension: int) -> PartEmbeddings:
     """Opens a part's embeddings, and reads which of them belong to training documents.
 
@@ -64,10 +75,7 @@ def load_embeddings(folder: Folder, part: Part, dimension: int) -> PartEmbedding
     """
     [embeddings] = open_files(folder, [part.keys_file], "embeddings", {"dimension": dimension})
     table = read_documents(folder, part.documents, part.rows)
-    in_training_split = np.repeat(
-        table["split"].to_numpy() == TRAIN, table["chunk_count"].to_numpy().astype(np.int64)
-    )
-    return PartEmbeddings(part.first_id, embeddings, in_training_split)
+    return PartEmbeddings(part.first_id, embeddings, in_training_split(table))
 
 
 def embedding_column(folder: Folder, parts: Sequence[Part], dimension: int) -> ColumnReader:

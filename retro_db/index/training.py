@@ -17,9 +17,9 @@ from retro_db.index.keys import (
     check_trainable,
     most_points,
     needed_points,
+    needed_transform_points,
     points_within,
     training_bytes,
-    transform_points,
 )
 from retro_db.index.kmeans import cluster, cluster_in_levels
 from retro_db.index.part_embeddings import PartEmbeddings
@@ -260,18 +260,20 @@ def train_transforms(key: IndexKey, points: np.ndarray) -> faiss.Index:
     Raises:
         IndexKeyError: Faiss does not take the key, or there are too few points.
     """
-    if key.has_transforms and len(points) < transform_points(key):
+    if key.has_transforms and len(points) < needed_transform_points(key):
         check_trainable(key, len(points))
     use_faiss_threads(_THREADS)
     index = create_index(key, points.shape[1])
     if isinstance(index, faiss.IndexPreTransform):
-        for position in range(index.chain.size()):
+        last = index.chain.size() - 1
+        for position in range(last + 1):
             step = faiss.downcast_VectorTransform(index.chain.at(position))
             if isinstance(step, faiss.OPQMatrix):
                 step.pq = _quiet_product_quantizer(step, key)
             if not step.is_trained:
                 step.train(points)
-            points = step.apply(points)
+            if position < last:
+                points = step.apply(points)
     return index
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import xxhash
 
 from retro_db.hashing import hash_rows
-from retro_db.manifest.model import TRAIN
+from retro_db.index.part_embeddings import in_training_split
 
 # Names of documents without names: keys and queries differ, so that neither excludes the other.
 UNNAMED_KEY, UNNAMED_QUERY = 0, 1
@@ -36,7 +36,7 @@ def chunk_labels(
     return (
         np.repeat(documents["first_chunk"].to_numpy() + first_id, counts),
         np.repeat(np.array(names, np.int64), counts),
-        np.repeat(documents["split"].to_numpy() == TRAIN, counts),
+        in_training_split(documents),
     )
 
 

@@ -20,7 +20,13 @@ from retro_db.plan.hours import HoursPlan, MeasuredRates, plan_hours
 from retro_db.plan.index_plan import IndexPlan, plan_index
 from retro_db.plan.join_plan import BreadthPlan, JoinPlan, plan_breadths, plan_join
 from retro_db.plan.manifests import Files, planned_manifest, total_rows
-from retro_db.plan.stage_needs import PlannedFiles, drawn_bytes, needs_of_queries, stage_needs
+from retro_db.plan.stage_needs import (
+    DrawnBytes,
+    PlannedFiles,
+    needs_of_queries,
+    plan_drawn,
+    stage_needs,
+)
 from retro_db.plan.stage_plan import StagePlan, plan_stages
 from retro_db.plan.table_sizes import arrow_files, corpus_files
 from retro_db.screening.duplicates import BAND_ENTRY, count_partitions
@@ -151,14 +157,15 @@ def make_plan(
     index, built = plan_index(config, facts.dimension, chunks)
     tables = _tables(planned_manifest(config, facts, files, built, index.described(config)))
     bands = _band_keys(config, facts)
-    temporary = _temporary(config, facts, layouts[0], files, index, bands)
+    drawn = plan_drawn(config, index, chunks)
+    temporary = _temporary(config, facts, layouts[0], files, index, drawn, bands)
     breadths = plan_breadths(config, index.lists, facts.dimension, chunks, laws)
     for plan in breadths:
         if plan.breadth.recall == config.index.recall_target:
             nprobe = nprobe or plan.breadth.nprobe
     join = plan_join(config, index.lists, facts.dimension, chunks, nprobe)
     temporary.append(_table_of_join(join, chunks))
-    planned = PlannedFiles(files, built[0], built[-index.partitions :], temporary[0].bytes)
+    planned = PlannedFiles(files, built[0], built[-index.partitions :], temporary[0].bytes, drawn)
     needs = stage_needs(
         config,
         facts,
@@ -262,16 +269,16 @@ def _temporary(
     layout: Layout,
     files: Sequence[Files],
     index: IndexPlan,
+    drawn: DrawnBytes,
     bands: int,
 ) -> list[TablePlan]:
     """Returns codes; what is drawn to train and tune; embeddings that are not kept; grams and band keys."""
     chunks = layout.chunks
     entries = share_out(index.entries, layout.rows)
     codes = arrow_files("codes", layout, entries, code_size=index.entry_bytes - ID_BYTES)
-    drawn = drawn_bytes(config, index, chunks)
     temporary = [
         _table("codes", codes, chunks),
-        TablePlan("drawn", len(layout.rows), 0, drawn, round(drawn / chunks, 3)),
+        TablePlan("drawn", len(layout.rows), 0, drawn.all, round(drawn.all / chunks, 3)),
     ]
     if not config.embeddings.keep:
         embeddings = [file for tables in files for file in tables["embeddings"]]

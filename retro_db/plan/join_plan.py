@@ -108,14 +108,7 @@ def plan_join(
         nprobe: Lists that a chunk visits; None for a usual number.
     """
     nprobe = min(nprobe or USUAL_NPROBE, config.neighbors.max_nprobe or lists, lists)
-    setting = JoinSetting(
-        dimension,
-        nprobe,
-        config.neighbors.k,
-        by_name=False,
-        passes_over_copies=False,
-        memory=int(config.index.memory),
-    )
+    setting = planned_setting(config, dimension, nprobe)
     partitions = min(lists, setting.partitions_for(chunks, config.neighbors.partitions))
     visited = visited_partitions(nprobe, partitions, lists)
     routed = chunks * (2 * dimension + 4 * nprobe + _ROUTED_BYTES)
@@ -144,6 +137,19 @@ def plan_join(
         disk_bytes=routed + visits // waves + near,
         worker_memory=setting.memory,
         operations=multiplications(chunks, nprobe, lists, dimension),
+    )
+
+
+def planned_setting(config: Config, dimension: int, nprobe: int) -> JoinSetting:
+    """What the tasks of a join of the corpus with itself would agree on."""
+    return JoinSetting(
+        dimension,
+        nprobe,
+        config.neighbors.k,
+        by_name=False,
+        passes_over_copies=config.neighbors.drop_duplicates,
+        memory=int(config.index.memory),
+        products=config.neighbors.products,
     )
 
 

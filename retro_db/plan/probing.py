@@ -26,6 +26,7 @@ from retro_db.join.scan import nearest_keys
 from retro_db.join.setting import JoinSetting
 from retro_db.meter import Meter
 from retro_db.plan.hours import MeasuredRates
+from retro_db.plan.join_plan import planned_setting
 from retro_db.threads import available_cores
 
 _KEYS, _MOST_LISTS, _DOCUMENT = 131_072, 4096, 16
@@ -50,14 +51,7 @@ def probe_rates(
         nprobe: Lists that a chunk visits.
         dimension: d of the embeddings.
     """
-    setting = JoinSetting(
-        dimension,
-        nprobe,
-        config.neighbors.k,
-        by_name=False,
-        passes_over_copies=False,
-        memory=int(config.index.memory),
-    )
+    setting = planned_setting(config, dimension, nprobe)
     return MeasuredRates(
         chunks_per_second={"embed": _embedding_rate(config, shards)} if shards else {},
         multiplications_per_second=_products_rate(setting, max(1, chunks // lists)),

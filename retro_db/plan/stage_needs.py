@@ -39,6 +39,24 @@ class StageNeeds:
 
 
 @dataclass(frozen=True)
+class DrawnBytes:
+    """Bytes of the chunks that are drawn while the corpus is embedded.
+
+    Attributes:
+        points: Those that train the index; 0 if training reads the embeddings themselves.
+        queries: Those that it is tuned with.
+    """
+
+    points: int
+    queries: int
+
+    @property
+    def all(self) -> int:
+        """All of them."""
+        return self.points + self.queries
+
+
+@dataclass(frozen=True)
 class PlannedFiles:
     """Files of a build, as they are planned.
 
@@ -47,12 +65,14 @@ class PlannedFiles:
         trained: The trained index.
         partitions: Partitions of the index.
         codes: Bytes of the codes.
+        drawn: Bytes of what is drawn to train and to tune.
     """
 
     tables: Sequence[Files]
     trained: FileEntry
     partitions: Sequence[FileEntry]
     codes: int
+    drawn: DrawnBytes
 
 
 def stage_needs(
@@ -78,24 +98,21 @@ def stage_needs(
     embeddings, parts = _size(corpus["embeddings"]), len(corpus["chunks"])
     trained, lists = files.trained.bytes, _size(files.partitions)
     largest = max(file.bytes for file in files.partitions)
-    chunks = _rows(corpus)
-    queries, row = min(QUERIES, chunks), 2 * facts.dimension + _DRAWN_BYTES
-    drawn_points = drawn_bytes(config, index, chunks) - queries * row
+    drawn = files.drawn
     # The transforms are trained first, on some of the points: then they are read twice.
     key = parse_key(index.key, index.dimension)
     passes = 2 if key.has_transforms or not config.embeddings.keep else 1
-    sampled = passes * (drawn_points or embeddings)
-    candidates = queries * config.neighbors.rerank
+    sampled = passes * (drawn.points or embeddings)
+    candidates = min(QUERIES, _rows(corpus)) * config.neighbors.rerank
     touched = embeddings * min(1.0, candidates / parts)
     part = embeddings // parts
     planned = _of_corpus("", facts.corpus, corpus, config, join, 1.0)
     embed = planned["embed"]
-    written = embed.written + drawn_points + queries * row
     return planned | {
-        "embed": StageNeeds(embed.read, written, disk=embed.disk),
+        "embed": StageNeeds(embed.read, embed.written + drawn.all, disk=embed.disk),
         "draw": StageNeeds(0, 0),
         "train": StageNeeds(
-            sampled, trained, memory=index.training_bytes, disk=0 if drawn_points else embeddings
+            sampled, trained, memory=index.training_bytes, disk=0 if drawn.points else embeddings
         ),
         "encode": StageNeeds(
             embeddings + trained,
@@ -106,7 +123,7 @@ def stage_needs(
         "assemble": StageNeeds(
             files.codes, lists, memory=largest, disk=files.codes + trained + largest
         ),
-        "sample": StageNeeds(queries * row, queries * row),
+        "sample": StageNeeds(drawn.queries, drawn.queries),
         "truth": StageNeeds(embeddings, 0, disk=part),
         "tune": StageNeeds(
             lists + trained,
@@ -118,8 +135,8 @@ def stage_needs(
     }
 
 
-def drawn_bytes(config: Config, index: IndexPlan, chunks: int) -> int:
-    """Bytes of the chunks that are drawn for training and for tuning.
+def plan_drawn(config: Config, index: IndexPlan, chunks: int) -> DrawnBytes:
+    """Plans what is drawn to train an index and to tune it.
 
     Args:
         config: Configuration of the build.
@@ -128,8 +145,8 @@ def drawn_bytes(config: Config, index: IndexPlan, chunks: int) -> int:
     """
     share = min(1.0, index.training_points / index.entries)
     drawing = Drawing.of(index.dimension, points=share, chunks=chunks, seed=config.seed)
-    rows = round(drawing.points * index.entries) + round(drawing.queries * chunks)
-    return rows * (2 * index.dimension + _DRAWN_BYTES)
+    row = 2 * index.dimension + _DRAWN_BYTES
+    return DrawnBytes(round(drawing.points * index.entries) * row, min(QUERIES, chunks) * row)
 
 
 def _of_corpus(

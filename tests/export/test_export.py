@@ -273,9 +273,9 @@ def test_mistakes_are_named(
     assert "'another' is not 'megatron'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert export(two, out) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "h5py is missing; install it with the extra megatron" in told
-    assert "pip install -e '.[megatron]' in a clone of the repository" in told
+    message = " ".join(capsys.readouterr().err.split())
+    assert "h5py is missing; install it with the extra megatron" in message
+    assert "pip install -e '.[megatron]' in a clone of the repository" in message
     assert not list(tmp_path.iterdir())
 
 

@@ -37,9 +37,9 @@ def test_neighbors(tmp_path: Path) -> None:
 
 
 def test_exchange(tmp_path: Path) -> None:
-    told = printed_by("exchange.py", "--tasks=3", "--kilobytes=10", folder=tmp_path)
+    printed = printed_by("exchange.py", "--tasks=3", "--kilobytes=10", folder=tmp_path)
     for way in ("files of slices", "GroupByKey"):
-        assert f"{way}: 0 MB in " in told
+        assert f"{way}: 0 MB in " in printed
 
 
 def test_recall(tmp_path: Path, small: Project) -> None:

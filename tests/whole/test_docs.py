@@ -67,14 +67,14 @@ def section(page: Path, title: str) -> str:
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of the headings of a page, so that links can name them."""
     text = _BLOCK.sub("", page.read_text("utf-8"))
-    found: set[str] = set()
+    anchors: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
         slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
         number = sum(
-            re.fullmatch(rf"{re.escape(slug)}(-\d+)?", other) is not None for other in found
+            re.fullmatch(rf"{re.escape(slug)}(-\d+)?", other) is not None for other in anchors
         )
-        found.add(f"{slug}-{number}" if number else slug)
-    return found
+        anchors.add(f"{slug}-{number}" if number else slug)
+    return anchors
 
 
 def named(page: Path) -> str:
@@ -86,8 +86,8 @@ def test_the_readme_is_short() -> None:
 
 
 def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
-    told, measured = section(README, "How fast"), RESULTS.read_text("utf-8")
-    figures = re.findall(r"(?<![\w.])\d+(?:[.,]\d+)+(?![\w.]*\.md)", told)
+    shown, measured = section(README, "How fast"), RESULTS.read_text("utf-8")
+    figures = re.findall(r"(?<![\w.])\d+(?:[.,]\d+)+(?![\w.]*\.md)", shown)
     assert len(figures) > 8
     for figure in figures:
         assert re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d]|[.,]\d)", measured), figure
@@ -121,11 +121,11 @@ def test_anchors_are_those_of_github(tmp_path: Path) -> None:
 def test_every_page_is_in_the_site_and_in_the_readme() -> None:
     listed = re.findall(r"^([a-z-]+)$", (DOCS / "index.md").read_text("utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(page.stem for page in DOCS.glob("*.md") if page.stem != "index")
-    told = README.read_text("utf-8")
+    page_text = README.read_text("utf-8")
     for page in DOCS.glob("*.md"):
         # The site alone has these: what others describe, and what lies beside the README.
         if page.stem not in ("index", "api", "security", "contributing", "results", "changelog"):
-            assert f"(docs/{page.name})" in told, page.name
+            assert f"(docs/{page.name})" in page_text, page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -136,8 +136,8 @@ def test_what_is_generated_is_what_its_source_says(page: Path) -> None:
 
 def test_every_setting_and_every_command_is_generated() -> None:
     assert "<!-- generated: settings -->" in (DOCS / "configuration.md").read_text("utf-8")
-    told = re.findall(r"<!-- generated: command (\w+) -->", COMMANDS.read_text("utf-8"))
-    assert sorted(told) == sorted(cli.commands)
+    generated = re.findall(r"<!-- generated: command (\w+) -->", COMMANDS.read_text("utf-8"))
+    assert sorted(generated) == sorted(cli.commands)
 
 
 def test_every_flag_is_told() -> None:
@@ -220,8 +220,8 @@ def test_every_promise_names_tests_that_exist() -> None:
 
 
 def test_the_readme_names_every_promise() -> None:
-    told = _PROMISE.findall(section(README, "What is guaranteed"))
-    assert told == _PROMISE.findall(section(GUARANTEES, "What is promised"))
+    promises = _PROMISE.findall(section(README, "What is guaranteed"))
+    assert promises == _PROMISE.findall(section(GUARANTEES, "What is promised"))
 
 
 def test_the_map_of_the_code_names_every_room_and_every_stage() -> None:
@@ -237,14 +237,14 @@ def test_the_map_of_the_code_names_every_room_and_every_stage() -> None:
 
 
 def test_what_contributors_are_sent_to_is_there() -> None:
-    told = CONTRIBUTING.read_text("utf-8")
-    paths = set(re.findall(r"`([\w.]+/[\w./]+)`", told))
+    page_text = CONTRIBUTING.read_text("utf-8")
+    paths = set(re.findall(r"`([\w.]+/[\w./]+)`", page_text))
     assert len(paths) > 15
     for path in paths:
         assert re.search("NAME|TABLE|_build", path) or (ROOT / path).exists(), path
     sources = [*(ROOT / "retro_db").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")]
     code = "".join(path.read_text("utf-8") for path in sources)
-    names = set(re.findall(r"`(?:\w+\.)*([A-Z_]\w+)`", told)) - {"NAME_stage"}
+    names = set(re.findall(r"`(?:\w+\.)*([A-Z_]\w+)`", page_text)) - {"NAME_stage"}
     assert len(names) > 15
     for name in names:
         assert re.search(rf"\b{name}\b", code), name

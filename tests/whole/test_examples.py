@@ -81,9 +81,9 @@ def test_services_have_images_that_the_project_knows() -> None:
     [spark] = re.findall(r"\$\{SPARK_VERSION:-([\d.]+)\}", images["spark-master"])
     assert f"pyspark=={spark}" in pins
     assert images["pool"] == images["driver"] == "retro-db-spark"
-    told = (SPARK / "README.md").read_text("utf-8")
+    page_text = (SPARK / "README.md").read_text("utf-8")
     for name in SERVICES:
-        assert f"`{name}`" in told, name
+        assert f"`{name}`" in page_text, name
 
 
 def test_the_image_is_made_from_the_projects_worker() -> None:

@@ -37,9 +37,9 @@ def test_every_change_is_tested_as_ci_run_tells() -> None:
     given = [step.get("with", {}) for step in steps(workflow)]
     pythons = {values["python-version"] for values in given if "python-version" in values}
     [java] = {values["java-version"] for values in given if "java-version" in values}
-    told = (ROOT / ".ci" / "run").read_text("utf-8")
-    assert all(f"Python {python}" in told for python in pythons)
-    assert f"Java {java}" in told
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert all(f"Python {python}" in script for python in pythons)
+    assert f"Java {java}" in script
 
 
 def test_workflows_use_official_actions_and_may_do_little() -> None:
