@@ -3,26 +3,48 @@ VENV ?= .venv
 DEMO ?= demo
 DEMO_DOCUMENTS ?= 100
 TRAIN ?= planted
+# "cpu" takes a torch without CUDA, from PyTorch's own index.
+TORCH ?=
+
+# A large file may wait for its turn.
+export UV_HTTP_TIMEOUT ?= 180
 
 bin := $(VENV)/bin
+pins := $(VENV)/constraints.txt
+demo-installed := $(VENV)/.retro-db-demo
 stamp := $(VENV)/.retro-db-installed
 engines := $(VENV)/.retro-db-engines
+old_python := import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than Python 3.11; name another: make $(MAKECMDGOALS) PYTHON=python3.11")
+said := "Installing into $(VENV)."
+ifndef TORCH
+said := "Installing into $(VENV): 3 GB to download, 5.4 GB on the disk; 4.6 GB of that are torch with CUDA." \
+	"On a machine without a GPU stop this, and type: make $(or $(MAKECMDGOALS),setup) TORCH=cpu"
+endif
+install = $(bin)/uv pip install --python $(bin)/python --constraint $(pins) $(if $(TORCH),--torch-backend $(TORCH))
 
 .PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench docs pictures dist lint schemas lock clean
 
 setup: $(stamp)
 
-# One environment serves demo, tests and development. A torch that is there already, such as a CPU
+# One environment, to which each target adds what it needs. A torch that is there already, such as a CPU
 # build, stays if it is within the bounds of pyproject.toml.
-$(stamp): pyproject.toml constraints.txt
-	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	if $(bin)/python -m pip show --quiet torch 2>/dev/null; \
-	then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
-	else cp constraints.txt $(VENV)/constraints.txt; fi
-	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[dev]'
-	touch $(stamp)
+$(pins): constraints.txt
+	@test -x $(bin)/python || $(PYTHON) -c '$(old_python)'
+	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@if $(bin)/uv pip show --quiet --python $(bin)/python torch 2>/dev/null; \
+	then grep -v '^torch==' constraints.txt > $@; \
+	else cp constraints.txt $@; printf '%s\n' $(said); fi
 
-demo: setup
+$(demo-installed): pyproject.toml $(pins)
+	$(install) --editable '.[demo]'
+	@touch $@
+
+$(stamp): pyproject.toml $(pins)
+	$(install) --editable '.[dev]'
+	@touch $(demo-installed) $@
+
+demo: $(demo-installed)
 	$(bin)/python -m retro_db_pipelines.commands.demo --folder $(DEMO) --documents $(DEMO_DOCUMENTS)
 
 # In two processes, of which the first to be done takes tests of the other.
@@ -34,8 +56,8 @@ test: setup
 engines: $(engines)
 
 $(engines): $(stamp)
-	$(bin)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[engines]'
-	touch $(engines)
+	$(install) --editable '.[engines]'
+	touch $@
 
 spark-test: engines
 	$(bin)/python -m pytest tests/runners/test_spark.py
@@ -58,7 +80,7 @@ train: setup
 
 # Megatron-LM's own reader of what `export` writes.
 megatron-test: setup
-	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/megatron megatron-core==0.15.3
+	$(install) --no-deps --target $(VENV)/megatron megatron-core==0.15.3
 	RETRO_DB_MEGATRON=$(VENV)/megatron $(bin)/python -m pytest tests/runners/test_megatron.py
 
 # A fault at every operation on the disk, one after the other: hours. FAULTS="--kind kill" tries some.
@@ -102,9 +124,11 @@ schemas: setup
 	$(bin)/python -m retro_db_schemas schemas
 	$(bin)/python docs/generate.py
 
-# Written from an environment that passes the tests.
+# Versions for every Python that pyproject.toml allows, as pip and uv take them; those that fit stay. LOCK=--upgrade
+# takes the newest.
 lock: setup
-	$(bin)/python -m pip freeze --exclude-editable | grep -v '^retro-db' > constraints.txt
+	$(bin)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header $(LOCK) \
+		pyproject.toml --output-file constraints.txt
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(TRAIN) .bench build dist docs/_build *.egg-info

@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return text.translate(_SHOWN)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in words, such as `1 file` or `1,200 files`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 _REDACTED = "***"
 # A name and a password, which may hold anything; a port and a path with an @ look the same, and go too. For
 # the web also a token alone; on other filesystems a name alone is part of the address:

@@ -20,6 +20,7 @@ from retro_db.manifest.sealing import (
     read_manifest,
     write_generation,
 )
+from retro_db.printing import counted
 from retro_db.reader.database import Database
 from retro_db.search.searching import count_lists, list_lengths
 from retro_db.store.folder import Folder
@@ -112,7 +113,9 @@ def append(config: Config, engine: Engine, console: Console, *, refresh: bool) -
             action=Adding(),
         )
         count = len(old.tables.chunks)
-        console.say(f"append     {len(shards):,} shards to the {count:,} parts of {home.url}")
+        console.say(
+            f"append     {counted(len(shards), 'shard')} to the {count:,} parts of {home.url}"
+        )
         check_append(build, estimate_corpus(shards, config), old)
         manifest, index = _run(build, Database(home, old), model, refresh=refresh)
         # Means nothing until the manifest lists this generation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from retro_db.config import in_units
 from retro_db.corpus.chunking import ChunkedShard
 from retro_db.errors import CorpusError
 from retro_db.index.drawing import Drawing, Drawn
@@ -39,9 +40,7 @@ def announce_key(build: Build, entries: int, dimension: int) -> IndexKey:
     streamed = ""
     if resident_bytes(whole, parsed) > index.memory:
         streamed = ", more than index.memory holds: searched partition by partition"
-    build.console.say(
-        f"index key  {key}, {each} bytes a chunk, {whole / 1e6:,.1f} MB in all{streamed}"
-    )
+    build.console.say(f"index key  {key}, {each} bytes a chunk, {in_units(whole)} in all{streamed}")
     return parsed
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from retro_db.config import Config, in_units
 from retro_db.corpus.estimating import CorpusEstimate
 from retro_db.encoder.models import EncoderModel
-from retro_db.errors import CorpusError, ExecutionError, IndexKeyError
+from retro_db.errors import ExecutionError, IndexKeyError
 from retro_db.index.keys import (
     check_trainable,
     choose_key,
@@ -51,7 +51,7 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
     """
     config, folder, console = build.config, build.home, build.console
     check_addresses()
-    _check_inputs(estimate)
+    estimate.check_usable("corpus")
     if config.tokenizer.path is not None:
         Tokenizer.load(config.tokenizer.path)
     chunks = estimate.chunks(config.chunk.tokens)
@@ -88,7 +88,7 @@ def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
     """
     config = build.config
     check_addresses()
-    _check_inputs(estimate)
+    estimate.check_usable("corpus")
     chunks = estimate.chunks(config.chunk.tokens)
     parts = len(old.tables.chunks) + len(build.shards) + chunks // config.chunk.part_rows
     # The index is rewritten with all its entries.
@@ -100,14 +100,6 @@ def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; "
         f"{check_disk(build.home, needed, held_bytes(build.folder))}, {allow_files(parts)}"
     )
-
-
-def _check_inputs(estimate: CorpusEstimate) -> None:
-    if estimate.rejects and not estimate.documents:
-        raise CorpusError(
-            f"corpus: no record of the first files can be used, and max_bad allows few; the first: "
-            f"{estimate.rejects[0]}; correct format, text or separator"
-        )
 
 
 def _check_key(text: str, chunks: int, dimension: int) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from retro_db.config import Config
+from retro_db.config import Config, in_units
 from retro_db.corpus.estimating import CorpusEstimate, estimate_corpus
 from retro_db.corpus.listing import Listing
 from retro_db.corpus.sharding import Shard, plan_shards, sample_shards
 from retro_db.encoder.models import EncoderModel, describe_model
 from retro_db.index.keys import parse_key
 from retro_db.index.training import create_index
+from retro_db.printing import counted
 from retro_db.search.retriever import LOCATIONS, Locations
 from retro_db.store.folder import Folder
 from retro_db.store.serialize import canonical, to_json
@@ -110,8 +111,8 @@ def _described(shards: list[Shard], size: int) -> str:
     """Files, bytes and shards in words; `size` is what a sample was taken of."""
     files = len({piece.file.url for shard in shards for piece in shard.pieces})
     read = sum(shard.bytes for shard in shards)
-    text = f"{files:,} files, {read / 1e6:,.1f} MB, {len(shards):,} shards"
-    return text if read == size else f"{text}, a sample of {size / 1e6:,.1f} MB"
+    text = f"{counted(files, 'file')}, {in_units(read)}, {counted(len(shards), 'shard')}"
+    return text if read == size else f"{text}, a sample of {in_units(size)}"
 
 
 def record_locations(build: Build) -> None:

@@ -37,12 +37,17 @@ def write_config(folder: Path, documents: int) -> Path:
     Raises:
         ConfigError: The folder holds a corpus or a database that the demo did not make.
     """
+    from retro_db.encoder.devices import multiplies_bfloat16
+
     config, corpus = folder / "demo.yaml", folder / "corpus"
     settings = {
         "output": str(folder / "db"),
         "corpus": [{"name": "python", "paths": [str(corpus / "**" / "*.py")]}],
         "tokenizer": {"train": {"vocab_size": 8000}},
-        "encoder": {"model": str(encoder_folder())},
+        "encoder": {
+            "model": str(encoder_folder()),
+            "dtype": "bfloat16" if multiplies_bfloat16() else "float32",
+        },
     }
     written = yaml.safe_load(config.read_bytes()) if config.exists() else {}
     made_here = all(written.get(name) == settings[name] for name in ("output", "corpus"))

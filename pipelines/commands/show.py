@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import retro_db
+from retro_db.config import in_units
 from retro_db.manifest.model import Manifest, SourceCounts
 from retro_db.report.sizes import SIZE_HEADERS, size_row, size_rows
 from retro_db.store.serialize import to_json
@@ -19,7 +20,7 @@ def show_built(output: str, manifest: Manifest, console: Console) -> None:
     size = sum(file.bytes for file in manifest.files)
     console.say(
         f"built      {output}: {counts.documents:,} documents, {counts.chunks:,} chunks, "
-        f"{counts.tokens:,} tokens, {size / 1e6:,.1f} MB"
+        f"{counts.tokens:,} tokens, {in_units(size)}"
     )
     _say_reasons(manifest.sources, console)
     for count, words in (

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..engine.standing_work import account_of_work
+
 # For what gives back locks and removes temporary files; Beam and native libraries may take for ever.
 _PATIENCE_SECONDS = 2.0
 # Exit codes above it name signals, as in shells.
 SIGNALED = 128
 # Progress hides it.
 _SHOW_CURSOR = b"\x1b[?25h"
-_MESSAGES = {
-    signal.SIGINT: "interrupted; run the same command again to continue",
-    signal.SIGTERM: "terminated; run the same command again to continue",
-}
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,11 +25,18 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
         exit_code: Exit code of the command.
+        kept: What is kept of the stage under way; empty where none is, or as long as it is not known.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(_MESSAGES[signal.Signals(number)])
+        super().__init__(_WORDS[signal.Signals(number)])
         self.exit_code = SIGNALED + number
+        self.kept = ""
+
+    def __str__(self) -> str:
+        """The error, what is kept, and the remedy."""
+        kept = f"all earlier stages and {self.kept} are kept; " if self.kept else ""
+        return f"{self.args[0]}; {kept}run the same command again to continue"
 
 
 @contextmanager
@@ -53,11 +59,12 @@ def stopping() -> Iterator[None]:
         if len(came) > 1:
             end()
         impatient.start()
+        came[0].kept = account_of_work()
         raise came[0]
 
     impatient = threading.Timer(_PATIENCE_SECONDS, end)
     impatient.daemon = True
-    before = {number: signal.getsignal(number) for number in _MESSAGES}
+    before = {number: signal.getsignal(number) for number in _WORDS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, handle)

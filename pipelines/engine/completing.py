@@ -18,6 +18,7 @@ from .context import Build, IncompleteError
 from .inputs import InputsJob, ReadContent
 from .jobs import Result, Stage, Task, fingerprint
 from .resume import Standing, results_of
+from .standing_work import accounted
 from .task_progress import read_progress
 
 
@@ -103,7 +104,7 @@ class RunningAlone(Running):
 def _run(build: Build, state: Standing[Result]) -> dict[str, Record]:
     """Runs the pending tasks; returns the records of all tasks."""
     stage, pending = state.stage, state.pending
-    records = StageRecords(build.folder, stage.name)
+    records, count = StageRecords(build.folder, stage.name), len(stage.tasks)
     # No record may vouch for a file that is about to be replaced.
     records.keep_only(list(state.kept.values()))
     build.folder.remove(f"state/progress/{stage.name}")
@@ -114,10 +115,12 @@ def _run(build: Build, state: Standing[Result]) -> dict[str, Record]:
         lambda: read_progress(build.folder, stage.name),
         label=build.label,
     ) as remark:
-        build.engine.run(stage.job, pending, stage.placement)
+        with accounted(
+            lambda: f"{build.label}{len(records.load()):,} of {count:,} {stage.name} tasks"
+        ):
+            build.engine.run(stage.job, pending, stage.placement)
         kept = records.load()
         work = sum((kept[task.name].work for task in pending if task.name in kept), Work())
-        count = len(stage.tasks)
         tasks = f"{len(pending):,} of {count:,} tasks, " if count > 1 else ""
         remark(f"{tasks}{stage.total:,} {stage.unit}{details(work)}")
     if missing := [task.name for task in stage.tasks if task.name not in kept]:

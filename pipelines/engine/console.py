@@ -10,19 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.progress import Task as RichTask
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +26,7 @@ from retro_db.meter import Work
 from retro_db.printing import printable, redacted
 
 _POLL_SECONDS, _POLL_SHARE = 0.25, 20
+_BAR_WIDTH = 20
 _LOG_SECONDS = 15.0
 _LOG_WIDTH = 200
 
@@ -112,24 +108,23 @@ class Console:
         self.say(f"{name:<10} {label}{' '.join(remark)} ({seconds:,.1f} s)")
 
     def _watch_live(self, watched: _Watched, stop: threading.Event) -> None:
+        width = self.rich.width
+        bar_width = min(_BAR_WIDTH, width // 4)
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%"),
-            _RateColumn(watched.unit),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[details]}"),
+            BarColumn(bar_width=bar_width),
+            _StateColumn(watched.unit, width - bar_width - len(watched.heading) - 2),
         )
         with Progress(*columns, console=self.rich, transient=True) as bar:
-            task: TaskID = bar.add_task(watched.heading, total=watched.total or None, details="")
+            task = bar.add_task(watched.heading.rstrip(), total=watched.total or None, details=())
             pause = _POLL_SECONDS
             while not stop.wait(pause):
                 start = time.monotonic()
                 work = watched.progress()
                 # Thousands of tasks take a while to sum up; that work is not the build's.
                 pause = max(_POLL_SECONDS, _POLL_SHARE * (time.monotonic() - start))
-                more = details(work).removeprefix(", ")
-                bar.update(task, completed=min(work.done, watched.total), details=more)
+                done = min(work.done, watched.total)
+                bar.update(task, completed=done, details=_items(work))
 
     def _watch_log(self, watched: _Watched, stop: threading.Event) -> None:
         start, total = time.monotonic(), watched.total
@@ -156,24 +151,42 @@ class _Watched:
 
 def details(work: Work) -> str:
     """What a stage counts besides its units, behind a comma: tokens, padding, shares of the time."""
+    return "".join(f", {item}" for item in _items(work))
+
+
+def _items(work: Work) -> list[str]:
     items = []
     if tokens := work.counts.get("tokens", 0):
         padding = work.counts.get("padding", 0)
         items += [f"{tokens:,} tokens", f"padding {padding / (tokens + padding):.1%}"]
     if whole := sum(work.seconds.values()):
         items += [f"{name} {seconds / whole:.0%}" for name, seconds in sorted(work.seconds.items())]
-    return "".join(f", {item}" for item in items)
+    return items
 
 
-class _RateColumn(ProgressColumn):
-    def __init__(self, unit: str) -> None:
+class _StateColumn(ProgressColumn):
+    """Share, time left, rate and details, of which the last give way where a line is too short.
+
+    Args:
+        unit: What is counted.
+        width: Characters that fit.
+    """
+
+    def __init__(self, unit: str, width: int) -> None:
         super().__init__()
-        self._unit = unit
+        self._unit, self._width = unit, width
 
     def render(self, task: RichTask) -> Text:
-        """Units a second."""
-        speed = task.speed or 0
-        return Text(f"{speed:,.0f} {self._unit}/s")
+        """As many items as fit, at least the first."""
+        items = [f"{task.percentage:.0f}%"]
+        if task.time_remaining is not None:
+            items.append(f"{timedelta(seconds=int(task.time_remaining))} left")
+        if task.speed:
+            items.append(f"{task.speed:,.0f} {self._unit}/s")
+        items += task.fields["details"]
+        lengths = accumulate(len(item) + len(", ") for item in items)
+        fitting = sum(length - len(", ") <= self._width for length in lengths)
+        return Text(", ".join(items[: max(fitting, 1)]))
 
 
 def _without_credentials(data: Any) -> Any:

@@ -9,8 +9,9 @@ from itertools import islice
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Document, Reject
-from retro_db.corpus.reading import read_shard
+from retro_db.corpus.reading import is_one_document, read_shard
 from retro_db.corpus.sharding import Shard, expansion_of
+from retro_db.errors import CorpusError
 from retro_db.hashing import fraction_of
 
 _PIECES = 8
@@ -55,14 +56,29 @@ class CorpusEstimate:
     Attributes:
         documents: Approximate number of documents.
         characters: Approximate number of characters of their text.
-        rejects: First bad record of every piece in which none of the records read was good.
+        unusable: Sources of which none of the records read was good, with the first bad record.
         sample: Documents that were read for the estimate.
     """
 
     documents: int
     characters: int
-    rejects: list[Reject]
+    unusable: dict[str, Reject] = field(default_factory=dict)
     sample: list[SampledDocument] = field(default_factory=list)
+
+    def check_usable(self, field: str) -> None:
+        """Refuses a corpus with a source of which no record that was read can be used.
+
+        Args:
+            field: Name of the corpus in the configuration, for the message.
+
+        Raises:
+            CorpusError: Names the source, and its first bad record.
+        """
+        for name, reject in self.unusable.items():
+            raise CorpusError(
+                f"{field}: {name}: none of the first records of its files can be used; the first: {reject}; "
+                "correct format, text, id or separator"
+            )
 
     def thinned(self, documents: int) -> CorpusEstimate:
         """The estimate for a sample of this many documents."""
@@ -79,7 +95,7 @@ class CorpusEstimate:
 
 
 def estimate_corpus(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
-    """Reads the first records of a hashed choice of pieces.
+    """Reads the first records of a hashed choice of each source's pieces.
 
     Args:
         shards: Shards of the plan.
@@ -88,17 +104,32 @@ def estimate_corpus(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
     Raises:
         CorpusError: A file vanished or cannot be opened.
     """
+    by_source: dict[str, list[Shard]] = {}
+    for shard in shards:
+        by_source.setdefault(shard.source, []).append(shard)
+    estimates = [_estimate_source(own, config) for own in by_source.values()]
+    return CorpusEstimate(
+        sum(estimate.documents for estimate in estimates),
+        sum(estimate.characters for estimate in estimates),
+        {name: reject for estimate in estimates for name, reject in estimate.unusable.items()},
+        [document for estimate in estimates for document in estimate.sample],
+    )
+
+
+def _estimate_source(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
+    """Reads the first records of a hashed choice of the pieces of one source."""
+    name = shards[0].source
+    source = config.source(name)
     pieces = [(shard, piece) for shard in shards for piece in shard.pieces]
     pieces.sort(key=lambda pair: fraction_of("estimate", config.seed, pair[1].file.name))
     documents, characters, size = 0.0, 0.0, 0
-    rejects: list[Reject] = []
+    bad: list[Reject] = []
     sample: list[SampledDocument] = []
     for shard, piece in pieces[:_PIECES]:
-        sampled = Shard(0, shard.source, shard.format, [piece])
-        records = list(islice(read_shard(sampled, config.source(shard.source)), _RECORDS))
+        records = list(islice(read_shard(Shard(0, name, shard.format, [piece]), source), _RECORDS))
         good = [record for record in records if isinstance(record, Document)]
-        sample += [_without_text(shard.source, document) for document in good]
-        rejects += [record for record in records if isinstance(record, Reject)][: not good]
+        sample += [_without_text(name, document) for document in good]
+        bad += [record for record in records if isinstance(record, Reject)][:1]
         read = sum(record.size for record in good)
         share = shard.fraction
         if len(records) == _RECORDS:  # the piece may have more records
@@ -108,7 +139,14 @@ def estimate_corpus(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
         characters += read * share
         size += piece.bytes
     whole = sum(shard.bytes for shard in shards) / max(size, 1)
-    return CorpusEstimate(round(documents * whole), round(characters * whole), rejects, sample)
+    # Of files that are one document each, the number is known.
+    counted = (shard.fraction for shard, _ in pieces if is_one_document(shard.format, source))
+    return CorpusEstimate(
+        round(sum(counted) or documents * whole),
+        round(characters * whole),
+        {name: bad[0]} if bad and not sample else {},
+        sample,
+    )
 
 
 def _without_text(source: str, document: Document) -> SampledDocument:

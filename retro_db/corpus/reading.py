@@ -19,6 +19,16 @@ from retro_db.corpus.streams import open_raw
 _DAMAGE = (EOFError, OSError, ValueError, lzma.LZMAError, pa.ArrowException, OverflowError)
 
 
+def is_one_document(kind: str, source: FilesConfig) -> bool:
+    """Whether each file of a source is one document: text without a separator.
+
+    Args:
+        kind: Format of the files.
+        source: Settings: the separator.
+    """
+    return kind == "text" and source.separator is None
+
+
 def read_shard(
     shard: Shard, source: FilesConfig, report: Callable[[int], None] = lambda count: None
 ) -> Iterator[Document | Reject]:
@@ -66,7 +76,7 @@ def _document(
 ) -> Document | Reject:
     if isinstance(record, BadRecord):
         return Reject(file, offset, record.reason, record.detail, record.count)
-    position = file if kind == "text" and source.separator is None else f"{file}:{offset}"
+    position = file if is_one_document(kind, source) else f"{file}:{offset}"
     if isinstance(record, np.ndarray):
         return Document(file, offset, position, record.tobytes(), tokens=record)
     if not isinstance(record, dict):

@@ -11,6 +11,11 @@ import torch
 from retro_db.threads import use_torch_threads
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 natively: by AVX-512 or AMX."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class Device(Protocol):
     """A device that a model computes on.
 

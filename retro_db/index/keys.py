@@ -10,11 +10,13 @@ from retro_db.errors import IndexKeyError
 
 # Below this number of chunks a full scan is as fast as any index, and exact.
 FLAT_BELOW = 1_000
-# Above this number of chunks the memory budget decides, and autofaiss proposes.
+# Above this number of chunks the memory budget decides, and autofaiss proposes where it is installed.
 PROPOSAL_ABOVE = 4_000_000
 # Used where no proposal fits into the memory: InstructRetro's index (arXiv 2310.07713, appendix B) of
 # 19 billion chunks.
 _LARGEST_LISTS, _LARGEST_CODE = 1 << 22, 64
+# Bytes of a code, the best first, and of the id beside it.
+_CODE_SIZES, _ID_BYTES = (256, 128, 64, 32, 16, 8), 8
 POINTS_PER_LIST = 30
 MAX_POINTS_PER_LIST = 256
 # Points that train the transforms before the lists, as Faiss's OPQ would choose of more; they are held as
@@ -105,9 +107,10 @@ def choose_key(chunks: int, dimension: int, memory: int) -> str:
     Below 1,000 chunks a single flat list. Up to some millions 2 sqrt(N) lists, at most N / 30 so that
     they can be trained, and 4-bit product codes of d / 2 sub-quantizers searched as FastScan, whose
     candidates are re-ranked exactly: these train in seconds, and a quarter of the lists gives recall
-    0.98 and more. Above, autofaiss's proposal for the memory, with at most as many lists as the memory
-    can train. Where even its smallest codes exceed the memory, the index is searched one group of
-    partitions after another anyway: then codes of 64 bytes, in as many lists as the memory can train.
+    0.98 and more. Above, autofaiss's proposal for the memory, or where it is not installed the largest
+    codes that fit; with at most as many lists as the memory can train. Where even the smallest codes
+    exceed the memory, the index is searched one group of partitions after another anyway: then codes of
+    64 bytes, in as many lists as the memory can train.
 
     Args:
         chunks: N, the number of entries of the index.
@@ -221,8 +224,10 @@ def reduce_key(text: str, points: int, dimension: int) -> str:
 
 
 def _proposed_key(chunks: int, dimension: int, memory: int) -> str:
-    from autofaiss.external.optimize import get_optimal_index_keys_v2
-
+    try:
+        from autofaiss.external.optimize import get_optimal_index_keys_v2
+    except ModuleNotFoundError:  # it has no release for the NumPy of Python 3.13
+        return _fitting_key(chunks, dimension, memory)
     proposals = get_optimal_index_keys_v2(
         chunks,
         dimension,
@@ -236,13 +241,36 @@ def _proposed_key(chunks: int, dimension: int, memory: int) -> str:
     return re.sub(_IVF, lambda match: f"IVF{min(int(match[1]), most_lists)}", corrected)
 
 
+def _fitting_key(chunks: int, dimension: int, memory: int) -> str:
+    """Chooses the largest codes with which the index fits into the memory, in about 16 sqrt(N) lists."""
+    fitting = (size for size in _CODE_SIZES if chunks * (size + _ID_BYTES) <= memory)
+    size = next((size for size in fitting if size <= dimension), None)
+    if size is None:
+        return _streamed_key(dimension, memory)
+    lists = 1 << round(math.log2(16 * math.sqrt(chunks)))
+    return _rotated_key(size, 4 * size, lists, dimension, memory)
+
+
 def _streamed_key(dimension: int, memory: int) -> str:
     """Chooses the key of an index that is searched one group of partitions after another."""
-    blocks = min(_LARGEST_CODE, dimension)
-    width = min(2 * blocks, dimension // blocks * blocks)
-    key = f"OPQ{blocks}_{width},IVF{_LARGEST_LISTS}_HNSW32,PQ{blocks}np"
-    lists = min(_LARGEST_LISTS, _trainable_power(key, dimension, memory))
-    return key.replace(f"IVF{_LARGEST_LISTS}", f"IVF{lists}")
+    size = min(_LARGEST_CODE, dimension)
+    return _rotated_key(size, 2 * size, _LARGEST_LISTS, dimension, memory)
+
+
+def _rotated_key(size: int, width: int, most_lists: int, dimension: int, memory: int) -> str:
+    """Names the key of codes of rotated vectors, in as many lists as the memory can train.
+
+    Args:
+        size: Bytes of a code.
+        width: Dimensions of the rotated vectors, if the embeddings have as many.
+        most_lists: Most lists that it gets.
+        dimension: d of the embeddings.
+        memory: Bytes that training may take.
+    """
+    width = min(width, dimension // size * size)
+    key = f"OPQ{size}_{width},IVF{{}}_HNSW32,PQ{size}np"
+    trained = _trainable_power(key.format(most_lists), dimension, memory)
+    return key.format(min(most_lists, trained))
 
 
 def _trainable_lists(text: str, dimension: int, memory: int) -> int:

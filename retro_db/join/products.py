@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from retro_db.encoder.devices import multiplies_bfloat16
 from retro_db.index.structure import widen
 from retro_db.join.multiplying import COLUMN_STEP, padded_columns, sum_in_float32
 
@@ -41,9 +42,7 @@ def precision_of(products: str, device: torch.device) -> torch.dtype:
     """The type of products: `neighbors.products`, or for auto bfloat16 where it is multiplied natively."""
     if products != "auto":
         return _PRECISIONS[products]
-    native = device.type == "cuda" or (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
+    native = device.type == "cuda" or multiplies_bfloat16()
     return torch.bfloat16 if native else torch.float32
 
 

@@ -169,11 +169,10 @@ def _tokenizer_files(vocab_size: int) -> dict[str, int]:
 def _estimated(config: Config, name: str, fields: list[str], characters_per_token: float) -> Corpus:
     shards = plan_shards(config, fields)
     estimate = estimate_corpus(shards, config)
+    estimate.check_usable(fields[0])
     if not estimate.characters:
-        first = f"; the first bad record: {estimate.rejects[0]}" if estimate.rejects else ""
         raise CorpusError(
-            f"{fields[0]}: no text in the first records of a few files{first}; check paths, format and "
-            "text"
+            f"{fields[0]}: no text in the first records of a few files; check paths and text"
         )
     tokens = max(1, round(estimate.characters / characters_per_token))
     return Corpus(name, max(1, estimate.documents), tokens, shards, estimate.sample)

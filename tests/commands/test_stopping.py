@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -44,7 +45,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Project:
     ],
 )
 def test_a_stopped_build_ends_at_once_and_goes_on(
-    sound: Project, tmp_path: Path, number: signal.Signals, workers: str, stage: str
+    sound: Project,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    workers: str,
+    stage: str,
 ) -> None:
     project = Project(tmp_path, sound.texts, sound.settings | {"output": str(tmp_path / "db")})
     with building(project, stage, "--workers", workers) as process:
@@ -59,13 +65,23 @@ def test_a_stopped_build_ends_at_once_and_goes_on(
         _, message = process.communicate(timeout=60)
         assert time.monotonic() - start < AT_ONCE
         assert process.returncode == 128 + number
-        assert message.strip() == f"error: {TOLD[number]}; run the same command again to continue"
+        kept = re.fullmatch(
+            rf"error: {TOLD[number]}; all earlier stages and (\d+) of (\d+) {stage} tasks are kept; "
+            "run the same command again to continue",
+            message.strip(),
+        )
+        assert kept, message
         end = time.monotonic() + 1
         while any(is_running(other) for other in others):
             assert time.monotonic() < end, "a process is left"
             time.sleep(0.01)
     assert not (project.output / "manifest.json").exists()
+    capsys.readouterr()
     assert project.build() == 0
+    done = re.findall(
+        rf"^{stage} +(?:(\d+) of \d+ tasks, )?[\d,]+ ", capsys.readouterr().out, re.MULTILINE
+    )
+    assert sum(int(tasks or 1) for tasks in done) <= int(kept[2]) - int(kept[1])
     assert project.files() == sound.files()
     assert verify_database(str(project.output)).problems == []
 

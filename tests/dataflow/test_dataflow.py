@@ -316,7 +316,7 @@ def test_memory_is_looked_for_only_where_the_work_is_done(
     project: Project, capsys: pytest.CaptureFixture[str], local: bool
 ) -> None:
     config = load_config(project.config)
-    model, estimate = describe_model(config.encoder), CorpusEstimate(1000, 10**6, [])
+    model, estimate = describe_model(config.encoder), CorpusEstimate(1000, 10**6)
     folder, runner = Folder("memory://db"), "FnApiRunner" if local else "DataflowRunner"
     build = Build(
         config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -446,15 +447,27 @@ def test_automatic_keys_can_be_trained_in_the_memory(chunks: int) -> None:
         assert training_points(key, 384, chunks, memory) >= key.lists * 30
 
 
+@pytest.fixture(params=["with autofaiss", "without"])
+def proposals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "without":
+        monkeypatch.setitem(sys.modules, "autofaiss.external.optimize", None)
+    else:
+        pytest.importorskip("autofaiss", reason="has no release for this Python")
+
+
+@pytest.mark.usefixtures("proposals")
 @pytest.mark.parametrize("memory", [4, 16, 32, 64, 512])
-def test_proposed_keys_can_be_trained_in_the_memory(memory: int) -> None:
+def test_proposed_keys_fit_and_can_be_trained_in_the_memory(memory: int) -> None:
     memory *= 1_000_000_000
     for chunks in (5_000_000, 20_000_000, 500_000_000, 28_000_000_000):
         for dimension in (384, 768, 1024):
             key = parse_key(choose_key(chunks, dimension, memory), dimension)
             assert training_points(key, dimension, chunks, memory) >= key.lists * 30
+            streamed = chunks * (8 + 8) > memory
+            assert streamed or chunks * (key.sub_quantizers * key.bits // 8 + 8) <= memory
 
 
+@pytest.mark.usefixtures("proposals")
 def test_large_automatic_keys_fit_the_vectors() -> None:
     key = choose_key(10_000_000, 384, 64_000_000_000)
     assert parse_key(key, 384).lists >= 4096

@@ -21,6 +21,7 @@ from retro_db.config import load_config
 from retro_db_pipelines.commands.cli import cli
 from retro_db_pipelines.engine.runner import Engine
 from support.encoders import tiny_encoder
+from support.pins import pins
 from support.places import COMMAND, ROOT
 from support.stores import free_port, running
 
@@ -74,12 +75,11 @@ def test_the_notebooks_model_is_that_of_the_tutorial() -> None:
 
 
 def test_services_have_images_that_the_project_knows() -> None:
-    pins = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     images = {name: service["image"] for name, service in SERVICES.items()}
-    assert f"moto=={images['s3'].split(':')[1]}" in pins
+    assert images["s3"].split(":")[1] == pins()["moto"]
     assert images["spark-master"] == images["spark-worker"]
     [spark] = re.findall(r"\$\{SPARK_VERSION:-([\d.]+)\}", images["spark-master"])
-    assert f"pyspark=={spark}" in pins
+    assert spark == pins()["pyspark"]
     assert images["pool"] == images["driver"] == "retro-db-spark"
     page_text = (SPARK / "README.md").read_text("utf-8")
     for name in SERVICES:
@@ -93,8 +93,7 @@ def test_the_image_is_made_from_the_projects_worker() -> None:
     readme = (SPARK / "README.md").read_text("utf-8")
     [target] = re.findall(r"docker build -t retro-db-worker --target (\w+) .* \.\./\.\.\n", readme)
     assert target in targets
-    [s3fs] = re.findall(r"'(s3fs==\S+)'", text)
-    assert s3fs in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    assert re.findall(r"'s3fs==(\S+)'", text) == [pins()["s3fs"]]
 
 
 def test_services_find_one_another() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from support.pins import pins
 from support.places import ROOT
 
 GITHUB = ROOT / ".github"
@@ -36,10 +38,18 @@ def test_every_change_is_tested_as_ci_run_tells() -> None:
     assert any(command.startswith("make dist") for command in commands)
     given = [step.get("with", {}) for step in steps(workflow)]
     pythons = {values["python-version"] for values in given if "python-version" in values}
+    pythons -= {"${{ matrix.python }}"}
     [java] = {values["java-version"] for values in given if "java-version" in values}
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     assert all(f"Python {python}" in script for python in pythons)
     assert f"Java {java}" in script
+
+
+def test_tests_run_on_every_python_that_is_named() -> None:
+    named = {line.rpartition(" ")[2] for line in PROJECT["classifiers"] if "Python :: 3." in line}
+    jobs = loaded(GITHUB / "workflows" / "ci.yml")["jobs"]
+    assert named == {"3.11", *jobs["pythons"]["strategy"]["matrix"]["python"]}
+    assert all(f"{python}.0" in SpecifierSet(PROJECT["requires-python"]) for python in named)
 
 
 def test_workflows_use_official_actions_and_may_do_little() -> None:
@@ -57,7 +67,7 @@ def test_pre_commit_has_the_ruff_of_the_project() -> None:
     [hooks] = loaded(ROOT / ".pre-commit-config.yaml")["repos"]
     assert [hook["id"] for hook in hooks["hooks"]] == ["ruff-check", "ruff-format"]
     version = hooks["rev"].removeprefix("v")
-    assert f"ruff=={version}" in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    assert version == pins()["ruff"]
     needed = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
     [ruff] = [requirement for requirement in needed if requirement.name == "ruff"]
     assert Version(version) in ruff.specifier
