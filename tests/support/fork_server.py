@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import multiprocessing.util
 import os
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST = 1 << 17
-# What only some commands import, and late.
+# What only some commands import, and late. Beam imports pandas where it is installed.
 _LATE = ("apache_beam.runners.runner", "pandas", "transformers.models.bert.modeling_bert")
 
 
@@ -169,7 +170,8 @@ def _import_everything() -> None:
             if not found.name.endswith((".launch", ".__main__")):
                 importlib.import_module(found.name)
     for name in _LATE:
-        importlib.import_module(name)
+        if importlib.util.find_spec(name):
+            importlib.import_module(name)
 
 
 def main() -> None:
