@@ -30,11 +30,11 @@ setup: $(stamp)
 # build, stays if it is within the bounds of pyproject.toml.
 $(pins): constraints.txt
 	@test -x $(bin)/python || $(PYTHON) -c '$(old_python)'
+	@test -x $(bin)/python || printf '%s\n' $(said)
 	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	@if $(bin)/uv pip show --quiet --python $(bin)/python torch 2>/dev/null; \
-	then grep -v '^torch==' constraints.txt > $@; \
-	else cp constraints.txt $@; printf '%s\n' $(said); fi
+	then grep -v '^torch==' constraints.txt > $@; else cp constraints.txt $@; fi
 
 $(demo-installed): pyproject.toml $(pins)
 	$(install) --editable '.[demo]'
