@@ -6,15 +6,16 @@ import difflib
 import functools
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import fsspec
 import pydantic
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic_core import ErrorDetails
 
+from retro_db.config_files import Composition, Location, compose
 from retro_db.errors import ConfigError
 from retro_db.store.entries import FOLDER_NAME
 
@@ -320,8 +321,20 @@ def in_units(count: int) -> str:
     return ByteSize(count).human_readable(decimal=True)
 
 
+class SettingsError(ConfigError):
+    """Settings are unknown or wrong; the message is that of the first.
+
+    Attributes:
+        problems: A message for each of them.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(problems[0])
+        self.problems = problems
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML configuration.
+    """Reads a YAML configuration, and the files that it includes.
 
     Args:
         path: The YAML file: a path or an fsspec URL.
@@ -331,20 +344,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         The checked configuration.
 
     Raises:
-        ConfigError: The file cannot be read, a setting is unknown or a value is wrong.
+        ConfigError: A file cannot be read, a setting is unknown or a value is wrong; the message names the
+            file and the line of the first such setting.
     """
-    try:
-        with fsspec.open(str(path), "rb") as file:
-            data = yaml.safe_load(file.read().decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML: {reason}") from error
-    except (OSError, ImportError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must hold settings, such as 'output: db/'")
-    return parse_config(data, str(path), overrides)
+    return parse_composition(compose(str(path)), overrides)
+
+
+def parse_composition(composition: Composition, overrides: Sequence[str] = ()) -> Config:
+    """Checks the settings of composed files.
+
+    Args:
+        composition: The files; the overrides are written into its settings.
+        overrides: Settings as `a.b=value`, as for `load_config`.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        SettingsError: Settings are unknown or wrong; each message names the file and the line.
+    """
+    return _parse(composition.settings, composition.where, overrides)
 
 
 def parse_config(data: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
@@ -362,12 +381,32 @@ def parse_config(data: dict[str, Any], where: str, overrides: Sequence[str] = ()
         ConfigError: A setting is unknown or wrong; the message names the first such setting, and the
             known setting with the most similar name.
     """
+    return _parse(data, lambda location: where, overrides)
+
+
+def _parse(
+    data: dict[str, Any], where: Callable[[Location], str], overrides: Sequence[str]
+) -> Config:
     for override in overrides:
         _override(data, override)
     try:
         return Config.model_validate(data)
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from error
+        raise SettingsError(
+            [
+                f"{_overridden(detail['loc'], overrides) or where(detail['loc'])}: {_explain(detail)}"
+                for detail in error.errors(include_url=False)
+            ]
+        ) from error
+
+
+def _overridden(location: Location, overrides: Sequence[str]) -> str:
+    """The last override that gave a setting, or a section around it; empty if none did."""
+    for override in reversed(overrides):
+        parts = override.partition("=")[0].split(".")
+        if parts == [str(part) for part in location[: len(parts)]]:
+            return f"--set {override}"
+    return ""
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -386,8 +425,7 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
 
 
-def _explain(error: pydantic.ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+def _explain(first: ErrorDetails) -> str:
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{location}: unknown setting{_suggestion(first['loc'])}"

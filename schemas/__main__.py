@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from retro_db.config import Config
+from retro_db.config_files import INCLUDE, INCLUDE_SCHEMA
 from retro_db.manifest.model import Manifest
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -21,9 +22,18 @@ def schemas() -> dict[str, dict[str, Any]]:
     for definition in (manifest, *manifest["$defs"].values()):
         definition["additionalProperties"] = False
     return {
-        "config.schema.json": {"$schema": _DIALECT} | Config.model_json_schema(),
+        "config.schema.json": {"$schema": _DIALECT} | _config_schema(),
         "manifest.schema.json": {"$schema": _DIALECT} | manifest,
     }
+
+
+def _config_schema() -> dict[str, Any]:
+    """The schema of a configuration file, which may leave to the files that it includes what is required."""
+    schema = Config.model_json_schema()
+    required = schema.pop("required")
+    properties = {INCLUDE: INCLUDE_SCHEMA} | schema["properties"]
+    either = [{"required": [INCLUDE]}, {"required": required}]
+    return schema | {"properties": properties, "anyOf": either}
 
 
 def rendered() -> dict[str, str]:

@@ -32,8 +32,10 @@ def test_the_schema_takes_what_the_parser_takes() -> None:
     schema = schemas()["config.schema.json"]
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(MINIMAL, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(MINIMAL | {"outptu": "x"}, schema)
+    jsonschema.validate({"include": ["shared.yaml"], "output": "db"}, schema)
+    for wrong in (MINIMAL | {"outptu": "x"}, {"output": "db"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
 
 
 def test_defaults_are_those_of_the_design() -> None:
