@@ -7,107 +7,46 @@ name of one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from retro_db.config import Config, in_units
 from retro_db_pipelines.commands.cli import cli
+from retro_db_pipelines.commands.setting_reference import Section, sections
 
 PAGES = Path(__file__).resolve().parent
 _BLOCK = re.compile(
-    r"(<!-- generated: (\w+) ?(\w*) -->\n).*?(<!-- end of generated -->)", re.DOTALL
+    r"(<!-- generated: (\w+) ?([\w ]*) -->\n).*?(<!-- end of generated -->)", re.DOTALL
 )
 _FLAG = re.compile(r"(?<![\w-])--[\w-]*(?:=\w+| [\w.]+=\w+)?")
-_PLAIN = {"string": "text", "integer": "whole number", "number": "number"}
 
 
 def settings() -> str:
     """A heading, a sentence and a table for each section of the configuration."""
-    schema = Config.model_json_schema()
-    sections = _sections(schema, schema, "")
-    return "\n\n".join(_section(name, section) for name, section in sections)
+    # The page says that a query corpus has the settings of a source.
+    return "\n\n".join(_section(section) for section in sections() if section.name != "queries[]")
 
 
-def _sections(
-    whole: Mapping[str, Any], schema: Mapping[str, Any], prefix: str
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A section of the configuration, and those inside it, each by its name."""
-    yield prefix, schema
-    for name, setting in schema["properties"].items():
-        if name != "queries" and (definition := _definition(setting)):
-            listed = "[]" if setting.get("type") == "array" else ""
-            yield from _sections(whole, whole["$defs"][definition], f"{prefix}{name}{listed}.")
-
-
-def _definition(setting: Mapping[str, Any]) -> str | None:
-    """The definition that a setting has in the schema if it is a section, or a list of them."""
-    for candidate in (setting, setting.get("items", {}), *setting.get("anyOf", ())):
-        if "$ref" in candidate:
-            return str(candidate["$ref"]).removeprefix("#/$defs/")
-    return None
-
-
-def _section(prefix: str, schema: Mapping[str, Any]) -> str:
-    required = schema.get("required", ())
+def _section(section: Section) -> str:
     rows = [
-        (
-            f"`{prefix}{name}`",
-            _values(setting),
-            "required" if name in required else _default(setting),
-            setting.get("description", ""),
-        )
-        for name, setting in schema["properties"].items()
-        if "$ref" not in setting
+        (f"`{setting.name}`", setting.values, setting.default, setting.meaning)
+        for setting in section.settings
     ]
-    title = prefix.rstrip(".") or "Top level"
     table = _table(("setting", "values", "default", "meaning"), rows)
-    return f"## {title}\n\n{schema['description']}\n\n{table}"
-
-
-def _values(setting: Mapping[str, Any]) -> str:
-    """What a setting may be, in words."""
-    if alternatives := setting.get("anyOf"):
-        if any("pattern" in alternative for alternative in alternatives):
-            alternatives = [a for a in alternatives if a.get("type") not in ("string", "integer")]
-            return ", ".join(["size", *map(_values, alternatives)])
-        return ", ".join(map(_values, alternatives))
-    if "$ref" in setting:
-        return "section"
-    if choices := setting.get("enum") or [setting[name] for name in ("const",) if name in setting]:
-        return ", ".join(f"`{choice}`" for choice in choices)
-    kind = setting["type"]
-    if kind == "array":
-        return "list of sections" if "$ref" in setting["items"] else "list of texts"
-    if kind in ("boolean", "null"):
-        return "`true`, `false`" if kind == "boolean" else "`null`"
-    return f"{_PLAIN[kind]}{_bounds(setting)}"
-
-
-def _bounds(setting: Mapping[str, Any]) -> str:
-    words = (
-        ("minimum", "from"),
-        ("exclusiveMinimum", "above"),
-        ("maximum", "to"),
-        ("exclusiveMaximum", "below"),
-    )
-    return "".join(f" {word} {setting[name]:,g}" for name, word in words if name in setting)
-
-
-def _default(setting: Mapping[str, Any]) -> str:
-    default = setting["default"]
-    if default is None or isinstance(default, bool):
-        return f"`{'null' if default is None else str(default).lower()}`"
-    if any("pattern" in alternative for alternative in setting.get("anyOf", ())):
-        return f"`{in_units(default).replace('.0', '')}`"
-    return f"`{default}`"
+    return f"## {section.name or 'Top level'}\n\n{section.meaning}\n\n{table}"
 
 
 def command(name: str) -> str:
-    """How a command is called, what it does, and a table of its options."""
-    described = cli.commands[name]
+    """How a command is called, what it does, and a table of its options.
+
+    Args:
+        name: Name of the command, behind that of its group if it is in one.
+    """
+    described: Any = cli
+    for word in name.split():
+        described = described.commands[word]
     context = click.Context(described, info_name=f"retro-db {name}")
     usage = described.get_usage(context).removeprefix("Usage: ")
     description = "\n\n".join(map(_prose, (described.help or "").split("\n\n")))
@@ -116,7 +55,8 @@ def command(name: str) -> str:
         for option in described.params
         if isinstance(option, click.Option)
     ]
-    return f"`{' '.join(usage.split())}`\n\n{description}\n\n{_table(('option', 'default', 'meaning'), rows)}"
+    table = f"\n\n{_table(('option', 'default', 'meaning'), rows)}" if rows else ""
+    return f"`{' '.join(usage.split())}`\n\n{description}{table}"
 
 
 def _flags(option: click.Option, context: click.Context) -> str:

@@ -394,14 +394,19 @@ def _parse(
     except pydantic.ValidationError as error:
         raise SettingsError(
             [
-                f"{_overridden(detail['loc'], overrides) or where(detail['loc'])}: {_explain(detail)}"
+                f"{overridden_by(detail['loc'], overrides) or where(detail['loc'])}: {_explain(detail)}"
                 for detail in error.errors(include_url=False)
             ]
         ) from error
 
 
-def _overridden(location: Location, overrides: Sequence[str]) -> str:
-    """The last override that gave a setting, or a section around it; empty if none did."""
+def overridden_by(location: Location, overrides: Sequence[str]) -> str:
+    """The last override that gave a setting, or a section around it, as people type it; empty if none did.
+
+    Args:
+        location: Names of the sections and of the setting, and positions in lists.
+        overrides: Settings as `a.b=value`.
+    """
     for override in reversed(overrides):
         parts = override.partition("=")[0].split(".")
         if parts == [str(part) for part in location[: len(parts)]]:

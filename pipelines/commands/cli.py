@@ -475,6 +475,60 @@ def stage(
     build_stage(name, settings, engine, Console(), overwrite=overwrite)
 
 
+@cli.group("config")
+def config_group() -> None:
+    """Write, check and explain configurations."""
+
+
+@config_group.command("init")
+@click.argument("file", metavar="[FILE]", required=False, default="config.yaml", type=click.Path())
+@click.option(
+    "--corpus",
+    "paths",
+    multiple=True,
+    metavar="PATH",
+    help="File, folder, glob or URL with your text; may be repeated.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="PATH",
+    help="Your language model's tokenizer: a file, a folder or a hub name; by default, one is trained.",
+)
+@click.option("--encoder", metavar="MODEL", help="The frozen BERT: a folder or a hub name.")
+def config_init(
+    *, file: str, paths: tuple[str, ...], tokenizer: str | None, encoder: str | None
+) -> None:
+    """Write a commented configuration to start from; never over an existing file."""
+    from .configuration import Starter, write_starter
+
+    write_starter(file, Starter(paths, tokenizer, encoder), Console())
+
+
+@config_group.command("check")
+@_CONFIG
+@_SET
+def config_check(*, config: str, overrides: tuple[str, ...]) -> None:
+    """Check a configuration, and show the settings that differ from the defaults.
+
+    It looks at the file and the files that it includes, and not at the corpus.
+    """
+    from .configuration import show_checked
+
+    sys.exit(show_checked(config, overrides, Console()))
+
+
+@config_group.command("explain")
+@click.argument("key", metavar="[KEY]", required=False)
+def config_explain(*, key: str | None) -> None:
+    """Explain a setting, such as neighbors.k, or a section; without KEY, list all settings."""
+    from .configuration import explain_setting, list_settings
+
+    if key is None:
+        list_settings(Console())
+    else:
+        explain_setting(key, Console())
+
+
 def run(arguments: Sequence[str], command: click.Command = cli) -> int:
     """Runs one command.
 
