@@ -14,7 +14,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from retro_db.errors import CorpusError
+from retro_db.corpus import hub
+from retro_db.errors import CorpusError, ExecutionError
 from retro_db.printing import redacted
 
 # Name of a smoke build's folder, behind that of the output.
@@ -62,6 +63,11 @@ class InputFile:
     version: str
     touched: str = ""
     index: InputFile | None = None
+
+    @property
+    def place(self) -> str:
+        """The URL without the commit of a dataset on the hub, which also changes when other files do."""
+        return hub.unpinned(self.url) if self.url.startswith(f"{hub.PROTOCOL}://") else self.url
 
     @property
     def versions(self) -> str:
@@ -132,11 +138,16 @@ class Listing:
             try:
                 fs, pattern = fsspec.core.url_to_fs(os.path.expanduser(path))
                 fs.invalidate_cache()  # what was listed before in this process may have changed
+                if _is_hub(fs):
+                    pattern = hub.pinned(fs, pattern)
+                    path = f"{hub.PROTOCOL}://{pattern}"
                 base, entries = self._matches(fs, pattern)
                 if self._is_written(fs, base):
                     raise ValueError("lies in the output, which a build writes; name other files")
             except (ImportError, ValueError) as error:
                 raise CorpusError(f"{setting}: {path}: {error}") from error
+            except (CorpusError, ExecutionError) as error:
+                raise type(error)(f"{setting}: {path}: {error}") from error
             if not entries:
                 can_be_empty = _WILDCARD.search(pattern) or fs.isdir(pattern)
                 problem = "matches no file" if can_be_empty else "does not exist"
@@ -149,7 +160,14 @@ class Listing:
         files = [_describe(fs, url, base, entry) for url, (fs, entry) in entries_by_url.items()]
         files.sort(key=lambda file: (file.name, file.url))
         for file, following in itertools.pairwise(files):
-            if file.name == following.name and redacted(file.url) == redacted(following.url):
+            if file.name != following.name:
+                continue
+            if file.place == following.place:
+                raise CorpusError(
+                    f"{where}: {following.url} is another revision of {file.url}; give each a source "
+                    "of its own"
+                )
+            if redacted(file.url) == redacted(following.url):
                 raise CorpusError(
                     f"{where}: {file.url} stands for two files, whose URLs differ in what is hidden as a "
                     "credential; copy them to files of other names"
@@ -230,8 +248,7 @@ class Listing:
 
     def _is_beside(self, fs: Any) -> bool:
         """Whether the output is on the same kind of filesystem."""
-        protocols = [fs.protocol] if isinstance(fs.protocol, str) else fs.protocol
-        return self._protocol in protocols
+        return self._protocol in _protocols(fs)
 
     def _list(self, fs: Any, folder: str) -> list[dict[str, Any]]:
         key = (id(fs), folder)
@@ -241,6 +258,14 @@ class Listing:
             except (FileNotFoundError, NotADirectoryError):
                 self._seen[key] = []
         return self._seen[key]
+
+
+def _protocols(fs: Any) -> Sequence[str]:
+    return [fs.protocol] if isinstance(fs.protocol, str) else fs.protocol
+
+
+def _is_hub(fs: Any) -> bool:
+    return hub.PROTOCOL in _protocols(fs)
 
 
 def _real(path: str, *, local: bool) -> str:
@@ -305,8 +330,10 @@ def _describe(fs: Any, url: str, base: str, entry: dict[str, Any]) -> InputFile:
 
 
 def _shown(fs: Any, path: str) -> str:
-    """A path without credentials, so that names made of it do not depend on who signed the URL."""
-    return path if isinstance(fs, LocalFileSystem) else redacted(path)
+    """A path as names are made of it: without credentials, whoever signed it, and without a commit."""
+    if isinstance(fs, LocalFileSystem):
+        return path
+    return redacted(hub.unpinned(path) if _is_hub(fs) else path)
 
 
 def _refuse_stray(link: str, start: str) -> None:

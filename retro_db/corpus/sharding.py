@@ -64,12 +64,12 @@ class Shard:
 
     @property
     def stamp(self) -> str:
-        """Hash of the files' URLs and versions: equal stamps mean equal content.
+        """Hash of the files' places and versions: equal stamps mean equal content.
 
         A file without a version may change unseen: its stamp never equals another one.
         """
         versions = (piece.file.versions or uuid.uuid4().hex for piece in self.pieces)
-        return digest([(p.file.url, v) for p, v in zip(self.pieces, versions, strict=True)])
+        return digest([(p.file.place, v) for p, v in zip(self.pieces, versions, strict=True)])
 
 
 def plan_shards(

@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from retro_db.corpus.hub import failures
 from retro_db.corpus.listing import InputFile, filesystem_of
 from retro_db.errors import CorpusError, ExecutionError
 from retro_db.store.folder import READ_AHEAD
@@ -71,7 +72,7 @@ def open_raw(
             ) from error
         except PermissionError as error:
             raise CorpusError(f"{file.url}: no permission to read it; grant it") from error
-        except OSError as error:
+        except failures(file.url.partition("://")[0]) as error:
             raise _unread(file.url, error) from error
         raw = io.BufferedReader(_Counted(opened, file.url, report), BLOCK)
         resources.enter_context(raw)
@@ -114,8 +115,8 @@ def _expect_same(file: InputFile, entry: dict[str, Any]) -> None:
         )
 
 
-def _unread(url: str, error: OSError) -> ExecutionError:
-    reason = str(error) or type(error).__name__
+def _unread(url: str, error: Exception) -> ExecutionError:
+    reason = " ".join(str(error).split()) or type(error).__name__
     return ExecutionError(f"{url}: cannot be read: {reason}; run the same command again")
 
 
@@ -179,6 +180,7 @@ class _Counted(io.RawIOBase):
     def __init__(self, file: Any, url: str, report: Callable[[int], None]) -> None:
         self._file = file
         self._url = url
+        self._failures = failures(url.partition("://")[0])
         self._report = report
 
     def readable(self) -> bool:
@@ -190,7 +192,7 @@ class _Counted(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             data = self._file.read(len(buffer))
-        except OSError as error:
+        except self._failures as error:
             # A failing disk or network does not mean a damaged file: a retry may read it.
             raise _unread(self._url, error) from error
         buffer[: len(data)] = data
