@@ -43,7 +43,7 @@ from ..stages.tokenizer import TokenizerFiles
 from ..stages.train import TrainedIndex
 from ..stages.tune import BuiltIndex, FilledIndex
 from .build import write_stages
-from .folders import FINISHED, check_files, owned_folder, sweep
+from .folders import FINISHED, check_files, keep_card, owned_folder, sweep
 from .index import draw_queries, tune_index
 from .join import Join, Searched
 from .manifest_content import appended_manifest
@@ -100,6 +100,7 @@ def append(config: Config, engine: Engine, console: Console, *, refresh: bool) -
         if _is_done(home, old, mark):
             # An earlier run may have been stopped between the manifest and this.
             sweep(home, old, f"{generation_path(old.generation)}/")
+            keep_card(home, old, console)
             console.say(f"{config.output} has these documents: nothing to do")
             return old
         place = generation_path(old.generation + 1)
@@ -124,6 +125,7 @@ def append(config: Config, engine: Engine, console: Console, *, refresh: bool) -
         manifest = write_generation(home, old, manifest)
         sweep(home, manifest, f"{place}/")
         write_stages(build, manifest, index)
+        keep_card(home, manifest, console)
         return manifest
 
 

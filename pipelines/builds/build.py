@@ -19,7 +19,15 @@ from ..engine.dry_run import DryRun
 from ..engine.runner import Engine
 from ..stages import STAGES
 from ..stages.tune import BuiltIndex
-from .folders import check_files, checked_output, finished, mark_finished, sweep, taken_output
+from .folders import (
+    check_files,
+    checked_output,
+    finished,
+    keep_card,
+    mark_finished,
+    sweep,
+    taken_output,
+)
 from .manifest_content import built_manifest
 from .overwriting import expect_kept, loss_by
 from .preflight import allow_files, check_addresses, check_ahead
@@ -86,6 +94,7 @@ def _finish(recipe: Recipe) -> Manifest:
     documents = build.whole_documents
     scale = 1.0 if documents is None else documents / manifest.counts.documents
     write_stages(build, manifest, recipe.index, max(scale, 1.0))
+    keep_card(folder, manifest, build.console)
     mark_finished(folder, recipe.mark, manifest)
     return manifest
 

@@ -34,6 +34,7 @@ from .folders import (
     check_files,
     check_output,
     finished,
+    keep_card,
     mark_finished,
     owned_folder,
     sweep,
@@ -104,6 +105,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
         manifest = write_manifest(folder, manifest)
         sweep(folder, manifest)
         write_stages(build, manifest, index)
+        keep_card(folder, manifest, console)
         mark_finished(folder, mark, manifest)
         return manifest
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from retro_db.config import Config
 from retro_db.errors import ConfigError, ExecutionError, InputError, ManifestError, of_environment
-from retro_db.manifest.model import QUERIES, TABLES, Manifest, query_path
+from retro_db.manifest.model import CARD, QUERIES, TABLES, Manifest, query_path
 from retro_db.manifest.sealing import FILE, GENERATIONS, manifest_path, read_manifest
+from retro_db.report.card import write_card
 from retro_db.store.folder import Folder
 from retro_db.store.leases import LEASES
 from retro_db.store.local_lock import FENCE, LOCK
 from retro_db.store.ownership import owning
 from retro_db.store.records import RECORDS
 
-from ..engine.console import chatter_to
+from ..engine.console import Console, chatter_to
 from ..engine.runner import LOG, log_path
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,20 @@ def _sweep_tables(folder: Folder, manifest: Manifest, below: str) -> None:
             folder.remove(place.rstrip("/"))
 
 
+def keep_card(folder: Folder, manifest: Manifest, console: Console) -> None:
+    """Writes the dataset card, or says that somebody has written another.
+
+    Args:
+        folder: The database.
+        manifest: Its manifest.
+        console: What people see.
+    """
+    if not write_card(folder, manifest):
+        console.say(
+            f"card       {CARD} is not as retro-db wrote it, and stays; delete it for a new one"
+        )
+
+
 def check_files(folder: Folder, manifest: Manifest) -> None:
     """Refuses to finish a database that lacks a file: what removed it is not known here.
 
@@ -109,7 +124,7 @@ def check_output(folder: Folder) -> None:
         ConfigError: Names one of them.
     """
     names = set(folder.list())
-    strange = sorted(names - {*_FOLDERS, GENERATIONS, QUERIES, "report", "state", FILE})
+    strange = sorted(names - {*_FOLDERS, GENERATIONS, QUERIES, "report", "state", FILE, CARD})
     if names and "state" not in names:
         strange = sorted(names)
     if strange:

@@ -17,7 +17,7 @@ from retro_db.store.serialize import DecodeError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NO_DATA = re.compile(
-    r"(generations/[^/]+/)?(manifest\.json$|(queries/[^/]+/)?(state|report)(/|$))"
+    r"(generations/[^/]+/)?(manifest\.json$|README\.md$|(queries/[^/]+/)?(state|report)(/|$))"
 )
 _TOKEN_LIMITS = {"uint16": 1 << 16, "uint32": 1 << 31}  # a trainer reads int32
 # Sections of the configuration in which readers look something up.

@@ -225,6 +225,8 @@ class Tables:
 
 TABLES = tuple(table.name for table in dataclasses.fields(Tables))
 QUERIES = "queries"
+# The dataset card, which belongs to people, not to the database.
+CARD = "README.md"
 
 
 def query_path(name: str) -> str:

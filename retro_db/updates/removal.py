@@ -12,6 +12,7 @@ from retro_db.errors import ExecutionError, InputError
 from retro_db.manifest.model import Manifest
 from retro_db.manifest.sealing import FILE, generation_path, read_manifest, write_generation
 from retro_db.reader.database import Database
+from retro_db.report.card import write_card
 from retro_db.store.contracts import contract
 from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.ownership import owning
@@ -77,6 +78,7 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
             owned.remove(next_folder)  # files of a removal that was stopped
             without = _without(Database(owned, manifest), rows, chunks)
             manifest = write_generation(owned, manifest, without)
+            write_card(owned, manifest)
     return Removal(len(rows), chunks, len(listed_rows) - len(rows), manifest.generation)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from retro_db.errors import DamagedFileError
-from retro_db.manifest.model import QUERIES, TABLES
+from retro_db.manifest.model import CARD, QUERIES, TABLES
 from retro_db.manifest.sealing import FILE, GENERATIONS, generation_path, manifest_path
 from retro_db.meter import Meter
 from retro_db.reader.database import Database
@@ -73,10 +73,10 @@ def _hash(stream: BinaryIO, meter: Meter) -> tuple[int, str]:
 
 
 def check_strangers(database: Database, history: History) -> Iterator[str]:
-    """Checks that a manifest knows every file and every folder, except in `state` and `report`."""
+    """Checks that a manifest knows every file and every folder, but the card, `state` and `report`."""
     listed = {entry.path for manifest in history.manifests.values() for entry in manifest.files}
     kept = (manifest_path(number) for number in range(1, history.current.generation))
-    known = {FILE, *listed, *kept}
+    known = {FILE, CARD, *listed, *kept}
     paths = database.folder.walk()
     copy = manifest_path(history.current.generation)
     if copy in paths and database.folder.read(copy) == database.folder.read(FILE):

@@ -13,13 +13,14 @@ import orjson
 import pytest
 import yaml
 
+import retro_db
 from retro_db.corpus.listing import InputFile, Listing
 from retro_db.corpus.streams import open_raw
 from retro_db.errors import CorpusError, ExecutionError
 from retro_db_pipelines.commands.cli import run
 from support.hub import Hub, serving_hub
 from support.places import ROOT
-from support.projects import make_project
+from support.projects import Project, make_project
 
 
 @pytest.fixture
@@ -148,3 +149,15 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ExecutionError, match=f"{told}.*offline mode .*`hf download"):
         listed("hf://datasets/owner/text/data/*.jsonl")
+
+
+def test_a_database_is_read_on_the_hub_as_its_card_tells(
+    hub: Hub, six: Project, tmp_path: Path
+) -> None:
+    paths = [path for path in six.output.rglob("*") if path.is_file()]
+    published = {path.relative_to(six.output).as_posix(): path.read_bytes() for path in paths}
+    hub.commit("owner/db", {path: data for path, data in published.items() if data})
+    database = retro_db.open("hf://datasets/owner/db", cache=tmp_path / "cache")
+    ids = list(range(len(database)))
+    assert (database.neighbors[ids] == six.open().neighbors[ids]).all()
+    assert (database.chunks[ids] == six.open().chunks[ids]).all()

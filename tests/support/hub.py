@@ -104,9 +104,13 @@ class _Asked(http.server.BaseHTTPRequestHandler):
             return
         self.hub.asked.append(f"{revision}/{path}")
         content = known[1][path]
-        start, stop = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups()
-        piece = content[int(start) : int(stop) + 1]
-        covered = f"bytes {start}-{int(start) + len(piece) - 1}/{len(content)}"
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"] or "")
+        if asked is None:
+            self._answer(200, content)
+            return
+        start, stop = map(int, asked.groups())
+        piece = content[start : stop + 1]
+        covered = f"bytes {start}-{start + len(piece) - 1}/{len(content)}"
         self._answer(206, piece, {"Content-Range": covered})
 
     def _answer(self, status: int, data: Any, headers: dict[str, str] | None = None) -> None:

@@ -14,6 +14,7 @@ import pytest
 import retro_db
 from retro_db.errors import DamagedFileError
 from retro_db.reader.database import Database
+from retro_db.report.card import render_card
 from retro_db.verify import verify_database
 from retro_db_pipelines.commands.cli import run
 from support import brute_force
@@ -103,12 +104,19 @@ def test_appended_three_times_it_equals_one_build(growing: Growing, capsys: Any)
     assert "later generations" in capsys.readouterr().err
 
 
-def test_refreshed_all_chunks_find_neighbors_among_all(growing: Growing, tmp_path: Path) -> None:
+def test_refreshed_all_chunks_find_neighbors_among_all(growing: Growing, capsys: Any) -> None:
     shutil.copytree(growing.folder / "one", growing.folder / "refreshed")
+    card = growing.folder / "refreshed" / "README.md"
+    card.write_text("# Mine")
     for number in range(1, PARTS):
         project = growing.project("refreshed", number)
         assert project.build("--append", "--refresh") == 0
+        if number == 1:
+            assert "README.md is not as retro-db wrote it, and stays" in capsys.readouterr().out
+            assert card.read_text() == "# Mine"
+            card.unlink()
     refreshed = project.open()
+    assert card.read_bytes() == render_card(refreshed.manifest)
     grown, whole = (retro_db.open(str(growing.folder / name)) for name in ("grown", "whole"))
     assert verify_database(str(project.output), recompute=1.0).problems == []
     assert recall_of(refreshed) >= recall_of(whole) - 0.01

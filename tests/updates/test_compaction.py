@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import retro_db
 from retro_db.errors import DamagedFileError, ExecutionError, NotADatabaseError
 from retro_db.manifest.sealing import write_manifest
+from retro_db.report.card import render_card
 from retro_db.store.folder import Folder
 from retro_db.updates.compaction import Renumbering
 from retro_db.verify import verify_database
@@ -90,6 +91,7 @@ def test_it_equals_a_build_without_the_documents(databases: tuple[Path, Path, Pa
         assert getattr(compacted.manifest.counts, name) == getattr(built.manifest.counts, name)
     assert compacted.manifest.generation == 1
     assert verify_database(str(databases[1]), recompute=1.0).problems == []
+    assert (databases[1] / "README.md").read_bytes() == render_card(compacted.manifest)
 
 
 def test_its_neighbors_are_those_of_what_is_left(databases: tuple[Path, Path, Path]) -> None:
