@@ -34,8 +34,8 @@ def write_card(folder: Folder, manifest: Manifest) -> bool:
     card = render_card(manifest)
     if folder.exists(CARD):
         written = folder.read(CARD)
-        if written != card and not _is_own(written):
-            return False
+        if written == card or not _is_own(written):
+            return written == card
     folder.write(CARD, card)
     return True
 

@@ -79,6 +79,10 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
             without = _without(Database(owned, manifest), rows, chunks)
             manifest = write_generation(owned, manifest, without)
             write_card(owned, manifest)
+    else:
+        # An earlier run may have been stopped between the manifest and the card.
+        with owning(folder) as owned:
+            write_card(owned, read_manifest(owned))
     return Removal(len(rows), chunks, len(listed_rows) - len(rows), manifest.generation)
 
 
