@@ -82,6 +82,7 @@ def remove_documents(url: str, listed: str | Path) -> Removal:
     else:
         # An earlier run may have been stopped between the manifest and the card.
         with owning(folder) as owned:
+            owned.sweep()
             write_card(owned, read_manifest(owned))
     return Removal(len(rows), chunks, len(listed_rows) - len(rows), manifest.generation)
 
