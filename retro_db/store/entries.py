@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+from retro_db.errors import DamagedFileError
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.serialize import DecodeError
 
@@ -40,6 +45,25 @@ def read_bounded(folder: Folder, path: str) -> bytes | None:
         return None if size is None else folder.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def lines_of(folder: Folder, path: str) -> Iterator[bytes]:
+    """The lines of a file of records, however many; none if it does not exist, or is no file of the folder.
+
+    Args:
+        folder: The database.
+        path: Path of the file, relative to the folder.
+
+    Yields:
+        Lines. One that is longer than any that is written comes in pieces, which are no records.
+    """
+    if folder.leads_out(path):
+        return
+    with contextlib.suppress(DamagedFileError), folder.streaming(path) as stream:
+        # A stream of an object store cannot bound its lines itself.
+        reader = io.BufferedReader(cast(io.RawIOBase, stream))
+        while line := reader.readline(_MOST_BYTES):
+            yield line
 
 
 def check_entry(entry: FileEntry, where: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from retro_db.meter import Work
-from retro_db.store.entries import check_entry, read_bounded
+from retro_db.store.entries import check_entry, lines_of, read_bounded
 from retro_db.store.folder import FileEntry, Folder
 from retro_db.store.serialize import (
     DecodeError,
@@ -73,12 +74,8 @@ class StageRecords:
     def load(self) -> dict[str, Record]:
         """All records by name; one that cannot be read counts as missing."""
         names = [name for name in self._folder.list(self._scattered) if name.endswith(".json")]
-        paths = [self._compacted, *(f"{self._scattered}/{name}" for name in names)]
         records = {}
-        # An object store takes tens of milliseconds for each file.
-        with ThreadPoolExecutor(_READERS) as pool:
-            lines = list(chain.from_iterable(pool.map(self._lines, paths)))
-        for line in lines:
+        for line in chain(lines_of(self._folder, self._compacted), self._committed(names)):
             try:
                 record = from_json(Record, parse_json(line))
                 for number, entry in enumerate(record.files):
@@ -88,14 +85,21 @@ class StageRecords:
             records[record.name] = record
         return records
 
-    def _lines(self, path: str) -> list[bytes]:
-        try:
-            return (read_bounded(self._folder, path) or b"").splitlines()
-        except DecodeError:
-            return []
+    def _committed(self, names: list[str]) -> Iterator[bytes]:
+        """The records that lie in a file each."""
+
+        def read(name: str) -> bytes:
+            try:
+                return read_bounded(self._folder, f"{self._scattered}/{name}") or b""
+            except DecodeError:
+                return b""
+
+        # An object store takes tens of milliseconds for each file.
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from pool.map(read, names)
 
     def keep_only(self, records: list[Record]) -> None:
         """Replaces all records by these, in one file."""
-        text = b"".join(canonical(to_json(record)) + b"\n" for record in records)
-        self._folder.write(self._compacted, text)
+        with self._folder.writing(self._compacted) as path, path.open("wb") as file:
+            file.writelines(canonical(to_json(record)) + b"\n" for record in records)
         self._folder.remove(self._scattered)
