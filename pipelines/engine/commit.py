@@ -130,6 +130,7 @@ def _run(task: Task, job: Job, shared: Any) -> None:
         work=meter.work,
         stamp=task.reads.stamp if task.reads else "",
         host=socket.gethostname(),
+        ended=round(time.time(), 3),
     )
     progress.publish(meter.work)
     StageRecords(job.folder, job.name).commit(record)

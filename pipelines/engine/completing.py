@@ -9,7 +9,7 @@ from retro_db.corpus.sharding import Shard
 from retro_db.errors import ExecutionError
 from retro_db.manifest.sealing import FILE
 from retro_db.meter import Work
-from retro_db.report.stage_report import StageWork
+from retro_db.report.stage_report import StageWork, pace_of
 from retro_db.store.folder import Folder
 from retro_db.store.records import Record, StageRecords
 
@@ -40,7 +40,8 @@ class Running:
         StageRecords(build.folder, stage.name).keep_only(records)
         seconds = sum(record.seconds for record in records)
         work = sum((record.work for record in records), Work())
-        build.stages[stage.name] = StageWork(seconds, stage.unit, work)
+        spans = [(record.ended, record.seconds, record.work.done) for record in records]
+        build.stages[stage.name] = StageWork(seconds, stage.unit, work, pace_of(spans))
         return results_of(stage, records)
 
     def foresee(self, build: Build, state: Standing[Result]) -> None:

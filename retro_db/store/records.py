@@ -38,6 +38,7 @@ class Record:
         stamp: Paths and versions of the input files as they were planned. If it differs, the content
             decides.
         host: Machine that it ran on, so that the output of a faulty one can be found; empty in old records.
+        ended: When it ended, in seconds since 1970; 0 in old records.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Record:
     work: Work = field(default_factory=Work)
     stamp: str = ""
     host: str = ""
+    ended: float = 0.0
 
 
 def mark_of(value: object) -> str:
