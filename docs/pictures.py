@@ -24,7 +24,13 @@ from retro_db_pipelines.commands.query import show_near_text
 from retro_db_pipelines.engine.console import Console
 
 IMAGES = Path(__file__).resolve().parent / "images"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSERS = (
+    "chromium",
+    "chromium-headless-shell",
+    "chromium-browser",
+    "google-chrome",
+    "chrome",
+)
 _COLUMNS = 100
 _PIXELS = "1200,1790"
 # The sections that fit one picture.

@@ -323,14 +323,34 @@ def leakage(*, database: str, queries: str | None, k: int, save: str | None, as_
 
 @cli.command()
 @_DATABASE
-@click.option("--out", metavar="FILE", help="Path or URL; by default report/report.html in DB.")
-def report(database: str, out: str | None) -> None:
+@click.option(
+    "--beside",
+    metavar="DB",
+    help="Another database to show beside DB, with the settings that differ.",
+)
+@click.option(
+    "--beside-generation",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Generation to show beside DB: of the database of --beside, or else of DB itself.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    help="Path or URL; by default report/report.html in DB, or report/beside.html where two are shown.",
+)
+def report(
+    *, database: str, beside: str | None, beside_generation: int | None, out: str | None
+) -> None:
     """Write a page about a database: one HTML file that needs no network."""
     import retro_db
     from retro_db.report.page import write_report
 
     console = Console()
-    console.say(f"report     {write_report(retro_db.open(database), out)}")
+    other = None
+    if beside or beside_generation:
+        other = retro_db.open(beside or database, beside_generation)
+    console.say(f"report     {write_report(retro_db.open(database), out, other)}")
 
 
 @cli.command()

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.index.structure import is_embedded, widen
 from retro_db.manifest.model import Manifest
 from retro_db.reader.database import Database
+from retro_db.report.chunk_map import MAPPED, ChunkMap, map_chunks
 from retro_db.report.leakage import Overlaps, overlaps
+from retro_db.report.retrieval import Retrieval, measure_retrieval
 from retro_db.report.stage_report import StageReport, read_stages
 from retro_db.search.passages import Passage, Passages
 from retro_db.search.searching import list_lengths
 
 SAMPLE, _PARTS = 20_000, 64
 LEAKAGE_K = 10  # as in the paper, section 2.6
-_MAPPED = 2_000
+# Texts of each source that are compared with their tokens.
+_TEXTS = 200
 # Quantiles of the distance of the nearest neighbor, from near to far, at which chunks are shown to read.
 _SHOWN_QUANTILES = (0.02, 0.25, 0.5, 0.75, 0.98)
 _SHOWN_NEIGHBORS = 2
@@ -51,21 +53,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class ChunkMap:
-    """Embeddings of chunks on the plane of their two main directions.
-
-    Attributes:
-        points: float32 [n, 2].
-        sources: Names of the chunks' sources, n.
-        explained: Share of the variance that the plane shows.
-    """
-
-    points: np.ndarray
-    sources: list[str]
-    explained: float
-
-
-@dataclass(frozen=True)
 class Sample:
     """Chunks drawn evenly, without the chunks of removed documents.
 
@@ -73,6 +60,7 @@ class Sample:
         ids: int64 [n], ascending; all chunks of a database with at most `SAMPLE` chunks in at most `_PARTS`
             files.
         lengths: Number of tokens of each chunk, int64 [n].
+        sources: Names of the documents' sources, n.
         splits: Names of the documents' splits, n.
         nearest: Squared distance of the first neighbor, float32 [n]; infinity if a chunk has none.
         last: Squared distance of the last of the k neighbors, likewise.
@@ -81,10 +69,41 @@ class Sample:
 
     ids: np.ndarray
     lengths: np.ndarray
+    sources: np.ndarray
     splits: np.ndarray
     nearest: np.ndarray
     last: np.ndarray
     overlaps: Overlaps
+
+
+@dataclass(frozen=True)
+class DocumentLengths:
+    """Tokens of documents, without the removed ones.
+
+    Attributes:
+        tokens: int64 [n].
+        is_whole: Whether these are all documents; otherwise those of the files that the sample is drawn from.
+    """
+
+    tokens: np.ndarray
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """Some chunks of a source as text.
+
+    Attributes:
+        source: Name of the source.
+        chunks: Number of chunks.
+        tokens: Their tokens.
+        bytes: Bytes of their text in UTF-8.
+    """
+
+    source: str
+    chunks: int
+    tokens: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -96,9 +115,11 @@ class Facts:
         missing: Files that do not exist or have another size.
         flow: Steps from records to neighbors.
         sample: Measured chunks.
+        documents: Lengths of documents.
+        text_sizes: Text of some chunks of each source of the sample.
+        retrieval: Neighbors by source, hubs and copies.
         lists: Number of entries of every inverted list, int64 [lists].
-        chunk_map: Map of chunks; None if embeddings were not kept, or fewer than three chunks have different
-            ones.
+        chunk_map: Map of chunks; None if there is none to draw.
         passages: Chunks to read, each with its neighbors.
         stages: What the stages of the build took; None if this is not known.
     """
@@ -107,28 +128,39 @@ class Facts:
     missing: list[str]
     flow: list[Step]
     sample: Sample
+    documents: DocumentLengths
+    text_sizes: list[TextSize]
+    retrieval: Retrieval
     lists: np.ndarray
     chunk_map: ChunkMap | None
     passages: list[tuple[Passage, list[Passage]]]
     stages: StageReport | None
 
 
-def gather_facts(database: Database) -> Facts:
+def gather_facts(database: Database, share: int = 1) -> Facts:
     """Reads what the report shows.
+
+    Args:
+        database: The database.
+        share: Number of databases that share a page, and so the chunks of its maps.
 
     Raises:
         DamagedFileError: A file is missing, or disagrees with the manifest.
     """
     manifest, folder = database.manifest, database.folder
     missing = sorted(folder.missing(manifest.files))
-    sample, sources = _sample(database)
+    files = _files(database.first_chunks)
+    sample = _sample(database, files)
     return Facts(
         manifest=manifest,
         missing=missing,
         flow=data_flow(manifest),
         sample=sample,
+        documents=_document_lengths(database, files),
+        text_sizes=_text_sizes(database, sample),
+        retrieval=measure_retrieval(database, sample.ids),
         lists=_list_lengths(database),
-        chunk_map=_map(database, sample, sources),
+        chunk_map=map_chunks(database, sample.ids, MAPPED // share),
         passages=_passages(database, sample),
         stages=read_stages(folder),
     )
@@ -166,40 +198,78 @@ def _added(counted: list[dict[str, int]]) -> Counter[str]:
     return sum(map(Counter, counted), Counter[str]())
 
 
-def _sample(database: Database) -> tuple[Sample, list[str]]:
-    """Returns the sample, and the name of each chunk's source."""
-    drawn = _drawn(database.first_chunks)
+def _files(first_chunks: np.ndarray) -> np.ndarray:
+    """Draws the numbers of up to `_PARTS` files, ascending: a store need not send the others."""
+    files = np.arange(len(first_chunks) - 1)
+    if len(files) <= _PARTS:
+        return files
+    return np.sort(np.random.default_rng(0).choice(files, _PARTS, replace=False))
+
+
+def _sample(database: Database, files: np.ndarray) -> Sample:
+    drawn = _drawn(database.first_chunks, files)
     ids = drawn[~database.removals.has_chunks(drawn)]
     documents = database.documents_at(database.chunks.documents(ids))
     k = database.manifest.neighbors.k
     distances = database.neighbors.distances(ids)
-    sample = Sample(
+    return Sample(
         ids=ids,
         lengths=database.chunks.lengths(ids).astype(np.int64),
+        sources=np.array(documents["source"].to_pylist(), dtype=object),
         splits=np.array(documents["split"].to_pylist(), dtype=object),
         nearest=distances[:, 0],
         last=distances[:, -1],
         overlaps=Overlaps.joined(overlaps(database, ids, min(LEAKAGE_K, k))),
     )
-    return sample, documents["source"].to_pylist()
 
 
-def _drawn(first_chunks: np.ndarray) -> np.ndarray:
-    """Draws ids from up to `_PARTS` files, int64 [n], ascending: a store need not send the other files.
+def _drawn(first_chunks: np.ndarray, files: np.ndarray) -> np.ndarray:
+    """Draws ids of some files' chunks, int64 [n], ascending.
 
     Args:
         first_chunks: First id of each file, and one behind the last id, int64 [files + 1].
+        files: Numbers of the files to draw from.
     """
-    chance = np.random.default_rng(0)
-    files = np.arange(len(first_chunks) - 1)
-    if len(files) > _PARTS:
-        files = np.sort(chance.choice(files, _PARTS, replace=False))
     counts = first_chunks[files + 1] - first_chunks[files]
     ends = np.cumsum(counts)
     size = int(ends[-1]) if len(ends) else 0
-    rows = np.unique(chance.integers(0, size, SAMPLE)) if size > SAMPLE else np.arange(size)
+    rows = np.arange(size)
+    if size > SAMPLE:
+        rows = np.unique(np.random.default_rng(0).integers(0, size, SAMPLE))
     owners = np.searchsorted(ends, rows, side="right")
     return first_chunks[files][owners] + rows - (ends - counts)[owners]
+
+
+def _document_lengths(database: Database, files: np.ndarray) -> DocumentLengths:
+    m = database.manifest.chunk.tokens
+    tokens = [np.empty(0, np.int64)]
+    for first, end in zip(
+        database.first_documents[files], database.first_documents[files + 1], strict=True
+    ):
+        rows = np.setdiff1d(np.arange(first, end), database.removed, assume_unique=True)
+        documents = database.documents_at(rows)
+        counts = documents["chunk_count"].to_numpy().astype(np.int64)
+        has_chunks = counts > 0
+        # Only the last chunk of a document is shorter than m.
+        last = (documents["first_chunk"].to_numpy() + counts - 1)[has_chunks]
+        lengths = m * (counts - 1)
+        lengths[has_chunks] += database.chunks.lengths(last)
+        tokens.append(np.maximum(lengths, 0))
+    return DocumentLengths(np.concatenate(tokens), len(files) == len(database.tables.documents))
+
+
+def _text_sizes(database: Database, sample: Sample) -> list[TextSize]:
+    """Decodes up to `_TEXTS` chunks of each source, drawn evenly from the sample."""
+    passages, sizes = Passages(database), []
+    for source in database.manifest.sources:
+        rows = np.flatnonzero(sample.sources == source.name)
+        rows = rows[np.linspace(0, len(rows), min(len(rows), _TEXTS), False).astype(np.int64)]
+        if len(rows):
+            texts = passages.texts(sample.ids[rows])
+            size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+            tokens = int(sample.lengths[rows].sum())
+            sizes.append(TextSize(source.name, len(rows), tokens, size))
+    return sizes
 
 
 def _list_lengths(database: Database) -> np.ndarray:
@@ -208,26 +278,6 @@ def _list_lengths(database: Database) -> np.ndarray:
         with database.folder.holding(entry) as path:
             lengths.append(list_lengths(path))
     return np.concatenate(lengths)
-
-
-def _map(database: Database, sample: Sample, sources: list[str]) -> ChunkMap | None:
-    """Maps up to `_MAPPED` chunks of the sample, without those that have no embedding."""
-    if not database.manifest.tables.embeddings:
-        return None
-    size = len(sample.ids)
-    chosen = np.linspace(0, size, min(size, _MAPPED), endpoint=False).astype(np.int64)
-    embeddings = database.embeddings[sample.ids[chosen]]
-    embedded = is_embedded(embeddings)
-    names = [sources[row] for row in chosen[embedded]]
-    if len(names) < 3:
-        return None
-    vectors = widen(embeddings[embedded])
-    left, values, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-    variance = values**2
-    if not variance.sum():
-        return None
-    explained = float(variance[:2].sum() / variance.sum())
-    return ChunkMap(left[:, :2] * values[:2], names, explained)
 
 
 def _passages(database: Database, sample: Sample) -> list[tuple[Passage, list[Passage]]]:

@@ -1,67 +1,37 @@
-"""The report's figures: each a drawing, with its numbers as a table and its message in words."""
+"""The report's figures of documents, chunks and lists, and all figures together."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from retro_db.manifest.model import TRAIN, VALIDATION, RecallPoint
+from retro_db.manifest.model import TRAIN, VALIDATION
 from retro_db.printing import printable
 from retro_db.report.drawing import (
-    MARKERS,
     SERIES,
     STYLE,
     TEXT,
     THOUSANDS,
-    WIDTH,
     draw_bars,
+    hint,
+    hint_bins,
     legend_above,
     new_axes,
-    to_svg,
 )
-from retro_db.report.facts import LEAKAGE_K, ChunkMap, Facts, Step
+from retro_db.report.facts import LEAKAGE_K, Facts, Step
+from retro_db.report.figure import Figure, Grid, doubling, share
 from retro_db.report.leakage import BINS
-from retro_db.report.stage_report import StageReport
-from retro_db.search.tuning import Speed
+from retro_db.report.map_figure import draw_map
+from retro_db.report.retrieval_figures import draw_copies, draw_hubs, draw_matrix, draw_text_sizes
+from retro_db.report.speed_figures import draw_pace, draw_recall, draw_stages
 
 _CHUNKS = {TRAIN: "training chunks", VALIDATION: "validation chunks"}
 _BARS = 30
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table: its first column names the rows, the others are numbers but for those in `texts`."""
-
-    headers: list[str]
-    rows: list[list[str]]
-    texts: set[int] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing, with its content in words and numbers for those who do not see it.
-
-    Attributes:
-        name: Name in links.
-        title: Title above the drawing.
-        caption: What the drawing shows, and how it was measured.
-        summary: The drawing's message in a sentence, which replaces it.
-        svg: The drawing.
-        grid: The drawing's numbers; None if they are too many.
-    """
-
-    name: str
-    title: str
-    caption: str
-    summary: str
-    svg: str
-    grid: Grid | None
 
 
 @dataclass(frozen=True)
@@ -70,29 +40,44 @@ class Drawings:
 
     Attributes:
         flow: Data flow.
-        measured: Figures of the sample of chunks, and of the inverted lists.
+        measured: Figures of documents, of the sample of chunks, and of the inverted lists.
+        retrieval: Figures of neighbors by source, hubs and copies.
         recall: Recall against speed; None if recall was not measured.
         chunk_map: Map of chunks; None if the facts have none.
-        stages: Time of every stage; None if it is not known.
+        build: Figures of the stages' times, as far as these are known.
     """
 
     flow: Figure
     measured: list[Figure]
+    retrieval: list[Figure]
     recall: Figure | None
     chunk_map: Figure | None
-    stages: Figure | None
+    build: list[Figure]
 
 
 def draw(facts: Facts) -> Drawings:
     """Draws all figures of the report."""
-    stages = facts.stages
+    stages = facts.stages.stages if facts.stages else {}
     with mpl.rc_context(STYLE):
+        retrieval = [draw_hubs(facts), draw_copies(facts.retrieval), draw_text_sizes(facts)]
+        if len(facts.retrieval.sources) > 1:
+            retrieval.insert(0, draw_matrix(facts))
+        build = [draw_stages(facts.stages)] if facts.stages and stages else []
+        if any(stage.pace for stage in stages.values()):
+            build.append(draw_pace(stages))
         return Drawings(
             flow=_flow(facts.flow),
-            measured=[_lengths(facts), _distances(facts), _overlaps(facts), _lists(facts)],
-            recall=_recall(facts) if facts.manifest.index.recall else None,
-            chunk_map=_map(facts.chunk_map) if facts.chunk_map else None,
-            stages=_stages(stages) if stages and stages.stages else None,
+            measured=[
+                _lengths(facts),
+                _documents(facts),
+                _distances(facts),
+                _overlaps(facts),
+                _lists(facts),
+            ],
+            retrieval=retrieval,
+            recall=draw_recall(facts) if facts.manifest.index.recall else None,
+            chunk_map=draw_map(facts.chunk_map) if facts.chunk_map else None,
+            build=build,
         )
 
 
@@ -105,8 +90,12 @@ def _flow(flow: Sequence[Step]) -> Figure:
     canvas, axes = new_axes(height=40 + 30 * len(flow))
     rows_of_bars = np.arange(len(flow))
     hatched = {"fill": False, "edgecolor": TEXT, "hatch": "////"}
-    axes.barh(rows_of_bars, kept, 0.6, color=SERIES[0], label="kept")
-    axes.barh(rows_of_bars, left, 0.6, kept, label="left out", **hatched)
+    bars = axes.barh(rows_of_bars, kept, 0.6, color=SERIES[0], label="kept")
+    bars_left = axes.barh(rows_of_bars, left, 0.6, kept, label="left out", **hatched)
+    for step, bar, bar_left in zip(flow, bars, bars_left, strict=True):
+        hint(bar, [f"{step.name}: {step.kept:,} {step.unit}"])
+        why = f": {printable(step.reasons)}" if step.reasons else ""
+        hint(bar_left, [f"left out: {step.left_out:,} {step.unit}{why}"])
     axes.set_yticks(rows_of_bars, [step.name for step in flow])
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="% of the records, and of the chunks")
@@ -126,13 +115,13 @@ def _flow(flow: Sequence[Step]) -> Figure:
         "Data flow",
         "What was kept and what was left out, from records to neighbors. The last steps are shares of the "
         "chunks that have an embedding. Documents that were removed later are counted.",
-        f"Of {flow[0].kept:,} records, {_documents(flow)} documents stay.",
-        to_svg(canvas, "flow"),
+        f"Of {flow[0].kept:,} records, {_kept_documents(flow)} documents stay.",
+        canvas,
         Grid(["step", "kept", "left out", "unit", "why"], rows, {3, 4}),
     )
 
 
-def _documents(flow: Sequence[Step]) -> str:
+def _kept_documents(flow: Sequence[Step]) -> str:
     return f"{[step.kept for step in flow if step.unit == 'documents'][-1]:,}"
 
 
@@ -153,9 +142,39 @@ def _lengths(facts: Facts) -> Figure:
         "lengths",
         "Chunk length",
         f"Tokens before the padding. Only the last chunk of a document is shorter than {m}.",
-        f"{_share(full, len(facts.sample.lengths))} of the chunks have all {m} tokens.",
-        to_svg(canvas, "lengths"),
+        f"{share(full, len(facts.sample.lengths))} of the chunks have all {m} tokens.",
+        canvas,
         Grid(["tokens", "chunks"], [[n, f"{c:,}"] for n, c in zip(names, counts, strict=True)]),
+    )
+
+
+def _documents(facts: Facts) -> Figure:
+    """Draws how many tokens documents have."""
+    tokens = facts.documents.tokens
+    names, counts = doubling(tokens)
+    canvas, axes = new_axes()
+    draw_bars(axes, names, [counts], ["documents"])
+    axes.set(xlabel="tokens, up to", ylabel="% of documents")
+    where = (
+        f"All {len(tokens):,} documents."
+        if facts.documents.is_whole
+        else f"The {len(tokens):,} documents of the files that the sample comes from."
+    )
+    middle, mean, longest = (
+        (f"{np.median(tokens):,.0f}", f"{tokens.mean():,.0f}", f"{tokens.max():,}")
+        if len(tokens)
+        else ("-", "-", "-")
+    )
+    return Figure(
+        "documents",
+        "Document length",
+        f"Tokens of a document. {where} Each bar reaches twice as far as the one before.",
+        f"Half of the documents have at most {middle} tokens; the mean is {mean}, the longest has {longest}.",
+        canvas,
+        Grid(
+            ["tokens up to", "documents"],
+            [[n, f"{c:,}"] for n, c in zip(names, counts, strict=True)],
+        ),
     )
 
 
@@ -167,7 +186,9 @@ def _lists(facts: Facts) -> Figure:
     edges = np.arange(0, longest + width + 1, width)
     counts, _ = np.histogram(lists, edges)
     canvas, axes = new_axes()
-    axes.stairs(counts, edges, fill=True, color=SERIES[0])
+    bars = axes.bar(edges[:-1], counts, width, align="edge", color=SERIES[0])
+    for bar, low, count in zip(bars, edges, counts, strict=False):
+        hint(bar, [f"{low:,} to {low + width - 1:,} entries: {count:,} lists"])
     axes.set(xlabel="entries of a list", ylabel="lists")
     axes.xaxis.set_major_formatter(THOUSANDS)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -188,7 +209,7 @@ def _lists(facts: Facts) -> Figure:
         "Entries of the index's lists. The imbalance is how much longer a search takes than in equal "
         "lists.",
         f"{len(lists):,} lists, of {middle:,.0f} entries in the middle; imbalance {uneven:.2f}.",
-        to_svg(canvas, "lists"),
+        canvas,
         Grid(["measure", "value"], rows),
     )
 
@@ -204,11 +225,21 @@ def _distances(facts: Facts) -> Figure:
     most = float(np.percentile(together, 99.5)) if len(together) else 1.0
     edges = _edges(np.minimum(together, most))
     canvas, axes = new_axes()
+    drawn = []
     for (name, values), color, line in zip(distances.items(), SERIES, ("-", "--"), strict=False):
         counts, _ = np.histogram(np.minimum(values, most), edges)
         shares = 100 * counts / max(len(values), 1)
         axes.stairs(shares, edges, color=color, linestyle=line, linewidth=2, label=name)
+        drawn.append([f"{name} {portion:.1f}%" for portion in shares])
     axes.set(xlabel="squared distance", ylabel="% of chunks")
+    hint_bins(
+        axes,
+        edges,
+        [
+            f"{low:.3g} to {high:.3g}: {', '.join(portions)} of the chunks"
+            for low, high, *portions in zip(edges, edges[1:], *drawn, strict=False)
+        ],
+    )
     legend_above(axes)
     marks = (5, 25, 50, 75, 95)
     rows = [
@@ -230,7 +261,7 @@ def _distances(facts: Facts) -> Figure:
         "For half of the chunks: " + ", ".join(map(" within ".join, halves)) + "."
         if len(together)
         else "No chunk has a neighbor.",
-        to_svg(canvas, "distances"),
+        canvas,
         Grid(["share of chunks below", *distances], rows),
     )
 
@@ -251,7 +282,7 @@ def _overlaps(facts: Facts) -> Figure:
     if len(groups) > 1:
         legend_above(axes)
     half = ", ".join(
-        f"{_share(int((ratios[chosen] > 0.5).sum()), int(chosen.sum()))} of the {_CHUNKS[split]}"
+        f"{share(int((ratios[chosen] > 0.5).sum()), int(chosen.sum()))} of the {_CHUNKS[split]}"
         for split, chosen in groups.items()
     )
     rows = [
@@ -265,135 +296,8 @@ def _overlaps(facts: Facts) -> Figure:
         f"{min(LEAKAGE_K, facts.manifest.neighbors.k)} nearest neighbors and their continuations, over "
         "its length (RETRO, section 2.6).",
         f"More than half of their tokens stand in a neighbor for {half or 'no chunk'}.",
-        to_svg(canvas, "overlaps"),
+        canvas,
         Grid(["r(C)", *(_CHUNKS[split] for split in groups)], rows),
-    )
-
-
-def _recall(facts: Facts) -> Figure:
-    """Draws recall against speed, or against the lists visited if speed is not known."""
-    index = facts.manifest.index
-    chosen = index.recall[-1]
-    speeds = _speeds(facts)
-    rates = [speed.queries_per_second for speed in speeds]
-    tried: Sequence[RecallPoint | Speed] = speeds or index.recall
-    along = rates or [point.nprobe for point in tried]
-    canvas, axes = new_axes()
-    recalls = [point.recall for point in tried]
-    axes.plot(along[:-1], recalls[:-1], color=SERIES[0], marker="o", ls="", label="tried")
-    axes.plot(along[-1:], recalls[-1:], color=SERIES[1], marker="D", ls="", label="chosen")
-    target = facts.manifest.config.get("index", {}).get("recall_target")
-    if target is not None:
-        axes.axhline(target, color=TEXT, linewidth=1, linestyle=":", label="target")
-    axes.set(xscale="log", xlabel="queries a second" if speeds else "lists visited")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set_ylabel("recall@10")
-    legend_above(axes)
-    rows = [
-        [
-            f"{point.nprobe:,}",
-            f"{point.rerank:,}",
-            f"{point.ef_search:,}" if point.ef_search else "-",
-            f"{point.recall:.4f}",
-            f"{rate:,.0f}" if rate else "-",
-        ]
-        for point, rate in itertools.zip_longest(tried, rates)
-    ]
-    side_by_side = f", {speeds[0].threads} of them side by side" if speeds else ""
-    return Figure(
-        "recall",
-        "Recall against speed",
-        f"{index.recall_queries:,} chunks searched for while the search was tuned{side_by_side}, and "
-        "compared with exact search among other documents. The last row is the chosen way.",
-        f"Chosen: {chosen.nprobe} of {index.lists:,} lists, recall@10 {chosen.recall:.3f}, at least "
-        f"{chosen.lower_bound:.3f}" + (f", {rates[-1]:,.0f} queries a second." if rates else "."),
-        to_svg(canvas, "recall"),
-        Grid(["lists visited", "re-ranked", "breadth", "recall@10", "queries a second"], rows),
-    )
-
-
-def _speeds(facts: Facts) -> list[Speed]:
-    """Returns the speeds of the search that the manifest describes, if they are known."""
-    speeds = facts.stages.speeds if facts.stages else []
-    chosen = facts.manifest.index.recall[-1]
-    if not speeds:
-        return []
-    last = speeds[-1]
-    same = (last.nprobe, last.rerank, last.ef_search, last.recall) == (
-        chosen.nprobe,
-        chosen.rerank,
-        chosen.ef_search,
-        chosen.recall,
-    )
-    return speeds if same else []
-
-
-def _stages(report: StageReport) -> Figure:
-    """Draws the seconds of every stage."""
-    stages = report.stages
-    seconds = [stage.seconds for stage in stages.values()]
-    canvas, axes = new_axes(height=50 + 24 * len(stages))
-    rows_of_bars = np.arange(len(stages))
-    axes.barh(rows_of_bars, seconds, 0.6, color=SERIES[0])
-    axes.set_yticks(rows_of_bars, [printable(name) for name in stages])
-    axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(THOUSANDS)
-    axes.set(xlabel="seconds")
-    rows = [
-        [
-            printable(name),
-            f"{stage.seconds:,.1f}",
-            f"{stage.work.done:,}",
-            stage.unit,
-            f"{stage.work.done / stage.seconds:,.0f}" if stage.seconds else "-",
-            _details(stage.work.seconds),
-        ]
-        for name, stage in stages.items()
-    ]
-    slowest = max(stages, key=lambda name: stages[name].seconds)
-    return Figure(
-        "stages",
-        "Time of every stage",
-        f"Of generation {report.generation}. Seconds of all tasks, added up: workers side by side take "
-        "less.",
-        f"{sum(seconds):,.1f} seconds in all, most of them in {printable(slowest)}: "
-        f"{stages[slowest].seconds:,.1f}.",
-        to_svg(canvas, "stages"),
-        Grid(["stage", "seconds", "done", "unit", "a second", "where"], rows, {3, 5}),
-    )
-
-
-def _details(seconds: dict[str, float]) -> str:
-    whole = sum(seconds.values())
-    return ", ".join(f"{name} {value / whole:.0%}" for name, value in sorted(seconds.items()))
-
-
-def _map(chunk_map: ChunkMap) -> Figure:
-    """Draws embeddings on a plane, by source."""
-    names, most = np.array(chunk_map.sources, object), len(SERIES)
-    ranked = [name for name, _ in Counter(chunk_map.sources).most_common()]
-    alone = ranked if len(ranked) <= most else ranked[: most - 1]
-    groups = [(name, names == name) for name in alone]
-    if len(ranked) > most:
-        groups.append(("all others", ~np.isin(names, alone)))
-    canvas, axes = new_axes(height=WIDTH)
-    for (name, chosen), color, marker in zip(groups, SERIES, MARKERS, strict=False):
-        points = chunk_map.points[chosen]
-        axes.scatter(*points.T, s=9, c=color, marker=marker, linewidths=0, label=_short(name))
-    axes.set(xticks=[], yticks=[], xlabel="first direction", ylabel="second direction")
-    axes.grid(visible=False)
-    canvas.legend(loc="outside upper center", ncols=2, markerscale=1.6)
-    rows = [[printable(name), f"{chosen.sum():,}"] for name, chosen in groups]
-    return Figure(
-        "map",
-        "Map of chunks",
-        f"Embeddings of {len(chunk_map.sources):,} chunks on their two main directions, which hold "
-        f"{chunk_map.explained:.0%} of the variance. Near on the map need not be near in the database.",
-        "Chunks drawn, by source: " + ", ".join(f"{row[0]} {row[1]}" for row in rows) + ".",
-        to_svg(canvas, "map"),
-        Grid(["source", "chunks drawn"], rows),
     )
 
 
@@ -401,12 +305,3 @@ def _edges(values: np.ndarray) -> np.ndarray:
     """Returns the edges of bins from 0 to the largest value."""
     most = float(values.max(initial=0)) or 1.0
     return np.linspace(0, most, _BARS + 1)
-
-
-def _share(count: int, whole: int) -> str:
-    return f"{count / max(whole, 1):.1%}"
-
-
-def _short(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= 20 else f"{name[:19]}…"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 import jinja2
@@ -11,64 +15,121 @@ from markupsafe import Markup, escape
 from retro_db.config import in_units
 from retro_db.errors import InputError
 from retro_db.manifest.model import Manifest
-from retro_db.printing import printable, redacted
+from retro_db.printing import printable
 from retro_db.reader.database import Database
+from retro_db.report.comparison import differing_settings, labels_of
+from retro_db.report.drawing import to_svg
 from retro_db.report.facts import Facts, gather_facts
-from retro_db.report.figures import Grid, draw
+from retro_db.report.figure import Figure, Grid
+from retro_db.report.figures import Drawings, draw
+from retro_db.report.map_figure import clusters_of
+from retro_db.report.map_texts import map_texts
 from retro_db.report.sizes import SIZE_HEADERS, size_rows
 from retro_db.search.passages import Passage, marked
 from retro_db.store.folder import Folder
 
-REPORT = "report/report.html"
+REPORT, BESIDE = "report/report.html", "report/beside.html"
 
 
-def write_report(database: Database, path: str | None = None) -> str:
+@dataclass(frozen=True)
+class Side:
+    """One of the databases of a page.
+
+    Attributes:
+        label: What the page calls it.
+        mark: What the names of its elements begin with, so that no two of a page are the same.
+        facts: What the page shows of it.
+        drawings: Its figures.
+    """
+
+    label: str
+    mark: str
+    facts: Facts
+    drawings: Drawings
+
+    def svg(self, figure: Figure) -> Markup:
+        """Returns the drawing of a figure."""
+        return Markup(to_svg(figure.canvas, self.mark + figure.name))  # noqa: S704 - matplotlib escapes
+
+
+def write_report(
+    database: Database, path: str | None = None, beside: Database | None = None
+) -> str:
     """Writes the report of a database.
 
     Args:
         database: Database opened with `retro_db.open`.
-        path: Path or URL of the file; `report/report.html` in the database by default.
+        path: Path or URL of the file; by default `report/report.html` in the database, or
+            `report/beside.html` if there is another one.
+        beside: A database, or a generation of one, to show beside it.
 
     Returns:
         Path or URL of the file.
 
     Raises:
         DamagedFileError: A file is missing, or disagrees with the manifest.
-        InputError: `path` is a folder.
+        InputError: `path` is a folder, or `beside` is what `database` is.
     """
-    folder, name = database.folder, REPORT
+    folder, name = database.folder, BESIDE if beside else REPORT
     if path is not None:
         parent, name = os.path.split(path)
         if not name or os.path.isdir(path):
             raise InputError(f"--out {path}: is a folder; name a file in it")
         folder = Folder(parent or ".")
-    folder.write(name, render(database.folder.url, gather_facts(database)).encode("utf-8"))
+    databases = [database, beside] if beside else [database]
+    labels = labels_of(databases)
+    facts = [gather_facts(shown, share=len(databases)) for shown in databases]
+    folder.write(name, render(labels, facts).encode("utf-8"))
     return path or f"{folder.url.rstrip('/')}/{name}"
 
 
-def render(url: str, facts: Facts) -> str:
+def render(labels: Sequence[str], facts: Sequence[Facts]) -> str:
     """Returns the page as HTML.
 
     Args:
-        url: Folder or URL of the database, which the title names.
-        facts: What the page shows.
+        labels: What the page calls each database.
+        facts: What the page shows of each.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"shown": printable, "mark": _mark}
-    template = environment.from_string(
-        resources.files("retro_db.report").joinpath("page.html").read_text("utf-8")
+    environment.filters |= {
+        "shown": printable,
+        "mark": _mark,
+        "tiles": _tiles,
+        "settings": _settings,
+        "sources": _sources,
+        "files": _files,
+        "clusters": clusters_of,
+        "map_texts": map_texts,
+    }
+    sides = [
+        Side(label, f"{'ab'[number]}-" if len(labels) > 1 else "", facts, draw(facts))
+        for number, (label, facts) in enumerate(zip(labels, facts, strict=True))
+    ]
+    script = _resource("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.from_string(_resource("page.html")).render(
+        sides=sides,
+        differing=differing_settings([side.facts.manifest for side in sides], labels),
+        numbers=_side_by_side(sides),
+        style=Markup(_resource("page.css")),  # noqa: S704 - our own
+        script=Markup(script),  # noqa: S704 - our own
+        script_digest=digest,
     )
-    manifest = facts.manifest
-    return template.render(
-        name=os.path.basename(redacted(url).rstrip("/")) or redacted(url),
-        facts=facts,
-        manifest=manifest,
-        tiles=_tiles(manifest),
-        settings=_settings(manifest),
-        sources=_sources(manifest),
-        tables=Grid(list(SIZE_HEADERS), size_rows(manifest)),
-        drawings=draw(facts),
-    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("retro_db.report").joinpath(name).read_text("utf-8")
+
+
+def _side_by_side(sides: Sequence[Side]) -> Grid:
+    """Returns the figures at the head of the page, a column for each database."""
+    tiles = [_tiles(side.facts.manifest) for side in sides]
+    rows = [[named[0][0], *(value for _, value in named)] for named in zip(*tiles, strict=True)]
+    return Grid(["figure", *(side.label for side in sides)], rows)
+
+
+def _files(manifest: Manifest) -> Grid:
+    return Grid(list(SIZE_HEADERS), size_rows(manifest))
 
 
 def _tiles(manifest: Manifest) -> list[tuple[str, str]]:

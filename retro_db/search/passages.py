@@ -67,7 +67,7 @@ class Passages:
             DamagedFileError: A file is missing, or disagrees with the manifest.
         """
         table = self._database.documents_at(self._database.chunks.documents(ids))
-        texts, continuations = self._texts(ids)
+        texts, continuations = self._values(ids)
         query_words = _words(like)
         return [
             Passage(
@@ -91,7 +91,18 @@ class Passages:
         like = f"{query.text} {query.continuation}"
         return query, self.of(ids[filled], distances[filled], like)
 
-    def _texts(self, ids: np.ndarray) -> tuple[list[str], list[str]]:
+    def texts(self, ids: np.ndarray) -> list[str]:
+        """Decodes chunks without their continuations.
+
+        Args:
+            ids: int64 [n].
+        """
+        chunks, lengths = self._database.chunks[ids], self._database.chunks.lengths(ids)
+        return self._tokenizer.decode(
+            [row[:length] for row, length in zip(chunks, lengths, strict=True)]
+        )
+
+    def _values(self, ids: np.ndarray) -> tuple[list[str], list[str]]:
         """Decodes chunks and their continuations, without padding."""
         m = self._database.manifest.chunk.tokens
         values, lengths = self._database.chunks.values_and_lengths(ids)

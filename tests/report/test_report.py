@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import json
 import re
@@ -10,14 +12,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import orjson
 import pytest
 
-from retro_db.report import facts
+from retro_db.report import facts, retrieval
 from retro_db.report.facts import gather_facts
+from retro_db.report.retrieval import measure_retrieval
+from retro_db.report.retrieval_figures import DEEPEST
+from retro_db.report.stage_report import pace_of
+from retro_db.tokens.tokenizer import Tokenizer
 from retro_db_pipelines.commands.cli import run
 from support.projects import Project, make_project, remove_documents
 from support.texts import python_sources
@@ -93,9 +100,20 @@ def report_of(project: Project, name: str = "report.html") -> Page:
     return Page(out)
 
 
+def map_data(page: Page) -> dict[str, Any]:
+    [text] = re.findall(r'<script type="application/json">(.*?)</script>', page.raw)
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
 @pytest.fixture(scope="module")
 def page(small: Project) -> Page:
     return report_of(small)
+
+
+@pytest.fixture(scope="module")
+def page_of_two(two: Project) -> Page:
+    return report_of(two)
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +141,12 @@ def screened(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_a_page_needs_nothing_but_itself(page: Page) -> None:
-    assert page.path.stat().st_size < 2_000_000
-    assert not page.elements["script"]
+    assert page.path.stat().st_size < 3_000_000
+    [allowed] = re.findall(r"script-src 'sha256-([^']*)'", page.raw)
+    [script] = re.findall(r"<script>(.*?)</script>", page.raw, re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == allowed
+    assert page.elements["script"] == 2  # the other one is JSON
+    assert "innerHTML" not in script
     assert not page.elements["iframe"]
     assert all(link.startswith(("#", "data:,")) for link in page.links)
     assert not re.search(r"url\((?!#)|@import", page.raw)
@@ -139,7 +161,7 @@ def test_links_lead_somewhere_and_ids_are_unique(page: Page) -> None:
 
 
 def test_every_picture_is_told_in_words_and_in_figures(page: Page) -> None:
-    assert len(page.pictures) == page.elements["svg"] == 8
+    assert len(page.pictures) == page.elements["svg"] == 13
     assert all(len(told) > 40 for told in page.pictures)
     for told in page.pictures:
         assert page.tables[told.split(".")[0]][1:]
@@ -166,7 +188,7 @@ def contrast(one: str, other: str) -> float:
 
 def test_colors_can_be_told_apart_by_light_and_in_the_dark(page: Page) -> None:
     schemes = re.findall(r":root \{(.*?)\}", page.raw, re.DOTALL)
-    assert len(schemes) == 2
+    assert len(schemes) == 3  # the last one for print
     for scheme in schemes:
         colors = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
         for ground in ("page", "card"):
@@ -175,6 +197,15 @@ def test_colors_can_be_told_apart_by_light_and_in_the_dark(page: Page) -> None:
             for name in (f"c{number}" for number in range(1, 7)):
                 assert contrast(colors[name], colors[ground]) >= 3, (name, ground)
         assert contrast(colors["text"], colors["mark"]) >= 4.5
+        # A cell of the matrix, at its deepest.
+        mixed = [
+            round(
+                DEEPEST * int(colors["c1"][i : i + 2], 16)
+                + (1 - DEEPEST) * int(colors["card"][i : i + 2], 16)
+            )
+            for i in (1, 3, 5)
+        ]
+        assert contrast(colors["text"], "#{:02x}{:02x}{:02x}".format(*mixed)) >= 4.5
     assert not re.search(r"(fill|stroke): #", page.raw), "a drawing has a color of its own"
 
 
@@ -246,8 +277,9 @@ def test_nothing_gets_lost_between_two_steps(screened: Project) -> None:
 
 def test_names_are_shown_and_not_obeyed(screened: Project) -> None:
     page = report_of(screened)
-    assert not page.elements["script"]
+    assert page.elements["script"] == 2
     assert not page.elements["b"]
+    assert any(name.startswith("<script>alert('x')") for name in map_data(page)["names"])
     assert "\u202e" not in page.raw
     assert page.column("Sources", "source")[1] == re.sub("[\u202e\uffff]", "\ufffd", HOSTILE)
     assert page.column("Sources", "weight")[2] == "queries"
@@ -360,10 +392,166 @@ def test_speeds_of_another_search_are_left_out(small: Project, tmp_path: Path) -
     shutil.copytree(small.output, copied)
     kept = json.loads((copied / "report" / "stages.json").read_bytes())
     kept["speeds"][-1]["nprobe"] += 1
+    for stage in kept["stages"].values():
+        del stage["pace"]  # as a release wrote it that did not keep times
     (copied / "report" / "stages.json").write_text(json.dumps(kept), "utf-8")
     assert run(["report", str(copied)]) == 0
     page = Page(copied / "report" / "report.html")
     assert set(page.column("Recall against speed", "queries a second")) == {"-"}
+    assert "Throughput over time" not in page.tables
+    assert "Time of every stage" in page.tables
     assert len(page.column("Recall against speed", "lists visited")) == len(
         small.open().manifest.index.recall
     )
+
+
+def upper_bounds(values: np.ndarray) -> dict[str, int]:
+    """Counts by the smallest of 0, 1, 2, 4, 8, ... that is not below a number."""
+    bounds = [0, *(1 << power for power in range(40))]
+    counted = Counter(next(bound for bound in bounds if bound >= value) for value in values)
+    return {f"{bound:,}": counted[bound] for bound in sorted(counted)}
+
+
+def counts_of(page: Page, table: str) -> dict[str, int]:
+    rows = [row for row in page.tables[table][1:] if row[0].replace(",", "").isdigit()]
+    return {name: int(count.replace(",", "")) for name, count in rows if count != "0"}
+
+
+def test_retrieval_is_what_brute_force_counts(page_of_two: Page, two: Project) -> None:
+    page, database = page_of_two, two.open()
+    ids = np.setdiff1d(np.arange(len(database)), database.removed_chunks)
+    documents = database.documents
+    rows = database.chunks.documents(np.arange(len(database)))
+    owners = np.array(documents["source"].to_pylist())[rows]
+    splits = np.array(documents["split"].to_pylist())[rows]
+    near, names = database.neighbors[ids], ["test", "other source"]
+    for name in names:
+        lists = near[owners[ids] == name]
+        found = owners[lists[lists >= 0]]
+        [row] = [row for row in page.tables["Sources by sources"] if row[0] == name]
+        assert row[1:] == [*(f"{np.mean(found == n):.2%}" for n in names), f"{len(found):,}"]
+    # What can be a neighbor: training chunks with an embedding that were not removed.
+    possible = ids[(splits[ids] == "train") & database.embeddings[ids].any(axis=1)]
+    often = np.array([(near == chunk).sum() for chunk in possible], float)
+    assert counts_of(page, "Hubs") == upper_bounds(often)
+    measures = {row[0]: row[1] for row in page.tables["Hubs"]}
+    spread = often - often.mean()
+    assert measures["skewness"] == f"{np.mean(spread**3) / np.mean(spread**2) ** 1.5:.2f}"
+    assert measures["mean"] == f"{often.mean():,.2f}"
+    assert f"In {int(often.max()):,} lists:" in page.text
+    zero = database.neighbors.distances(ids)[:, 0] == 0
+    assert page.numbers("Copies by source", "at distance 0") == [
+        int((zero & (owners[ids] == name)).sum()) for name in names
+    ]
+
+
+def test_texts_and_lengths_are_what_brute_force_counts(page_of_two: Page, two: Project) -> None:
+    page, database = page_of_two, two.open()
+    ids = np.setdiff1d(np.arange(len(database)), database.removed_chunks)
+    rows = database.chunks.documents(ids)
+    owners = np.array(database.documents["source"].to_pylist())[rows]
+    tokens = [database.chunks[c][: int(database.chunks.lengths([c])[0])] for c in ids.tolist()]
+    earlier: set[bytes] = set()
+    copies = Counter[str]()
+    for owner, values in zip(owners, tokens, strict=True):
+        copies[owner] += values.tobytes() in earlier
+        earlier.add(values.tobytes())
+    names = ["test", "other source"]
+    assert page.numbers("Copies by source", "copies") == [copies[name] for name in names]
+    lengths = np.bincount(rows, [len(values) for values in tokens], len(database.documents))
+    present = np.setdiff1d(np.arange(len(lengths)), database.removed)
+    assert counts_of(page, "Document length") == upper_bounds(lengths[present])
+    tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
+    for place, name in enumerate(names):
+        own = np.flatnonzero(owners == name)
+        own = own[np.arange(200) * len(own) // 200] if len(own) > 200 else own
+        chosen = [tokens[row] for row in own]
+        assert page.numbers("Bytes a token", "tokens")[place] == sum(map(len, chosen))
+        size = len("".join(tokenizer.decode(chosen)).encode())
+        assert page.numbers("Bytes a token", "bytes")[place] == size
+
+
+def test_a_sample_says_that_it_is_one(small: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = small.open()
+    ids = np.arange(len(database))
+    whole = measure_retrieval(database, ids)
+    monkeypatch.setattr(retrieval, "EXACT", 0)
+    sampled = measure_retrieval(database, ids)
+    assert sampled.copies is None
+    assert (sampled.matrix == whole.matrix).all()
+    often = whole.hubs.sizes[whole.hubs.sizes > 0]
+    assert np.array_equal(np.sort(sampled.hubs.sizes), np.sort(often))
+    assert measure_retrieval(database, ids[::2]).chunks.sum() == len(ids[::2])
+    page = report_of(small, "sampled.html")
+    assert f"Sampled: {len(ids):,} chunks" in page.text
+    assert "skewness" not in {row[0] for row in page.tables["Hubs"]}
+    assert "copies" not in page.tables["Copies by source"][0]
+
+
+def test_points_of_the_map_are_chunks_with_their_neighbors(page: Page, small: Project) -> None:
+    data, database = map_data(page), small.open()
+    points = re.findall(r'data-chunk="(\d+)"[^>]*>\s*<title>', page.raw)
+    assert len(points) == len(set(points)) == sum(page.numbers("Map of chunks", "chunks drawn"))
+    assert set(points) == set(data["near"])
+    for chunk, near in data["near"].items():
+        stored = database.neighbors[int(chunk)][:3]
+        assert [neighbor for neighbor, _ in near] == stored[stored >= 0].tolist()
+        assert all(str(neighbor) in data["chunks"] for neighbor, _ in near)
+    assert sum(page.numbers("Clusters of the map", "chunks")) == len(points)
+    texts = " ".join(data["chunks"][chunk][1].lower() for chunk in points)
+    named = [cell for cell in page.column("Clusters of the map", "words") if cell != "-"]
+    assert named
+    assert all(cell.split(", ")[0] in texts for cell in named)
+
+
+def test_nprobe_stands_beside_every_point_of_the_curve(page: Page) -> None:
+    [curve] = [svg for svg in page.raw.split("<svg ")[1:] if 'id="recall-figure_1"' in svg]
+    labels = re.findall(r'id="recall-label-\d+".*?<text[^>]*>([\d,]+)</text>', curve, re.DOTALL)
+    assert set(labels) == set(page.column("Recall against speed", "lists visited"))
+
+
+def test_equal_databases_have_equal_pages(page: Page, small: Project) -> None:
+    assert report_of(small, "again.html").raw == page.raw
+
+
+def test_generations_and_databases_stand_beside_each_other(two: Project, small: Project) -> None:
+    assert run(["report", str(two.output), "--beside-generation", "1"]) == 0
+    page = Page(two.output / "report" / "beside.html")
+    assert len(page.ids) == len(set(page.ids))
+    now, before = "db, generation 2", "db, generation 1"
+    assert page.tables["Side by side"][0] == ["figure", now, before]
+    counts = two.open().manifest.counts
+    [documents] = [row[1:] for row in page.tables["Side by side"] if row[0] == "documents"]
+    assert documents == [str(counts.documents - counts.removed_documents), str(counts.documents)]
+    assert "All settings are the same." in page.text
+    assert {f"Hubs: {now}", f"Hubs: {before}"} <= set(page.tables)
+    out = small.output.with_name("beside.html")
+    assert run(["report", str(small.output), "--beside", str(two.output), "--out", str(out)]) == 0
+    page = Page(out)
+    assert out.stat().st_size < 3_000_000
+    differing = {row[0]: row[1:] for row in page.tables["Settings that differ"]}
+    configs = [project.open().manifest.config for project in (small, two)]
+    assert differing["chunk.tokens"] == [str(config["chunk"]["tokens"]) for config in configs]
+    assert differing["index.key"] == [str(config["index"]["key"]) for config in configs]
+    assert differing["corpus.other source.weight"] == ["-", "0.9"]
+    assert "seed" not in differing
+
+
+def test_a_database_does_not_stand_beside_itself(
+    small: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["report", str(small.output), "--beside", str(small.output)]) == 2
+    assert "is the database itself" in capsys.readouterr().err
+
+
+def test_pace_adds_up_what_tasks_did_at_a_time() -> None:
+    # Ten seconds at 3 a second; within them five at 12 more, and a task that took no time at the end.
+    pace = pace_of([(110.0, 10.0, 30), (107.5, 5.0, 60), (110.0, 0.0, 7)])
+    assert pace is not None
+    assert (pace.started, pace.seconds) == (100.0, 10.0)
+    expected = np.full(60, 0.5)
+    expected[15:45] += 2
+    expected[-1] += 7
+    assert np.allclose(pace.done, expected)
+    assert pace_of([(110.0, 10.0, 30), (0.0, 5.0, 60)]) is None
+    assert pace_of([]) is None
