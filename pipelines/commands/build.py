@@ -10,6 +10,7 @@ from ..builds.append import append
 from ..builds.build import build_database, dry_run
 from ..engine.console import Console
 from ..engine.runner import Engine
+from .opening import open_report
 from .show import show_built
 from .smoke import run_smoke
 
@@ -24,6 +25,7 @@ class BuildOptions:
         adds: Whether the corpus is added to a finished database.
         refresh: Whether the chunks that are there find neighbors among the added ones, too.
         overwrite: Whether a finished database may be replaced of which no embedding would be kept.
+        opens: Whether the report is written and opened afterwards.
     """
 
     smoke: int | None
@@ -31,6 +33,7 @@ class BuildOptions:
     adds: bool
     refresh: bool
     overwrite: bool
+    opens: bool
 
 
 def build_as_told(
@@ -60,3 +63,5 @@ def build_as_told(
     else:
         manifest = build_database(settings, engine, console, overwrite=options.overwrite)
         show_built(settings.output, manifest, console)
+    if options.opens:
+        open_report(settings.output, console)

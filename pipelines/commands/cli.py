@@ -38,6 +38,12 @@ _WORKERS = click.option(
     help="Tasks that run side by side on a machine and share its cores. On this machine each has a process, "
     "and the default is 1; with another runner the default is a task on each core.",
 )
+_OPEN = click.option(
+    "--open",
+    "opens",
+    is_flag=True,
+    help="Open the report in the desktop's browser, if there is one.",
+)
 _BEAM_OPTIONS = click.argument(
     "beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]"
 )
@@ -93,6 +99,7 @@ def cli() -> None:
     help="With --append: chunks that are there already find neighbors among the new ones, too.",
 )
 @_OVERWRITE
+@_OPEN
 @_BEAM_OPTIONS
 def build(
     *,
@@ -104,6 +111,7 @@ def build(
     adds: bool,
     refresh: bool,
     overwrite: bool,
+    opens: bool,
     beam_options: tuple[str, ...],
 ) -> None:
     """Build a database, or continue an interrupted build.
@@ -120,11 +128,13 @@ def build(
         raise click.UsageError(
             "--overwrite belongs to a build: --append and --smoke replace nothing"
         )
+    if opens and (dry_run or smoke is not None):
+        raise click.UsageError("--open belongs to a build: --dry-run and --smoke leave no database")
     settings = load_config(config, overrides)
     # Beam takes seconds to import: mistakes are told before.
     from .build import BuildOptions, build_as_told
 
-    options = BuildOptions(smoke, dry_run, adds, refresh, overwrite)
+    options = BuildOptions(smoke, dry_run, adds, refresh, overwrite, opens)
     build_as_told(settings, options, workers, beam_options, Console())
 
 
@@ -339,18 +349,24 @@ def leakage(*, database: str, queries: str | None, k: int, save: str | None, as_
     metavar="FILE",
     help="Path or URL; by default report/report.html in DB, or report/beside.html where two are shown.",
 )
+@_OPEN
 def report(
-    *, database: str, beside: str | None, beside_generation: int | None, out: str | None
+    *,
+    database: str,
+    beside: str | None,
+    beside_generation: int | None,
+    out: str | None,
+    opens: bool,
 ) -> None:
     """Write a page about a database: one HTML file that needs no network."""
     import retro_db
-    from retro_db.report.page import write_report
 
-    console = Console()
+    from .opening import show_report
+
     other = None
     if beside or beside_generation:
         other = retro_db.open(beside or database, beside_generation)
-    console.say(f"report     {write_report(retro_db.open(database), out, other)}")
+    show_report(retro_db.open(database), out, other, Console(), opens=opens)
 
 
 @cli.command()
