@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
 import re
@@ -12,16 +11,26 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
 from retro_db.config_files import Composition, Location, compose
 from retro_db.errors import ConfigError
+from retro_db.explaining import explanations
 from retro_db.store.entries import FOLDER_NAME
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 # Below a tenth, MinHash can no longer separate candidates from all other pairs.
 Similarity = Annotated[float, Field(ge=0.1, le=1.0)]
+
+
+def _listed(names: Any) -> Any:
+    return [names] if isinstance(names, str) else names
+
+
+# Names or paths; a text is a list of one.
+Names = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+_SomeNames = Annotated[list[str], Field(min_length=1)]
+SomeNames = Annotated[_SomeNames, BeforeValidator(_listed, json_schema_input_type=str | _SomeNames)]
 
 
 class _Section(BaseModel):
@@ -33,7 +42,7 @@ class _Section(BaseModel):
 class FilesConfig(_Section):
     """Files that hold documents."""
 
-    paths: Annotated[list[str], Field(min_length=1)]
+    paths: SomeNames
     """Files, folders (with everything below them) and globs, each a path or an fsspec URL."""
     format: Literal["jsonl", "parquet", "text", "arrow", "megatron"] | None = None
     """Format of the files; by default, inferred from their names."""
@@ -87,7 +96,7 @@ class TrainTokenizerConfig(_Section):
 
 
 class TokenizerConfig(_Section):
-    """The language model's tokenizer: an existing one, or one to train."""
+    """The language model's tokenizer: an existing one, or one to train; `--append` needs neither."""
 
     path: str | None = None
     """A `tokenizer.json`, a SentencePiece `.model`, a folder that holds either, or a name on the hub."""
@@ -95,9 +104,9 @@ class TokenizerConfig(_Section):
     """Settings for training a tokenizer; `{}` takes the defaults."""
 
     @pydantic.model_validator(mode="after")
-    def _one_of_two(self) -> TokenizerConfig:
-        if (self.path is None) == (self.train is None):
-            raise ValueError("give either path or train")
+    def _not_both(self) -> TokenizerConfig:
+        if self.path is not None and self.train is not None:
+            raise ValueError("give either path or train; leave the other out, or set it to null")
         return self
 
 
@@ -210,13 +219,13 @@ class NeighborsConfig(_Section):
 class LeakageConfig(FilesConfig):
     """Drops documents that are too close to evaluation texts (paper, section 2.1)."""
 
-    paths: list[str] = []
+    paths: Names = []
     """Evaluation texts: files, folders and globs, each a path or an fsspec URL."""
     ngram: Annotated[int, Field(ge=1)] = 13
     """Number of words in a gram, for `dedup` too."""
     jaccard: Similarity = 0.8
     """Drop documents whose grams have at least this Jaccard similarity to an evaluation text's grams."""
-    names: list[str] = []
+    names: Names = []
     """Ids of documents to drop."""
 
 
@@ -231,11 +240,11 @@ class DedupConfig(_Section):
 class Config(_Section):
     """The configuration of a whole build."""
 
-    output: str
+    output: Annotated[str, Field(min_length=1)]
     """Folder of the database: a path or any fsspec URL."""
     corpus: Annotated[list[SourceConfig], Field(min_length=1)]
     """Sources of documents, in the order of their chunk ids."""
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
     encoder: EncoderConfig
     chunk: ChunkConfig = ChunkConfig()
     split: SplitConfig = SplitConfig()
@@ -333,12 +342,15 @@ class SettingsError(ConfigError):
         self.problems = problems
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, of_database: bool = False
+) -> Config:
     """Reads a YAML configuration, and the files that it includes.
 
     Args:
         path: The YAML file: a path or an fsspec URL.
         overrides: Settings as `a.b=value`, the value in YAML; list items by number, `corpus.0.name=x`.
+        of_database: Whether the output is there already, and has a tokenizer.
 
     Returns:
         The checked configuration.
@@ -347,15 +359,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: A file cannot be read, a setting is unknown or a value is wrong; the message names the
             file and the line of the first such setting.
     """
-    return parse_composition(compose(str(path)), overrides)
+    return parse_composition(compose(str(path)), overrides, of_database=of_database)
 
 
-def parse_composition(composition: Composition, overrides: Sequence[str] = ()) -> Config:
+def parse_composition(
+    composition: Composition, overrides: Sequence[str] = (), *, of_database: bool = False
+) -> Config:
     """Checks the settings of composed files.
 
     Args:
         composition: The files; the overrides are written into its settings.
         overrides: Settings as `a.b=value`, as for `load_config`.
+        of_database: Whether the output is there already, and has a tokenizer.
 
     Returns:
         The checked configuration.
@@ -363,16 +378,19 @@ def parse_composition(composition: Composition, overrides: Sequence[str] = ()) -
     Raises:
         SettingsError: Settings are unknown or wrong; each message names the file and the line.
     """
-    return _parse(composition.settings, composition.where, overrides)
+    return _parse(composition.settings, composition.where, overrides, of_database=of_database)
 
 
-def parse_config(data: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
+def parse_config(
+    data: dict[str, Any], where: str, overrides: Sequence[str] = (), *, of_database: bool = False
+) -> Config:
     """Checks parsed YAML.
 
     Args:
         data: Content of the file; the overrides are written into it.
         where: Name of the file, for error messages.
         overrides: Settings as `a.b=value`, as for `load_config`.
+        of_database: Whether the output is there already, and has a tokenizer.
 
     Returns:
         The checked configuration.
@@ -381,23 +399,35 @@ def parse_config(data: dict[str, Any], where: str, overrides: Sequence[str] = ()
         ConfigError: A setting is unknown or wrong; the message names the first such setting, and the
             known setting with the most similar name.
     """
-    return _parse(data, lambda location: where, overrides)
+    return _parse(data, lambda location: where, overrides, of_database=of_database)
 
 
 def _parse(
-    data: dict[str, Any], where: Callable[[Location], str], overrides: Sequence[str]
+    data: dict[str, Any],
+    where: Callable[[Location], str],
+    overrides: Sequence[str],
+    *,
+    of_database: bool,
 ) -> Config:
     for override in overrides:
         _override(data, override)
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except pydantic.ValidationError as error:
         raise SettingsError(
             [
-                f"{overridden_by(detail['loc'], overrides) or where(detail['loc'])}: {_explain(detail)}"
-                for detail in error.errors(include_url=False)
+                f"{overridden_by(location, overrides) or where(location)}: {problem}"
+                for location, problem in explanations(error, Config)
             ]
         ) from error
+    if config.tokenizer == TokenizerConfig() and not of_database:
+        raise SettingsError(
+            [
+                f"{where(('tokenizer',))}: tokenizer: missing; give either path or train, such as tokenizer: "
+                "{train: {vocab_size: 32000}}"
+            ]
+        )
+    return config
 
 
 def overridden_by(location: Location, overrides: Sequence[str]) -> str:
@@ -420,42 +450,22 @@ def _override(data: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write setting=value, such as --set neighbors.k=10")
     *parents, last = [int(part) if part.isdigit() else part for part in setting.split(".")]
     node: Any = data
+    reached = ""
     try:
         for part in parents:
-            node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
+            if isinstance(node, dict) and node.get(part) is None:
+                node[part] = {}
+            node, reached = node[part], f"{reached}.{part}".lstrip(".")
         node[last] = yaml.safe_load(text)
     except (KeyError, IndexError, TypeError) as error:
-        raise ConfigError(f"--set {override}: the file has no such setting") from error
+        raise ConfigError(f"--set {override}: {_unreached(reached, node)}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+        raise ConfigError(
+            f"--set {override}: the value is not valid YAML; write --set '{setting}=\"{text}\"'"
+        ) from error
 
 
-def _explain(first: ErrorDetails) -> str:
-    location = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{location}: unknown setting{_suggestion(first['loc'])}"
-    if first["type"] == "missing":
-        return f"{location}: missing; every configuration needs it"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{location}: {message}" if location else message
-
-
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    """A hint at the setting that was meant, found by walking the models along the location."""
-    model: type[BaseModel] = Config
-    for part in location[:-1]:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _section_of(model.model_fields[part].annotation) or model
-    near = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; known settings: {', '.join(model.model_fields)}"
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if section := _section_of(argument):
-            return section
-    return None
+def _unreached(setting: str, value: Any) -> str:
+    if isinstance(value, list):
+        return f"{setting} is a list of {len(value)}; number its items from 0, such as {setting}.0.name=x"
+    return f"{setting} is {value!r}, and has no settings of its own"

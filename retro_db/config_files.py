@@ -18,6 +18,8 @@ import yaml
 from deepmerge import Merger
 
 from retro_db.errors import ConfigError
+from retro_db.explaining import explain_yaml
+from retro_db.store.filesystems import unopened
 
 INCLUDE = "include"
 # What stands behind it, for the JSON Schema of a configuration.
@@ -112,13 +114,14 @@ def _read(path: str, named: str) -> tuple[_File, list[str]]:
         root = loader.get_single_node()
         data = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{named}: not valid YAML: {reason}") from error
-    except (OSError, ImportError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{named}: {explain_yaml(error)}") from error
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{named}: {unopened(error)}") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise ConfigError(f"{named}: cannot be read ({reason}); check the path") from error
     if root is None or not isinstance(data, dict):
-        raise ConfigError(f"{named}: must hold settings, such as 'output: db/'")
+        raise ConfigError(f"{named}: must hold settings, such as the line 'output: db'")
     included = data.pop(INCLUDE, [])
     names = [included] if isinstance(included, str) else included
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -174,9 +174,10 @@ def _check_sources(config: Config, old: Manifest) -> None:
     known = {source["name"]: source for source in old.config["corpus"]}
     for source in config.corpus:
         if source.name in known and source.id != known[source.name].get("id"):
+            stored = known[source.name].get("id") or "null"
             raise ConfigError(
-                f"corpus: the documents of {source.name} are named by {known[source.name].get('id')} in the "
-                f"database, and by {source.id} here; give the new ones another source"
+                f"corpus: {source.name} has id: {stored} in the database, and here id: "
+                f"{source.id or 'null'}; write what it has, or give the new documents another source"
             )
     if new := {query.name for query in config.queries} - {q.source.name for q in old.queries}:
         raise ConfigError(f"queries: {min(new)} is new; append adds to the corpus alone")

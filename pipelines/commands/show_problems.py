@@ -25,7 +25,7 @@ def show_problems(
         The exit code: 0 where nothing is wrong.
     """
     stage = silent if as_json else console.stage
-    config = load_config(inputs) if inputs else None
+    config = load_config(inputs, of_database=True) if inputs else None
     checked = verify_database(url, recompute, encoder, stage, inputs=config, seed=seed)
     if as_json:
         console.show_json(to_json(checked))

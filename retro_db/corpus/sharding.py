@@ -96,7 +96,7 @@ def plan_shards(
         field = fields[position] if fields else f"corpus.{position}"
         files = listing.files(source.paths, f"{field}.paths")
         kind = source.format or infer_format(files, field)
-        if kind == "megatron" and config.tokenizer.path is None:
+        if kind == "megatron" and config.tokenizer.train is not None:
             raise ConfigError(
                 f"{field}: {source.name} holds tokens already; name the tokenizer that made "
                 "them in tokenizer.path"
@@ -135,11 +135,19 @@ def infer_format(files: Sequence[InputFile], where: str) -> str:
         CorpusError: A name fits no format, or two names fit different ones.
     """
     kinds = {SUFFIXES.get(_suffix(file.name)) for file in files}
-    if len(kinds) != 1 or None in kinds:
-        strange = next((f.name for f in files if _suffix(f.name) not in SUFFIXES), files[0].name)
+    if None in kinds:
+        strange = next(file.name for file in files if _suffix(file.name) not in SUFFIXES)
         raise CorpusError(
-            f"{where}.format: cannot be inferred from {strange}; exclude such files by a glob, or set it "
-            "to jsonl, parquet, text, arrow or megatron"
+            f"{where}.format: cannot be inferred from {strange}; exclude such files by a glob, set it to "
+            "jsonl, parquet, text, arrow or megatron, or convert them to one of these"
+        )
+    if len(kinds) != 1:
+        other = next(
+            f.name for f in files if SUFFIXES[_suffix(f.name)] != SUFFIXES[_suffix(files[0].name)]
+        )
+        raise CorpusError(
+            f"{where}.format: {files[0].name} and {other} differ in format; make a source of each, by a "
+            "glob such as *.jsonl"
         )
     return str(kinds.pop())
 

@@ -166,7 +166,7 @@ def test_readers_of_the_database_before_are_not_disturbed(growing: Growing) -> N
                 "--set",
                 "corpus.0.id=id",
             ],
-            ["documents of c0 are named by None", "by id here"],
+            ["c0 has id: null in the database", "here id: id;"],
         ),
         (1, ["--set", "index.key=IVF16,SQ8"], ["index.key", "the trained index stays"]),
         (0, [], ["0-00.txt", "generation 1"]),
