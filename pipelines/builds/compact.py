@@ -11,7 +11,7 @@ from retro_db.config import Config
 from retro_db.errors import CorpusError, InputError
 from retro_db.manifest.model import Manifest, QueryCorpus, query_path
 from retro_db.manifest.parts import Part
-from retro_db.manifest.sealing import FILE, read_manifest, write_manifest
+from retro_db.manifest.sealing import COMPACTING, FILE, read_manifest, write_manifest
 from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
 from retro_db.search.retriever import LOCATIONS
@@ -46,9 +46,6 @@ from .preflight import allow_files, check_addresses, check_disk, held_bytes
 from .queries import search_again
 
 Entry = TypeVar("Entry", bound=FileEntry)
-
-# Which compaction a folder belongs to.
-_MARK = "state/compacting"
 
 
 def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest:
@@ -85,7 +82,7 @@ def compact(url: str, output: str, engine: Engine, console: Console) -> Manifest
     with owned_folder(Folder(output)) as folder:
         # Another run may have ended in between.
         _check_new(folder, mark)
-        folder.write(_MARK, mark.encode())
+        folder.write(COMPACTING, mark.encode())
         if manifest := _finished(folder, mark):
             console.say(f"{output} is {url} compacted: nothing to do")
             return manifest
@@ -137,7 +134,7 @@ def _check_new(folder: Folder, mark: str) -> None:
         InputError: It holds another build or database, perhaps the one to be compacted.
     """
     check_output(folder)
-    begun = folder.exists(_MARK) and folder.read(_MARK) == mark.encode()
+    begun = folder.exists(COMPACTING) and folder.read(COMPACTING) == mark.encode()
     if not begun and (folder.exists(FILE) or set(folder.list("state")) - OWNERSHIP):
         raise InputError(f"{folder.url}: another database or build is there; name a new folder")
 

@@ -118,11 +118,13 @@ def check_replaceable(folder: Folder) -> None:
 
 
 def check_output(folder: Folder) -> None:
-    """Refuses a folder with files that no build wrote.
+    """Refuses a file, and a folder with files that no build wrote.
 
     Raises:
         ConfigError: Names one of them.
     """
+    if folder.is_local and os.path.isfile(folder.locate()):
+        raise ConfigError(f"output: {folder.url} is a file; name a new folder")
     names = set(folder.list())
     strange = sorted(names - {*_FOLDERS, GENERATIONS, QUERIES, "report", "state", FILE, CARD})
     if names and "state" not in names:

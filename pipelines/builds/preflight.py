@@ -11,18 +11,21 @@ from retro_db.corpus.estimating import CorpusEstimate
 from retro_db.encoder.models import EncoderModel
 from retro_db.errors import ExecutionError, IndexKeyError
 from retro_db.index.keys import (
-    check_trainable,
+    IndexKey,
     choose_key,
     needed_points,
     parse_key,
+    smaller_key,
     training_bytes,
 )
 from retro_db.index.training import predict_size
 from retro_db.manifest.model import Manifest
 from retro_db.plan.join_plan import plan_join
 from retro_db.store.folder import Folder
+from retro_db.tokens.losses import losses
 from retro_db.tokens.tokenizer import Tokenizer
 
+from ..engine.console import Console
 from ..engine.context import Build
 
 # Refuse only if an estimate exceeds the limit by this factor.
@@ -53,14 +56,15 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
     check_addresses()
     estimate.check_usable("corpus")
     if config.tokenizer.path is not None:
-        Tokenizer.load(config.tokenizer.path)
+        _warn_of_losses(config.tokenizer.path, console)
     chunks = estimate.chunks(config.chunk.tokens)
     console.say(
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; encoder "
         f"{Path(config.encoder.model).name}, {model.dimension} dimensions, on {model.device}"
     )
     if config.index.key != "auto" and not build.is_sample:
-        _check_key(config.index.key, chunks, model.dimension)
+        trained = round(chunks * (1 - config.split.validation))
+        _check_key(parse_key(config.index.key, model.dimension), trained)
     key = config.index.key
     if key == "auto":
         key = choose_key(max(chunks, 1), model.dimension, int(config.index.memory))
@@ -102,11 +106,25 @@ def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
     )
 
 
-def _check_key(text: str, chunks: int, dimension: int) -> None:
-    try:
-        check_trainable(parse_key(text, dimension), _DOUBT * chunks)
-    except IndexKeyError as error:
-        raise IndexKeyError(f"{error} (chunks estimated from the first documents)") from error
+def _warn_of_losses(path: str, console: Console) -> None:
+    """Warns of a tokenizer such as an encoder's, whose tokens do not decode to the text."""
+    if lost := losses(Tokenizer.load(path)):
+        console.say(
+            f"warning    tokenizer.path: {path} loses {', '.join(lost)}: chunks do not decode to their text; "
+            "name the language model's tokenizer, or train a byte-level one by tokenizer: {train: {}}"
+        )
+
+
+def _check_key(key: IndexKey, chunks: int) -> None:
+    """Refuses an index key that the corpus cannot train, even if it has more chunks than estimated."""
+    needed = needed_points(key)
+    if needed > _DOUBT * chunks:
+        # It may have fewer, too: the remedy needs no more than these.
+        remedy = smaller_key(key, chunks // _DOUBT)
+        raise IndexKeyError(
+            f"index.key: {key.text} needs {needed:,} chunks to train, and the corpus has about {chunks:,}, "
+            f"estimated from its first documents; {remedy}"
+        )
 
 
 def _chunk_bytes(config: Config, key: str, dimension: int) -> int:

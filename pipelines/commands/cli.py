@@ -17,6 +17,7 @@ from ..engine import worker_processes
 from ..engine.console import Console
 from ..stages import STAGES
 from .signals import Stopped, stopping
+from .usage import remedy
 
 _CONFIG = click.argument("config", metavar="CONFIG.yaml", type=click.Path())
 _SET = click.option(
@@ -130,7 +131,7 @@ def build(
         )
     if opens and (dry_run or smoke is not None):
         raise click.UsageError("--open belongs to a build: --dry-run and --smoke leave no database")
-    settings = load_config(config, overrides)
+    settings = load_config(config, overrides, of_database=adds)
     # Beam takes seconds to import: mistakes are told before.
     from .build import BuildOptions, build_as_told
 
@@ -579,6 +580,8 @@ def run(arguments: Sequence[str], command: click.Command = cli) -> int:
             command.main(list(arguments), prog_name=command.name, standalone_mode=False)
     except click.ClickException as error:
         error.show()
+        if line := remedy(error, arguments):
+            click.echo(line, err=True)
         return 2
     except click.exceptions.Exit as error:
         return error.exit_code

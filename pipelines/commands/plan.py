@@ -28,7 +28,11 @@ from retro_db.store.serialize import to_json
 
 from ..engine.console import Console
 
-_COUNT = re.compile(r"(\d[\d,_]*(?:\.\d+)?|\.\d+)\s*([KMBT]?)", re.IGNORECASE)
+# Digits, perhaps in groups of three; then a power of ten or a letter.
+_COUNT = re.compile(
+    r"(\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:_\d+)*(?:\.\d*)?|\.\d+)(?:e\+?(\d{1,2})|\s*([KMBT]))?",
+    re.IGNORECASE,
+)
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 # Beyond, sums do not fit in 64 bits.
 _MOST_TOKENS = 10**15
@@ -137,7 +141,7 @@ def _settings(overrides: Sequence[str]) -> Config:
 
 
 def parse_count(text: str, option: str) -> float:
-    """A positive number, such as 300, 1,000, 2.5, 12M, 300B or 1.75T.
+    """A positive number, such as 300, 1,000, 1_000, 2.5, 1e9, 12M, 300B or 1.75T.
 
     Args:
         text: As typed.
@@ -147,10 +151,15 @@ def parse_count(text: str, option: str) -> float:
         InputError: It is none.
     """
     match = _COUNT.fullmatch(text.strip())
-    number = float(re.sub("[,_]", "", match[1])) * _FACTORS[match[2].upper()] if match else 0.0
-    if not 0 < number < float("inf"):
+    number = 0.0
+    if match:
+        digits, power, letter = match.groups()
+        factor = 10 ** int(power or 0) * _FACTORS[(letter or "").upper()]
+        number = float(re.sub("[,_]", "", digits)) * factor
+    if not number > 0:
         raise InputError(
-            f"{option}: {text!r} is not a positive number; write one such as 1000, 12M, 300B or 1.75T"
+            f"{option}: {text!r} is not a positive number; write one such as 1000, 1,000,000, 1e9, 12M, "
+            "300B or 1.75T"
         )
     return number
 

@@ -8,6 +8,7 @@ from retro_db.config import Config
 from retro_db.corpus.listing import SMOKE
 from retro_db.errors import ConfigError, DatabaseError
 from retro_db.manifest.model import QUERIES
+from retro_db.manifest.sealing import SAMPLING
 from retro_db.report.stage_report import STAGE_REPORT, StageReport
 from retro_db.store.folder import Folder
 from retro_db.store.serialize import from_json
@@ -19,8 +20,6 @@ from ..engine.console import Console
 from ..engine.runner import Engine
 from .show import show_built
 
-# Tells what --smoke made, and may replace, from what it did not.
-_MARK = "state/smoke"
 # Settings and evaluation texts bound the work of these stages, not the corpus; so do query corpora.
 _BOUNDED = ("tokenizer", "evaluation", "train", "sample")
 
@@ -36,12 +35,13 @@ def run_smoke(config: Config, engine: Engine, console: Console, documents: int) 
     config = config.model_copy(update={"output": output})
     folder = Folder(output)
     check_output(folder)
-    if folder.list() and not folder.exists(_MARK):
+    # What --smoke made, it may replace.
+    if folder.list() and not folder.exists(SAMPLING):
         raise ConfigError(
             f"output: {output} was not made by --smoke, which would replace it; move it, or delete it"
         )
     folder.remove("")
-    folder.write(_MARK, b"")
+    folder.write(SAMPLING, b"")
     manifest = build_database(config, engine, console, sample=documents)
     show_built(output, manifest, console)
     checked = verify_database(output)

@@ -18,6 +18,13 @@ _PIECES = 8
 _RECORDS = 200
 # English in any tokenizer of a language model: fewer characters mean more tokens than there are.
 CHARACTERS_PER_TOKEN = 4.0
+# What to do about bad records, by their reason.
+_REMEDIES = {
+    "empty file": "name files that hold documents",
+    "not UTF-8": "convert it to UTF-8, or correct format",
+    "damaged file": "restore it, or correct format",
+    "not JSON": "write one object a line, or correct format",
+}
 
 
 def expected_chunks(tokens: float, documents: int, chunk_tokens: int) -> int:
@@ -77,7 +84,7 @@ class CorpusEstimate:
         for name, reject in self.unusable.items():
             raise CorpusError(
                 f"{field}: {name}: none of the first records of its files can be used; the first: {reject}; "
-                "correct format, text, id or separator"
+                + _REMEDIES.get(reject.reason, "correct format, text, id or separator")
             )
 
     def thinned(self, documents: int) -> CorpusEstimate:

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from retro_db.corpus import hub
 from retro_db.errors import CorpusError, ExecutionError
 from retro_db.printing import redacted
+from retro_db.store.filesystems import unopened
 
 # Name of a smoke build's folder, behind that of the output.
 SMOKE = "-smoke"
@@ -137,6 +138,9 @@ class Listing:
                 )
             try:
                 fs, pattern = fsspec.core.url_to_fs(os.path.expanduser(path))
+            except (ImportError, ValueError) as error:
+                raise CorpusError(f"{setting}: {path}: {unopened(error)}") from error
+            try:
                 fs.invalidate_cache()  # what was listed before in this process may have changed
                 if _is_hub(fs):
                     pattern = hub.pinned(fs, pattern)
@@ -144,7 +148,7 @@ class Listing:
                 base, entries = self._matches(fs, pattern)
                 if self._is_written(fs, base):
                     raise ValueError("lies in the output, which a build writes; name other files")
-            except (ImportError, ValueError) as error:
+            except ValueError as error:
                 raise CorpusError(f"{setting}: {path}: {error}") from error
             except (CorpusError, ExecutionError) as error:
                 raise type(error)(f"{setting}: {path}: {error}") from error

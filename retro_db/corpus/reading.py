@@ -11,7 +11,7 @@ import pyarrow as pa
 from retro_db.config import FilesConfig
 from retro_db.corpus.documents import Document, Reject
 from retro_db.corpus.formats import READERS
-from retro_db.corpus.formats.raw import BadRecord, RawRecord
+from retro_db.corpus.formats.raw import BadRecord, RawRecord, absent_field
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.sharding import Shard
 from retro_db.corpus.streams import open_raw
@@ -80,12 +80,17 @@ def _document(
     if isinstance(record, np.ndarray):
         return Document(file, offset, position, record.tobytes(), tokens=record)
     if not isinstance(record, dict):
-        return Reject(file, offset, "not an object", f"a {type(record).__name__}")
-    text = record.get(source.text)
+        detail = f"a {type(record).__name__}; write one object a line"
+        return Reject(file, offset, "not an object", detail)
+    text = (
+        record[source.text]
+        if source.text in record
+        else absent_field("no text", "text", source.text, record)
+    )
     if isinstance(text, BadRecord):
         return Reject(file, offset, text.reason, text.detail)
     if text is None:
-        return Reject(file, offset, "no text", f"field {source.text!r} is missing or null")
+        return Reject(file, offset, "no text", f"field {source.text!r} is null")
     if not isinstance(text, str):
         return Reject(
             file,
@@ -99,7 +104,14 @@ def _document(
         return Reject(file, offset, "too long", "more bytes than max_document")
     if source.id is None:
         return Document(file, offset, position, text, text)
-    document_id = record.get(source.id)
+    document_id = (
+        record[source.id] if source.id in record else absent_field("no id", "id", source.id, record)
+    )
+    if isinstance(document_id, BadRecord):
+        return Reject(file, offset, document_id.reason, document_id.detail)
     if not isinstance(document_id, str | int) or isinstance(document_id, bool):
-        return Reject(file, offset, "no id", f"field {source.id!r} is missing or no name")
+        kind = type(document_id).__name__
+        return Reject(
+            file, offset, "no id", f"field {source.id!r} is a {kind}, not a name or number"
+        )
     return Document(file, offset, str(document_id), str(document_id), text)

@@ -147,7 +147,9 @@ class Corpora:
     def _check(self, counts: dict[str, dict[str, int]]) -> None:
         url = self._database.folder.url
         if TRAIN not in self.splits:
-            raise InputError(f"{url}: has no training text to export")
+            raise InputError(
+                f"{url}: has no training text to export: all was removed, or is of the validation split"
+            )
         for split in self.splits:
             for source, by_split in counts.items():
                 if not by_split[split]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retro_db.errors import IndexKeyError
 
@@ -24,6 +24,8 @@ MAX_POINTS_PER_LIST = 256
 TRANSFORM_POINTS, _TRANSFORM_COPIES = 1 << 16, 3
 
 _IVF = re.compile(r"IVF(\d+)")
+# The lists with what finds the nearest of them, which few lists do not need.
+_QUANTIZER = re.compile(r"IVF\d+(_HNSW\d+|\([^)]*\))?")
 _TRANSFORMS = re.compile(r"OPQ|PCA|RR|Pad")
 _PQ = re.compile(r"PQ(\d+)(?:x(\d+))?(fsr|fs|np)?$")
 
@@ -90,11 +92,14 @@ def parse_key(text: str, dimension: int) -> IndexKey:
     count, bits, suffix = int(codes[1]), int(codes[2] or 8), codes[3]
     fast_scan = suffix in ("fs", "fsr")
     if fast_scan and bits != 4:
-        raise IndexKeyError(f"index.key: {text}: FastScan needs 4-bit codes, PQ{count}x4{suffix}")
+        raise IndexKeyError(
+            f"index.key: {text}: FastScan needs 4-bit codes; use PQ{count}x4{suffix}"
+        )
     width = _coded_dimension(text, dimension)
     if count < 1 or width % count:
         raise IndexKeyError(
-            f"index.key: {text}: {count} sub-quantizers do not divide {width} dimensions"
+            f"index.key: {text}: {count} sub-quantizers do not divide {width} dimensions; use auto, or "
+            f"PQ{_divisor(width, count)}"
         )
     return IndexKey(
         text, int(lists[1]), count, bits, fast_scan=fast_scan, by_residual=suffix != "fs"
@@ -194,8 +199,21 @@ def check_trainable(key: IndexKey, points: int) -> None:
     if points < needed:
         raise IndexKeyError(
             f"index.key: {key.text} needs {needed:,} chunks to train and the corpus has {points:,}; "
-            f"use auto or at most IVF{max(points // POINTS_PER_LIST, 1)}"
+            f"{smaller_key(key, points)}"
         )
+
+
+def smaller_key(key: IndexKey, points: int) -> str:
+    """What to use in place of an index key that needs more points: fewer lists, if that is enough.
+
+    Args:
+        key: The parsed index key.
+        points: Number of embeddings that can train it.
+    """
+    lists = max(points // POINTS_PER_LIST, 1)
+    smaller = replace(key, text=_QUANTIZER.sub(f"IVF{lists}", key.text), lists=lists)
+    is_trained = needed_points(smaller) <= points
+    return f"use auto, or {smaller.text}" if is_trained else "use auto"
 
 
 def reduce_key(text: str, points: int, dimension: int) -> str:
@@ -214,7 +232,7 @@ def reduce_key(text: str, points: int, dimension: int) -> str:
     key = parse_key(text, dimension)
     lists = max(min(key.lists, 2 ** int(math.log2(max(points / POINTS_PER_LIST, 1)))), 1)
     if lists < key.lists:
-        text = re.sub(r"IVF\d+(_HNSW\d+|\([^)]*\))?", f"IVF{lists}", text)
+        text = _QUANTIZER.sub(f"IVF{lists}", text)
     if key.codebook_size > points:
         bits = int(math.log2(points))
         if bits < 1:
@@ -302,6 +320,11 @@ def _coded_dimension(text: str, dimension: int) -> int:
     for match in re.finditer(r"(?:OPQ\d+_|PCAW?R?|RR|Pad)(\d+)", text):
         dimension = int(match[1])
     return dimension
+
+
+def _divisor(width: int, most: int) -> int:
+    """The largest divisor of a width that is at most so large."""
+    return max(n for n in range(1, max(most, 1) + 1) if width % n == 0)
 
 
 def _halves(dimension: int) -> int:

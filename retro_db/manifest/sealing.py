@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from retro_db.errors import (
@@ -20,6 +21,14 @@ from retro_db.store.serialize import DecodeError, digest, from_json, parse_json,
 
 FILE = "manifest.json"
 GENERATIONS = "generations"
+# Marks of a compaction and of a sample, and what is below the folder of any build.
+COMPACTING, SAMPLING, _STATE = "state/compacting", "state/smoke", "state"
+# What they say of a folder without a manifest.
+_BEGUN = {
+    COMPACTING: "retro-db compact has begun and not ended; the same command finishes it",
+    SAMPLING: "retro-db build --smoke has begun and not ended; the same command makes it anew",
+    _STATE: "a build has begun and not ended; retro-db build with its configuration finishes it",
+}
 
 
 def generation_path(generation: int) -> str:
@@ -94,7 +103,9 @@ def read_manifest(folder: Folder, path: str = FILE) -> Manifest:
     """
     data = _read_json(folder, path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ManifestError(f"{folder.url}/{path}: format is not {FORMAT!r}; restore it")
+        raise ManifestError(
+            f"{folder.url}/{path}: format is not {FORMAT!r}; restore it, or check the path"
+        )
     version = data.get("version")
     if not isinstance(version, str):
         raise ManifestError(f"{folder.url}/{path}: version: not a text; restore it from a copy")
@@ -119,12 +130,22 @@ def _read_json(folder: Folder, path: str) -> Any:
     try:
         raw = read_bounded(folder, path)
         if raw is None:
-            raise NotADatabaseError(
-                f"{folder.url}: no {path}, so not a finished database; run retro-db build, or check the path"
-            )
+            raise NotADatabaseError(f"{folder.url}: {_unfinished(folder, path)}")
         return parse_json(raw)
     except DecodeError as error:
         raise ManifestError(f"{folder.url}/{path}: {error}; restore it from a copy") from error
+
+
+def _unfinished(folder: Folder, path: str) -> str:
+    """Why a manifest is not there, and what to do."""
+    if folder.is_local and Path(folder.locate()).is_file():
+        return "is a file; name the folder of a database"
+    for mark, begun in _BEGUN.items():
+        if folder.exists(mark):
+            return f"no {path}: {begun}"
+    if not folder.exists():
+        return "does not exist; check the path, or build it by retro-db build"
+    return f"no {path}, so not a database; check the path"
 
 
 def _is_sealed(data: dict[str, Any]) -> bool:

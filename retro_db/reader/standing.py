@@ -24,7 +24,7 @@ def stamp_of(folder: Folder, path: str) -> Stamp:
         return None
     try:
         status = os.stat(folder.locate(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
 

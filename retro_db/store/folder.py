@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self, overload
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retro_db.errors import DamagedFileError, OwnershipLostError
@@ -24,6 +23,7 @@ from retro_db.printing import redacted
 from retro_db.store.cache import Cache, Wanted
 from retro_db.store.conditional import ReplacedError, put_if, version_of
 from retro_db.store.fence import Fence
+from retro_db.store.filesystems import open_filesystem
 from retro_db.store.ranges import RawRange
 from retro_db.store.uploads import abort_uploads, spool, sweep_spools
 
@@ -121,7 +121,7 @@ class Folder:
     def _open(self) -> tuple[Any, str]:
         # Connections and the threads behind them do not survive a fork.
         if self._opened is None or self._opened[0] != os.getpid():
-            fs, root = fsspec.core.url_to_fs(self.url)
+            fs, root = open_filesystem(self.url)
             self._opened = (os.getpid(), fs, root.rstrip("/"))
         return self._opened[1:]
 

@@ -374,7 +374,7 @@ def test_unreadable_lists_are_refused(clash: str, tmp_path: Path, capsys: Any) -
     listed = tmp_path / "latin"
     listed.write_bytes("döc".encode("latin-1"))
     refused(capsys, clash, str(listed), "latin: not UTF-8 at byte 1")
-    refused(capsys, str(tmp_path), write_list(tmp_path, "doc-1"), "not a finished database")
+    refused(capsys, str(tmp_path), write_list(tmp_path, "doc-1"), "so not a database")
 
 
 def refused(capsys: Any, url: str, listed: str, *words: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from retro_db.config import FilesConfig
-from retro_db.corpus.formats.columns import rows_of, wanted_columns
+from retro_db.corpus.formats.columns import absent_columns, rows_of, wanted_columns
 from retro_db.corpus.formats.raw import RawRecord
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.streams import arrow_file
@@ -26,8 +26,8 @@ def read_records(
     else:
         reader = pa.ipc.open_stream(file)
         batches = iter(reader)
-    columns = wanted_columns(reader.schema, source)
+    columns, absent = wanted_columns(reader.schema, source), absent_columns(reader.schema, source)
     for batch in batches:
-        for record in rows_of(batch.select(columns), source):
+        for record in rows_of(batch.select(columns), absent):
             yield row, record
             row += 1

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from retro_db.config import FilesConfig
-from retro_db.corpus.formats.raw import BadRecord
+from retro_db.corpus.formats.raw import BadRecord, absent_field
 
 
 def wanted_columns(schema: pa.Schema, source: FilesConfig) -> list[str]:
@@ -17,11 +17,29 @@ def wanted_columns(schema: pa.Schema, source: FilesConfig) -> list[str]:
     return [name for name in wanted if name in schema.names]
 
 
-def rows_of(batch: pa.RecordBatch, source: FilesConfig) -> Iterator[dict[str, Any]]:
-    """The rows of a batch, with a `BadRecord` in place of a string that is not UTF-8."""
+def absent_columns(schema: pa.Schema, source: FilesConfig) -> dict[str, BadRecord]:
+    """What every row has in place of the columns of text and id that the schema lacks."""
+    wanted = [("no text", "text", source.text)]
+    if source.id is not None:
+        wanted.append(("no id", "id", source.id))
+    return {
+        name: absent_field(reason, setting, name, schema.names)
+        for reason, setting, name in wanted
+        if name not in schema.names
+    }
+
+
+def rows_of(batch: pa.RecordBatch, absent: dict[str, BadRecord]) -> Iterator[dict[str, Any]]:
+    """The rows of a batch, with a `BadRecord` in place of a string that is not UTF-8.
+
+    Args:
+        batch: The wanted columns.
+        absent: What every row has in place of those that there are not.
+    """
     columns = [_values(column) for column in batch.columns]
     for number in range(batch.num_rows):
-        yield dict(zip(batch.schema.names, (column[number] for column in columns), strict=True))
+        values = zip(batch.schema.names, (column[number] for column in columns), strict=True)
+        yield {**absent, **dict(values)}
 
 
 def _values(column: pa.Array) -> list[Any]:

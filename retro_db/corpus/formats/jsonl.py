@@ -18,6 +18,8 @@ _JSON_FACTOR = 3
 _JSON_SLACK = 1 << 20
 # What orjson says of the machine, not of the line.
 _NO_MEMORY = "Not enough memory"
+# First lines of JSON that is laid out for people.
+_BEGINNINGS = (b"[", b"{")
 
 
 def read_records(
@@ -55,6 +57,8 @@ def _parse(line: bytes) -> RawRecord:
     except orjson.JSONDecodeError as error:
         if str(error).startswith(_NO_MEMORY):
             raise MemoryError(f"a line of {len(line):,} bytes") from error
+        if line in _BEGINNINGS:
+            return BadRecord("not JSON", "it goes on over several lines; write one object a line")
         return BadRecord("not JSON", str(error))
 
 

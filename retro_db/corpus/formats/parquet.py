@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retro_db.config import FilesConfig
-from retro_db.corpus.formats.columns import rows_of, wanted_columns
+from retro_db.corpus.formats.columns import absent_columns, rows_of, wanted_columns
 from retro_db.corpus.formats.raw import BadRecord, RawRecord
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.streams import BLOCK, arrow_file
@@ -26,7 +26,10 @@ def read_records(
     table = pq.ParquetFile(
         arrow_file(raw, piece.file.bytes), buffer_size=BLOCK, page_checksum_verification=True
     )
-    columns = wanted_columns(table.schema_arrow, source)
+    columns, absent = (
+        wanted_columns(table.schema_arrow, source),
+        absent_columns(table.schema_arrow, source),
+    )
     rows = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     first, last = (piece.range.begin, piece.range.end) if piece.range else (0, len(rows))
     row = sum(rows[:first])
@@ -34,7 +37,7 @@ def read_records(
         end = row + rows[group]
         try:
             for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns):
-                for record in rows_of(batch, source):
+                for record in rows_of(batch, absent):
                     yield row, record
                     row += 1
         except (pa.ArrowException, OSError) as error:

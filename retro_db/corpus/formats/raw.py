@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
 
 # The byte order mark of UTF-8, which some files begin with.
 BOM = b"\xef\xbb\xbf"
+# What is shown of a record's fields.
+_MOST_NAMES, _LONGEST_NAME = 20, 40
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,20 @@ class BadRecord:
     reason: str
     detail: str = ""
     count: int = 1
+
+
+def absent_field(reason: str, setting: str, name: str, fields: Iterable[str]) -> BadRecord:
+    """What a record is that lacks a field.
+
+    Args:
+        reason: Category of the problem.
+        setting: Setting that names the field, `text` or `id`.
+        name: Name of the field.
+        fields: Fields that the record has, of which the first are shown.
+    """
+    shown = ", ".join(repr(field[:_LONGEST_NAME]) for field in islice(fields, _MOST_NAMES))
+    remedy = f"set {setting} to one of its fields: {shown}" if shown else "it has no fields"
+    return BadRecord(reason, f"no field {name!r}; {remedy}")
 
 
 # JSON lines may hold any JSON value; only objects become documents.
