@@ -411,23 +411,26 @@ def _parse(
 ) -> Config:
     for override in overrides:
         _override(data, override)
+    problems: list[tuple[Location, str]] = []
+    if not of_database and _lacks_tokenizer(data.get("tokenizer", {})):
+        remedy = "give either path or train, such as tokenizer: {train: {vocab_size: 32000}}"
+        problems.append((("tokenizer",), f"tokenizer: missing; {remedy}"))
     try:
         config = Config.model_validate(data)
     except pydantic.ValidationError as error:
+        problems = [*explanations(error, Config), *problems]
+    if problems:
         raise SettingsError(
             [
                 f"{overridden_by(location, overrides) or where(location)}: {problem}"
-                for location, problem in explanations(error, Config)
-            ]
-        ) from error
-    if config.tokenizer == TokenizerConfig() and not of_database:
-        raise SettingsError(
-            [
-                f"{where(('tokenizer',))}: tokenizer: missing; give either path or train, such as tokenizer: "
-                "{train: {vocab_size: 32000}}"
+                for location, problem in problems
             ]
         )
     return config
+
+
+def _lacks_tokenizer(tokenizer: Any) -> bool:
+    return isinstance(tokenizer, dict) and all(value is None for value in tokenizer.values())
 
 
 def overridden_by(location: Location, overrides: Sequence[str]) -> str:

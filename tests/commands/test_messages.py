@@ -44,6 +44,7 @@ def here(six: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(six.output, "half")
     Path("half/manifest.json").unlink()
     Path("c.yaml").write_text(yaml.safe_dump(six.settings | {"output": "new"}))
+    Path("circle.yaml").write_text("include: circle.yaml")
     added = {"corpus": [{"name": "added", "paths": "c.jsonl", "text": "content"}], "output": "db"}
     kept = {name: six.settings[name] for name in ("encoder", "neighbors")}
     Path("more.yaml").write_text(yaml.safe_dump(kept | added))
@@ -171,6 +172,16 @@ COMMANDS = [
     ),
     ("build .", ".: cannot be read (Is a directory); check the path", "build c.yaml --dry-run"),
     ("build s4://c", "s4://c: Protocol not known: s4; correct the URL", "build c.yaml --dry-run"),
+    (
+        "config check circle.yaml",
+        "circle.yaml: include: circle.yaml again: files of settings cannot include each other in a circle",
+        "config check c.yaml",
+    ),
+    (
+        "config init c.yaml",
+        "c.yaml: exists, and is not replaced; name another file",
+        "config init another.yaml",
+    ),
     (
         "build c.yaml more.yaml",
         "more.yaml: is one argument too many; leave it out (options of Beam go after --, "
@@ -428,7 +439,7 @@ COMMANDS = [
     ),
     (
         "plan --tokens 1M --k 0",
-        "--set: neighbors.k: must be at least 1, not 0",
+        "--set neighbors.k=0: neighbors.k: must be at least 1, not 0",
         "plan --tokens 1M --k 1",
     ),
 ]
@@ -505,7 +516,7 @@ def test_an_append_needs_what_its_messages_say(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = (
-        "more.yaml: tokenizer: missing; give either path or train, such as tokenizer: {train: "
+        "more.yaml:1: tokenizer: missing; give either path or train, such as tokenizer: {train: "
     )
     assert said("build more.yaml", capsys) == (2, [f"error: {missing}{{vocab_size: 32000}}}}"])
     for setting, line in APPENDS:
