@@ -285,7 +285,7 @@ def test_usage_errors_end_with_2(capsys: Any) -> None:
     assert run(["build"]) == 2
     assert run(["bogus"]) == 2
     assert run(["inspect", "nowhere"]) == 2
-    assert "no manifest.json" in capsys.readouterr().err
+    assert "nowhere: does not exist; check the path" in capsys.readouterr().err
 
 
 def test_a_smoke_build_reduces_the_key_and_tells_the_cost(tmp_path: Path, capsys: Any) -> None:

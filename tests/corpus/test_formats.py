@@ -25,7 +25,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retro_db.config import Config, SourceConfig, TrainTokenizerConfig, parse_config
+from retro_db.config import (
+    Config,
+    SourceConfig,
+    TokenizerConfig,
+    TrainTokenizerConfig,
+    parse_config,
+)
 from retro_db.corpus.documents import Document, Reject
 from retro_db.corpus.formats.text import split_stream
 from retro_db.corpus.reading import read_shard
@@ -347,9 +353,7 @@ def test_a_changed_index_of_stored_tokens_changes_the_shard(tmp_path: Path) -> N
 def test_stored_tokens_need_their_tokenizer(tmp_path: Path) -> None:
     write_megatron(tmp_path / "a.bin", [np.arange(5)])
     config = configure([tmp_path / "a.bin"])
-    trained = config.model_copy(
-        update={"tokenizer": config.tokenizer.model_copy(update={"path": None})}
-    )
+    trained = config.model_copy(update={"tokenizer": TokenizerConfig(train=TrainTokenizerConfig())})
     with pytest.raises(ConfigError, match=r"tokenizer\.path"):
         plan_shards(trained)
 

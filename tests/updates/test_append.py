@@ -191,7 +191,7 @@ def test_nothing_is_appended_to_no_database_and_refresh_needs_append(
     growing: Growing, capsys: Any
 ) -> None:
     assert growing.project("nowhere", 1).build("--append") == 2
-    assert "no manifest.json" in capsys.readouterr().err
+    assert "nowhere: does not exist; check the path" in capsys.readouterr().err
     assert growing.project("grown", 1).build("--refresh") == 2
     assert "--append" in capsys.readouterr().err
     assert not (growing.folder / "nowhere").exists()
