@@ -208,11 +208,14 @@ class Engine:
 
 def _refuse_unknown(options: Sequence[str]) -> None:
     for option in options[:1]:
-        if not option.startswith("--"):
-            raise InputError(
-                f"{option}: is one argument too many; leave it out (options of Beam go after --, such as "
-                "--runner=SparkRunner)"
-            )
+        if option.startswith("--"):
+            continue
+        if "=" in option:
+            raise InputError(f"{option}: after -- go options of Beam, such as --runner=SparkRunner")
+        raise InputError(
+            f"{option}: is one argument too many; leave it out (options of Beam go after --, such as "
+            "--runner=SparkRunner)"
+        )
     parsed = PipelineOptions(list(options))
     known = parsed.get_all_options()
     for name in sorted(parsed.get_all_options(retain_unknown_options=True).keys() - known.keys()):
