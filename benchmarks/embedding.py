@@ -170,7 +170,8 @@ class Chunked:
             "output": str(folder / "db"),
             "corpus": [{"name": "texts", "paths": [str(corpus)]}],
             "tokenizer": {"path": str(encoder_folder())},
-            "encoder": {"model": str(encoder_folder())},
+            # As the loops beside it pool, and RETRO-pytorch.
+            "encoder": {"model": str(encoder_folder()), "normalize": False},
             "chunk": {"shard_size": max(1, corpus.stat().st_size // 4)},
         }
         self.config = parse_config(settings, "benchmark")

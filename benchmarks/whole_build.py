@@ -103,7 +103,8 @@ def run_ours(texts: Path, place: Path, dtype: str) -> Run:
         "output": str(place / "db"),
         "corpus": [{"name": "texts", "paths": [str(texts / "*.txt")]}],
         "tokenizer": {"path": str(encoder_folder())},
-        "encoder": {"model": str(encoder_folder()), "dtype": dtype},
+        # As RETRO-pytorch pools, which knows no Normalize.
+        "encoder": {"model": str(encoder_folder()), "dtype": dtype, "normalize": False},
         "neighbors": {"k": K},
     }
     config = place / "config.yaml"

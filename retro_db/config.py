@@ -131,15 +131,34 @@ class SplitConfig(_Section):
 
 
 class EncoderConfig(_Section):
-    """The frozen BERT whose averaged last layer is a chunk's embedding (paper, section 2.3)."""
+    """The frozen encoder, used as its folder says, else a BERT's averaged last layer (paper, section 2.3)."""
 
     model: str
     """A folder with safetensors weights and a fast tokenizer, or a name on the hub."""
-    pooling: Literal["mean", "mean_without_special", "cls"] = "mean"
-    """`mean`: average over the attention mask. `mean_without_special`: the same without [CLS] and [SEP].
-    `cls`: [CLS] alone."""
-    max_length: Annotated[int, Field(ge=3)] = 256
-    """Largest number of WordPieces of a chunk, including the two special ones; the rest is cut off."""
+    pooling: Literal[
+        "auto",
+        "mean",
+        "mean_without_special",
+        "cls",
+        "max",
+        "last_token",
+        "weighted_mean",
+        "mean_sqrt_len",
+    ] = "auto"
+    """How the last layer's vectors become an embedding. `auto`: as the model's folder says (`modules.json`),
+    else `mean`. `mean`: average over the attention mask. `mean_without_special`: the same without [CLS] and
+    [SEP]. `cls`: the first alone. `max`: the largest of each dimension. `last_token`: the last alone.
+    `weighted_mean`: average weighted by position. `mean_sqrt_len`: sum divided by the root of the length."""
+    normalize: bool | Literal["auto"] = "auto"
+    """Scale embeddings to length 1, so that squared L2 ranks as cosine similarity does. `auto`: as the
+    model's folder says, else not."""
+    prompt: str = "auto"
+    """Text put before every chunk, and before what `query` and `Retriever` search for. `auto`: the prompt of
+    documents that the model's folder names (`config_sentence_transformers.json`), else its default prompt,
+    else none. An empty text: none."""
+    max_length: Annotated[int, Field(ge=3)] | Literal["auto"] = "auto"
+    """Largest number of WordPieces of a chunk, including the special ones; the rest is cut off. `auto`: as
+    the model's folder says (`max_seq_length`), else 256, or fewer if the model takes fewer."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the encoder's numbers. `auto`: float32 on a CPU, bfloat16 on CUDA. A CPU that multiplies
     bfloat16 (`avx512_bf16` or `amx_bf16` in `/proc/cpuinfo`) embeds about 1.6 times as fast with it."""

@@ -10,6 +10,36 @@ from dataclasses import dataclass
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+    use_tokenizer_threads(1)
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def begin_worker() -> None:
+    """Lets this process use several threads, though it was forked: from one whose libraries had none."""
+    global _is_forked
+    _is_forked = False
+
+
+def usable_threads(count: int) -> int:
+    """The threads that native libraries may use, of those that are wanted.
+
+    A forked process has one: its libraries believe in the threads of the process that it was forked from,
+    and would wait for them forever.
+
+    Args:
+        count: Threads that are wanted.
+    """
+    return 1 if _is_forked else count
+
+
 def available_cores() -> int:
     """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
@@ -40,7 +70,7 @@ def use_tokenizer_threads(count: int) -> None:
         count: Threads of a worker. With one, the worker itself encodes the texts, which is also faster:
             threads of a pool wait for one another at the cache of merges.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if count > 1 else "false"
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if usable_threads(count) > 1 else "false"
 
 
 def use_torch_threads(count: int) -> None:
@@ -51,11 +81,11 @@ def use_torch_threads(count: int) -> None:
     """
     import torch
 
-    torch.set_num_threads(count)
+    torch.set_num_threads(usable_threads(count))
 
 
 def use_faiss_threads(count: int) -> None:
     """Sets the threads of Faiss calls made from the calling thread."""
     import faiss
 
-    faiss.omp_set_num_threads(count)
+    faiss.omp_set_num_threads(usable_threads(count))

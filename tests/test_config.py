@@ -42,7 +42,7 @@ def test_defaults_are_those_of_the_design() -> None:
     config = parse_config(MINIMAL, "c.yaml")
     assert config.chunk.tokens == 64
     assert (config.neighbors.k, config.neighbors.rerank) == (20, 200)
-    assert (config.encoder.pooling, config.encoder.max_length) == ("mean", 256)
+    assert (config.encoder.pooling, config.encoder.max_length) == ("auto", "auto")
     assert (config.encoder.batch_tokens, config.index.recall_target) == (16_384, 0.98)
     assert int(config.index.memory) == 64_000_000_000
     assert config.corpus[0].max_bad == 0.001

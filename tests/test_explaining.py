@@ -182,8 +182,8 @@ SETTINGS = [
     ),
     (
         "encoder: {path: x}",
-        "encoder.path: unknown setting; known settings: model, pooling, max_length, dtype, device, "
-        "batch_tokens, accelerator, max_active_bundles",
+        "encoder.path: unknown setting; known settings: model, pooling, normalize, prompt, max_length, "
+        "dtype, device, batch_tokens, accelerator, max_active_bundles",
         "encoder: {model: x}",
     ),
     (
@@ -259,7 +259,8 @@ SETTINGS = [
     ),
     (
         "encoder: {model: m, pooling: maen}",
-        "encoder.pooling: must be 'mean', 'mean_without_special' or 'cls', not 'maen'; did you mean mean?",
+        "encoder.pooling: must be 'auto', 'mean', 'mean_without_special', 'cls', 'max', 'last_token', "
+        "'weighted_mean' or 'mean_sqrt_len', not 'maen'; did you mean mean?",
         "encoder: {model: m, pooling: mean}",
     ),
     (

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from retro_db.config import Config
+from retro_db.config import Config, EncoderConfig
 from retro_db.corpus.chunking import ChunkedShard
 from retro_db.corpus.estimating import estimate_corpus
 from retro_db.corpus.sharding import Shard, plan_shards
-from retro_db.encoder.models import EncoderModel, describe_model
+from retro_db.encoder.models import (
+    EncoderModel,
+    device_and_dtype,
+    model_sha256,
+    recorded_model,
+    resolve_model,
+)
 from retro_db.errors import ConfigError, DamagedFileError, InputError
-from retro_db.manifest.model import Manifest
+from retro_db.manifest.model import EncoderInfo, Manifest
 from retro_db.manifest.parts import listed_parts
 from retro_db.manifest.sealing import (
     GENERATIONS,
@@ -55,12 +61,12 @@ from .stage_order import VERSIONS
 MOST_NEW_SHARE = 0.5
 MOST_IMBALANCE_GROWTH = 1.25
 MOST_ERROR_GROWTH = 1.25
+# Settings of the encoder that the database keeps too; `auto` means what its manifest says.
+_KEPT_RULES = ("pooling", "normalize", "prompt", "max_length")
 # Settings that decide the bytes of chunks, embeddings and neighbors: the database keeps its own.
 _KEPT_SETTINGS = (
     "chunk.tokens",
     "split.validation",
-    "encoder.pooling",
-    "encoder.max_length",
     "embeddings.keep",
     "neighbors.k",
     "neighbors.max_nprobe",
@@ -157,16 +163,28 @@ def _check_settings(config: Config, old: Manifest) -> EncoderModel:
     if config.index.key not in ("auto", old.config["index"]["key"], old.index.key):
         raise ConfigError(f"index.key: the trained index stays, {old.index.key}; write auto")
     _check_sources(config, old)
-    model = describe_model(config.encoder)
-    if (model.sha256, model.dtype) != (old.encoder.sha256, old.encoder.dtype):
-        raise ConfigError(
-            f"encoder: the database was embedded by {old.encoder.model} in {old.encoder.dtype}, and this is "
-            "another model or another dtype; use the database's"
-        )
     path = config.tokenizer.path
     if path is not None and Tokenizer.load(path).sha256 != old.tokenizer.sha256:
         raise ConfigError("tokenizer.path: not the database's tokenizer; leave it as it was")
-    return replace(model, batch_tokens=old.encoder.batch_tokens)
+    return _kept_model(config.encoder, old.encoder)
+
+
+def _kept_model(config: EncoderConfig, info: EncoderInfo) -> EncoderModel:
+    """The database's encoder with the database's rule; refuses another one."""
+    for name in _KEPT_RULES:
+        value, stored = getattr(config, name), getattr(info, name)
+        if value not in ("auto", stored):
+            raise ConfigError(
+                f"encoder.{name}: {value}, but the database has {stored}; write what it has, or auto"
+            )
+    device, dtype = device_and_dtype(config)
+    sha256 = model_sha256(resolve_model(config.model), info.identity)
+    if (sha256, dtype) != (info.sha256, info.dtype):
+        raise ConfigError(
+            f"encoder: the database was embedded by {info.model} in {info.dtype}, and this is another model "
+            "or another dtype; use the database's"
+        )
+    return recorded_model(info, device, info.batch_tokens)
 
 
 def _check_sources(config: Config, old: Manifest) -> None:

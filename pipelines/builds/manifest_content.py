@@ -78,7 +78,7 @@ def built_manifest(
             config.chunk.tokens, tokenizer.token_type, tokenizer.pad_id, tokenizer.vocab_size
         ),
         tokenizer=TokenizerInfo(tokenizer.sha256),
-        encoder=_encoder_info(portable["encoder"]["model"], model),
+        encoder=encoder_info(portable["encoder"]["model"], model),
         index=_index_info(index, fine_size(config.index.refine, model.dimension)),
         neighbors=_neighbors_info(config.neighbors.k, index),
         config=portable,
@@ -91,7 +91,13 @@ def built_manifest(
     )
 
 
-def _encoder_info(name: str, model: EncoderModel) -> EncoderInfo:
+def encoder_info(name: str, model: EncoderModel) -> EncoderInfo:
+    """The manifest's entry of the encoder.
+
+    Args:
+        name: Folder without its path, or hub name.
+        model: The encoder.
+    """
     return EncoderInfo(
         model=name,
         sha256=model.sha256,
@@ -101,6 +107,12 @@ def _encoder_info(name: str, model: EncoderModel) -> EncoderInfo:
         dtype=model.dtype,
         device=model.device,
         batch_tokens=model.batch_tokens,
+        prompt=model.prompt,
+        pools_prompt=model.pools_prompt,
+        dense=list(model.dense),
+        normalize=model.normalize,
+        equal_lengths=model.equal_lengths,
+        identity=model.identity,
     )
 
 

@@ -16,7 +16,7 @@ from ..stages.chunk import ChunkJob
 from .folders import standing_manifest
 
 # What decides every embedding, beside the tokens.
-_ENCODER_SETTINGS = ("pooling", "max_length", "dtype", "device")
+_ENCODER_SETTINGS = ("pooling", "normalize", "prompt", "max_length", "dtype", "device")
 
 
 def loss_by(build: Build, model: EncoderModel) -> str | None:
@@ -63,12 +63,12 @@ def expect_kept(build: Build, model: EncoderModel) -> None:
 
 
 def _other_encoder(model: EncoderModel, old: Manifest) -> str | None:
-    if model.sha256 != old.encoder.sha256:
-        return f"encoder.model is another than {old.encoder.model}"
     for setting in _ENCODER_SETTINGS:
         before, now = getattr(old.encoder, setting), getattr(model, setting)
         if now != before:
             return f"encoder.{setting} was {before}, and is {now}"
+    if model.sha256 != old.encoder.sha256:
+        return f"encoder.model is another than {old.encoder.model}"
     if model.batch_tokens not in (None, old.encoder.batch_tokens):
         return f"encoder.batch_tokens was {old.encoder.batch_tokens}, and is {model.batch_tokens}"
     return None

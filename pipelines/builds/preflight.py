@@ -8,7 +8,8 @@ from pathlib import Path
 
 from retro_db.config import Config, in_units
 from retro_db.corpus.estimating import CorpusEstimate
-from retro_db.encoder.models import EncoderModel
+from retro_db.encoder.declared import read_declared
+from retro_db.encoder.models import EncoderModel, resolve_model
 from retro_db.errors import ExecutionError, IndexKeyError
 from retro_db.index.keys import (
     IndexKey,
@@ -27,6 +28,7 @@ from retro_db.tokens.tokenizer import Tokenizer
 
 from ..engine.console import Console
 from ..engine.context import Build
+from .manifest_content import encoder_info
 
 # Refuse only if an estimate exceeds the limit by this factor.
 _DOUBT = 2
@@ -60,8 +62,10 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
     chunks = estimate.chunks(config.chunk.tokens)
     console.say(
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; encoder "
-        f"{Path(config.encoder.model).name}, {model.dimension} dimensions, on {model.device}"
+        f"{Path(config.encoder.model).name}, {model.dimension} dimensions, on {model.device}: "
+        f"{encoder_info(config.encoder.model, model).rule}"
     )
+    _warn_of_similarity(build, model)
     if config.index.key != "auto" and not build.is_sample:
         trained = round(chunks * (1 - config.split.validation))
         _check_key(parse_key(config.index.key, model.dimension), trained)
@@ -76,6 +80,16 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
         allow_files(parts),
     ]
     console.say(f"check      {', '.join(wanted)}")
+
+
+def _warn_of_similarity(build: Build, model: EncoderModel) -> None:
+    """Says so if the model is meant for a similarity that squared L2 does not rank by."""
+    similarity = read_declared(resolve_model(build.config.encoder.model)).similarity
+    if similarity in ("cosine", "dot") and not model.normalize:
+        build.console.say(
+            f"warning    the encoder's folder compares by {similarity}, and squared L2 ranks so only among "
+            "embeddings of length 1, which encoder.normalize: true gives"
+        )
 
 
 def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:

@@ -10,6 +10,7 @@ from retro_db.corpus.estimating import CorpusEstimate, estimate_corpus
 from retro_db.corpus.listing import Listing
 from retro_db.corpus.sharding import Shard, plan_shards, sample_shards
 from retro_db.encoder.models import EncoderModel, describe_model
+from retro_db.encoder.trial import try_model
 from retro_db.index.keys import parse_key
 from retro_db.index.training import create_index
 from retro_db.printing import counted
@@ -71,6 +72,7 @@ def prepare(
     model = describe_model(config.encoder)
     if config.index.key != "auto":
         create_index(parse_key(config.index.key, model.dimension), model.dimension)
+    model = try_model(config.encoder, model)
     listing = Listing(config.output)
     shards = plan_shards(config, listing=listing)
     estimate = estimate_corpus(shards, config)

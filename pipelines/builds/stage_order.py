@@ -8,7 +8,7 @@ from retro_db.encoder.models import EncoderModel
 from retro_db.index.drawing import Drawing
 from retro_db.index.keys import IndexKey, parse_key
 from retro_db.manifest.model import QueryCorpus
-from retro_db.store.serialize import digest, to_json
+from retro_db.store.serialize import digest
 
 from ..engine.context import Build
 from ..stages import chunk, draw, embed, neighbors, screen, tokenizer, train, tune
@@ -147,5 +147,5 @@ class Recipe:
         shards = [[(shard.identity, shard.stamp) for shard in build.shards] for build in builds]
         verdicts = [decided.verdicts.sha256 if decided else None for decided in self.screened]
         tokenizer = self.tokenizer
-        identities = [tokenizer.sha256, tokenizer.pad_id, tokenizer.end_id, to_json(self.model)]
+        identities = [tokenizer.sha256, tokenizer.pad_id, tokenizer.end_id, self.model.decides]
         return digest([VERSIONS, self.build.config.portable(), shards, verdicts, *identities])

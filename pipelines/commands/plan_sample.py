@@ -8,13 +8,13 @@ import numpy as np
 
 from retro_db.config import Config
 from retro_db.errors import InputError, SampleError
-from retro_db.index.structure import is_embedded
 from retro_db.manifest.model import TRAIN
 from retro_db.plan import BreadthLaw, MeasuredRates
 from retro_db.plan.breadth_measuring import LEAST_CHUNKS, MOST_CHUNKS, measure_breadths
 from retro_db.reader.database import Database
 from retro_db.reader.database import open as open_database
 from retro_db.report.stage_report import read_stages
+from retro_db.store.embedded import is_embedded
 
 _LOG = logging.getLogger(__name__)
 # Recalls that are measured, beside the one that is configured.

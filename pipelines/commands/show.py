@@ -24,7 +24,7 @@ def show_built(output: str, manifest: Manifest, console: Console) -> None:
     )
     _say_reasons(manifest.sources, console)
     for count, words in (
-        (counts.keyless_chunks, "without a WordPiece, not indexed"),
+        (counts.keyless_chunks, "without an embedding, not indexed"),
         (counts.validation_chunks, "of the validation split, nobody's neighbors"),
         (counts.short_rows, f"with fewer than {manifest.neighbors.k} neighbors"),
     ):
@@ -72,8 +72,8 @@ def show_database(url: str, console: Console, *, as_json: bool) -> None:
     recall = f"recall@10 {index.recall[-1].recall:.3f}" if index.recall else "recall not measured"
     console.say(f"chunks     {manifest.chunk.tokens} tokens, {manifest.chunk.token_type}")
     console.say(
-        f"encoder    {encoder.model}, {encoder.dimension} dimensions, {encoder.pooling}, "
-        f"{encoder.dtype} on {encoder.device}"
+        f"encoder    {encoder.model}, {encoder.dimension} dimensions, {encoder.dtype} on {encoder.device}: "
+        f"{encoder.rule}"
     )
     graph = f", efSearch {index.ef_search}" if index.ef_search else ""
     spread = "1 partition" if index.partitions == 1 else f"{index.partitions:,} partitions"

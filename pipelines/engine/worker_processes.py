@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.sharedctypes import Synchronized
 
 from retro_db.errors import ExecutionError
+from retro_db.threads import begin_worker
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def _preloaded() -> list[str]:
 
 def _begin(number: Synchronized[int], end: Connection) -> None:
     """Makes a process a worker, with a number that tells it from its siblings."""
+    begin_worker()
     with number.get_lock():
         os.environ["WORKER_ID"] = str(number.value)
         number.value += 1

@@ -19,7 +19,7 @@ from retro_db.meter import Meter
 from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
 from retro_db.store.folder import FileEntry, Folder, TableEntry
-from retro_db.store.serialize import digest, to_json
+from retro_db.store.serialize import digest
 from retro_db.threads import Share, use_tokenizer_threads
 from retro_db.tokens.tokenizer import Tokenizer
 
@@ -85,7 +85,7 @@ class EmbedJob(Job):
         self._pieces(part).remove()
 
     def _pieces(self, part: Part) -> Pieces:
-        decides = [VERSION, to_json(self.model), self.tokenizer, part.chunks.sha256]
+        decides = [VERSION, self.model.decides, self.tokenizer, part.chunks.sha256]
         key = f"{part.name}-{digest(decides)[:16]}"
         return Pieces(self.folder, key, self.model.dimension, WINDOW_ROWS)
 
@@ -134,7 +134,7 @@ def probe_stage(build: Build, model: EncoderModel) -> EncoderModel:
     if model.device != CUDA:
         return model
     job = ProbeJob(build.folder, build.config.encoder.model, model)
-    task = Task("gpu", fingerprint(VERSION, {"encoder": to_json(model)}), None)
+    task = Task("gpu", fingerprint(VERSION, {"encoder": model.decides}), None)
     budget = build.run_task(Stage(job, [task], Budget, "GPUs", 1, _placement(build)))
     return replace(model, batch_tokens=budget.batch_tokens)
 
@@ -146,7 +146,7 @@ class EmbeddedCorpus:
     Attributes:
         shards: What became of the records of every shard.
         parts: All parts in order, with their embeddings.
-        keyless: Number of chunks without an embedding: they have no WordPiece.
+        keyless: Number of chunks without an embedding, such as those without any WordPiece.
         drawn: What was drawn of each part for the index, if anything.
     """
 
@@ -198,7 +198,7 @@ def embed_stage(
         tokenizer.sha256,
         drawing,
     )
-    decides = {"encoder": to_json(model), "tokenizer": tokenizer.sha256}
+    decides = {"encoder": model.decides, "tokenizer": tokenizer.sha256}
     tasks = [
         Task(part.name, fingerprint(VERSION, decides | {"chunk": part.chunks.sha256}), part)
         for part in parts

@@ -18,10 +18,10 @@ class Tokenized:
     Attributes:
         texts: The tokenized texts, for messages.
         ids: int64 [t], all texts' WordPieces, the special ones included.
-        weights: float32 [t], each WordPiece's share in its text's embedding; a text's shares add up to
-            one.
+        weights: float32 [t], each WordPiece's share in its text's embedding, zero for what is not pooled.
         starts: int64 [n], position of each text's first WordPiece.
-        lengths: int64 [n], number of each text's WordPieces; zero for a text with special ones only.
+        lengths: int64 [n], number of each text's WordPieces; zero for a text that has none of its own,
+            beside the special ones and the prompt's.
     """
 
     texts: Sequence[str]
@@ -30,19 +30,23 @@ class Tokenized:
     starts: np.ndarray
     lengths: np.ndarray
 
-    def batches(self, budget: int) -> Iterator[np.ndarray]:
+    def batches(self, budget: int, *, equal_lengths: bool = False) -> Iterator[np.ndarray]:
         """Divides rows into batches by (length, row): this needs little padding, and fixes the order.
 
         Args:
             budget: Most padded WordPieces of a batch.
+            equal_lengths: Whether all rows of a batch must have one length, so that nothing is padded.
 
         Yields:
             Rows of a batch, int64; each row that has a WordPiece is in exactly one batch.
         """
         rows = np.flatnonzero(self.lengths)
-        yield from batches_of(
-            rows[np.argsort(self.lengths[rows], kind="stable")], self.lengths, budget
-        )
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        groups = [rows]
+        if equal_lengths:
+            groups = np.split(rows, np.flatnonzero(np.diff(self.lengths[rows])) + 1)
+        for group in groups:
+            yield from batches_of(group, self.lengths, budget)
 
     def padded(self, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Pads one batch to rectangles.

@@ -47,7 +47,8 @@ def try_budget(encoder: Encoder, budget: int) -> None:
         DeviceMemoryError: A batch does not fit.
     """
     encoder.device.use()
-    longest = encoder.model.max_length
+    # Of models that take thousands, no chunk is as long.
+    longest = min(encoder.model.max_length, budget)
     for width in (longest, min(16, longest)):
         rows = max(1, budget // width)
         lengths = np.full(rows, width, np.int64)

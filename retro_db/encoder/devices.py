@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from retro_db.errors import InputError
 from retro_db.threads import use_torch_threads
 
 
@@ -88,9 +90,19 @@ class Cuda:
 
     def __init__(self, number: int) -> None:
         self.name = f"cuda:{number}"
+        self._process = os.getpid()
 
     def use(self) -> None:
-        """Selects the GPU: otherwise pinned memory would belong to the first GPU, with a context there."""
+        """Selects the GPU: otherwise pinned memory would belong to the first GPU, with a context there.
+
+        Raises:
+            InputError: This process was forked from the one that opened the encoder; CUDA does not take it.
+        """
+        if os.getpid() != self._process:
+            raise InputError(
+                "encoder.device: an encoder on a GPU cannot be used in a forked process; start workers by "
+                "spawn, and open the encoder there"
+            )
         torch.cuda.set_device(self.name)
 
     def put(self, array: np.ndarray) -> torch.Tensor:

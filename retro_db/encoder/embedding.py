@@ -16,6 +16,7 @@ from retro_db.encoder.encoder import Encoder
 from retro_db.errors import ModelError
 from retro_db.meter import Meter
 from retro_db.store.contracts import contract
+from retro_db.store.embedded import is_embedded
 from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.tables import TableFile
 from retro_db.store.writing import TableWriter
@@ -65,7 +66,7 @@ def embed_part(
         with TableWriter(temporary, schema, table.batch_rows) as writer:
             for stored in _embedded(chunks, encoder, tokenizer, meter, pieces):
                 with meter.timing("write"):
-                    missing += int((~stored.any(axis=1)).sum())
+                    missing += int((~is_embedded(stored)).sum())
                     writer.append({"vector": stored})
                     if take:
                         take(row, stored)
@@ -88,7 +89,7 @@ def _embedded(
         windows = one_ahead(windows)
     for embeddings in encoder.encode_windows(windows, meter):
         with meter.timing("write"):
-            stored = _stored(embeddings)
+            stored = store_embeddings(embeddings)
             pieces.append(stored)
         yield stored
 
@@ -124,12 +125,22 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-def _stored(embeddings: np.ndarray) -> np.ndarray:
+def store_embeddings(embeddings: np.ndarray) -> np.ndarray:
+    """Rounds embeddings to what is stored: float32 [n, d] to float16 [n, d].
+
+    Raises:
+        ModelError: A value exceeds float16, or a chunk with an embedding would be stored as one without.
+    """
     with np.errstate(over="ignore"):
         stored = embeddings.astype(np.float16)
     if not np.isfinite(stored).all():
         raise ModelError(
             "encoder.model: an embedding exceeds float16's 65504, so that it cannot be stored; "
-            "use a model with a final normalization"
+            "set encoder.normalize: true, or use a model with a final normalization"
+        )
+    if (embeddings.any(axis=1) & ~is_embedded(stored)).any():
+        raise ModelError(
+            "encoder.model: an embedding is too small for float16, in which it would be stored as zeros; "
+            "set encoder.normalize: true"
         )
     return stored

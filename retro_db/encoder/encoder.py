@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from retro_db.encoder.batching import Tokenized
 from retro_db.encoder.devices import Cpu, Cuda, Device
 from retro_db.encoder.linear import use_onednn
+from retro_db.encoder.loading import load_head, load_transformer
 from retro_db.encoder.models import CUDA, EncoderModel, check_cuda, model_sha256
 from retro_db.errors import DeviceMemoryError, ModelError
 from retro_db.meter import Meter
@@ -42,18 +41,45 @@ class Encoder:
     def __init__(self, folder: Path, model: EncoderModel, threads: int = 1, gpu: int = 0) -> None:
         if model.device == CUDA:
             check_cuda()
-        if (sha256 := model_sha256(folder)) != model.sha256:
+        if (sha256 := model_sha256(folder, model.identity)) != model.sha256:
             raise ModelError(
                 f"encoder.model: {folder} is not the model of this database (sha256 {sha256[:12]}, "
                 f"not {model.sha256[:12]}); name that one, with the same files on every worker"
             )
         self.model = model
         self.device: Device = Cuda(gpu) if model.device == CUDA else Cpu(threads)
-        self._tokenizer, self._pad_id, network = _load(folder, model)
+        loaded = load_transformer(folder, model)
+        self._tokenizer, self.pad_id = loaded.tokenizer, loaded.pad_id
+        self._has_types = loaded.has_types
         if model.device != CUDA and model.dtype == "float32":
-            use_onednn(network)
-        self._network = network.to(self.device.name)
-        self._special_count = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+            use_onednn(loaded.network)
+        self._network = loaded.network.to(self.device.name)
+        self._head = load_head(folder, model).to(self.device.name)
+        prompt = self._tokenizer.encode(model.prompt)
+        self._prompt_ids = np.array(prompt.ids, np.int64)
+        # Special WordPieces at the end follow the text, and are not the prompt's.
+        own = np.flatnonzero(np.array(prompt.special_tokens_mask) == 0)
+        self._prompt_length = int(own.max(initial=-1)) + 1
+
+    def check_tokens(self) -> None:
+        """Checks that every WordPiece has an embedding, and that the model needs nothing beside them.
+
+        Raises:
+            ModelError: The tokenizer does not fit the network.
+        """
+        embeddings = self._network.get_input_embeddings()
+        entries = getattr(embeddings, "num_embeddings", None)
+        largest = max(self._tokenizer.get_vocab().values(), default=0)
+        if entries is not None and largest >= entries:
+            raise ModelError(
+                f"encoder.model: its tokenizer has ids up to {largest:,}, and its network has {entries:,} "
+                "embeddings of them; copy the tokenizer that the model was trained with"
+            )
+        if self._has_types and any(self._tokenizer.encode("A text.").type_ids):
+            raise ModelError(
+                "encoder.model: its tokenizer gives types of WordPieces (token_type_ids) other than 0, which "
+                "are not passed on; name an encoder such as BERT"
+            )
 
     def tokenize(self, texts: Sequence[str]) -> Tokenized:
         """Divides texts into WordPieces, cut at the model's `max_length`.
@@ -65,9 +91,10 @@ class Encoder:
             The texts' WordPieces, and the weight of each in its text's embedding.
         """
         ids, special, lengths = [], [], []
+        prompt = self.model.prompt
         # The library's own objects take a hundred times the memory of the ids.
         for first in range(0, len(texts), _TOKENIZED_AT_ONCE):
-            piece = list(texts[first : first + _TOKENIZED_AT_ONCE])
+            piece = [prompt + text for text in texts[first : first + _TOKENIZED_AT_ONCE]]
             encodings = self._tokenizer.encode_batch_fast(piece, add_special_tokens=True)
             lengths.append(np.array([len(encoding) for encoding in encodings], dtype=np.int64))
             ids.append(_flat(encoding.ids for encoding in encodings))
@@ -79,20 +106,42 @@ class Encoder:
     ) -> Tokenized:
         starts = np.cumsum(lengths) - lengths
         rows = np.repeat(np.arange(len(texts)), lengths)
-        if self.model.pooling == "cls":
-            pooled = np.arange(len(ids)) == starts[rows]
-        elif self.model.pooling == "mean_without_special":
-            pooled = special == 0
-        else:
-            pooled = np.ones(len(ids), dtype=bool)
-        sums = np.bincount(rows, pooled, len(texts))
+        weights = self._weights(np.arange(len(ids)) - starts[rows], lengths[rows], special)
+        sums = np.bincount(rows, weights, len(texts))[rows]
+        if self.model.pooling == "mean_sqrt_len":
+            sums = np.sqrt(sums)
         return Tokenized(
             texts=texts,
             ids=ids,
-            weights=(pooled / np.maximum(sums, 1)[rows]).astype(np.float32),
+            weights=(weights / np.where(sums > 0, sums, 1)).astype(np.float32),
             starts=starts,
-            lengths=np.where(lengths > self._special_count, lengths, 0),
+            lengths=np.where(self._is_prompt_alone(ids, starts, lengths), 0, lengths),
         )
+
+    def _weights(
+        self, positions: np.ndarray, lengths: np.ndarray, special: np.ndarray
+    ) -> np.ndarray:
+        """The weight of each WordPiece among its text's, [t], by its position and its text's length."""
+        pooling = self.model.pooling
+        first = 0 if self.model.pools_prompt else self._prompt_length
+        if pooling == "cls":
+            return positions == np.minimum(first, lengths - 1)
+        if pooling == "last_token":
+            return positions == lengths - 1
+        is_pooled = positions >= first
+        if pooling == "mean_without_special":
+            is_pooled &= special == 0
+        return is_pooled * (positions + 1) if pooling == "weighted_mean" else is_pooled
+
+    def _is_prompt_alone(
+        self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+    ) -> np.ndarray:
+        """Which texts have the prompt's WordPieces and no others: bool [n]."""
+        is_alone = lengths == len(self._prompt_ids)
+        rows = np.flatnonzero(is_alone)
+        positions = starts[rows][:, None] + np.arange(len(self._prompt_ids))
+        is_alone[rows] = (ids[positions] == self._prompt_ids).all(axis=1)
+        return is_alone
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts, as one window.
@@ -135,7 +184,9 @@ class Encoder:
         for window in windows:
             embeddings = np.zeros((len(window.texts), self.model.dimension), dtype=np.float32)
             meter(int((window.lengths == 0).sum()))
-            batches = list(window.batches(self.model.batch_tokens))
+            batches = list(
+                window.batches(self.model.batch_tokens, equal_lengths=self.model.equal_lengths)
+            )
             for rows in batches:
                 flights.append(self._launch(window, rows, embeddings))
                 while len(flights) > self.device.ahead:
@@ -148,7 +199,7 @@ class Encoder:
 
     def _launch(self, window: Tokenized, rows: np.ndarray, embeddings: np.ndarray) -> _Flight:
         """Starts the forward pass of one batch, without waiting for it."""
-        ids, weights = window.padded(rows, self._pad_id)
+        ids, weights = window.padded(rows, self.pad_id)
         with self.naming_the_budget(*ids.shape):
             start = self.device.mark()
             pooled = self.device.fetch(self.forward(ids, weights, window.lengths[rows]))
@@ -164,15 +215,20 @@ class Encoder:
             lengths: int64 [b].
 
         Returns:
-            float32 [b, d] on the device, the weighted sums of the last hidden layer.
+            float32 [b, d] on the device.
         """
         with torch.inference_mode():
             put = self.device.put
             columns = torch.arange(ids.shape[1], device=self.device.name)
             mask = columns < put(lengths)[:, None]
             hidden = self._network(input_ids=put(ids), attention_mask=mask.long())
-            # A product of [1, w] and [w, d] sums in float32, without an array of weighted states.
-            return torch.bmm(put(weights)[:, None], hidden.last_hidden_state.float()).squeeze(1)
+            states, shares = hidden.last_hidden_state.float(), put(weights)
+            if self.model.pooling == "max":
+                pooled = states.masked_fill(shares[:, :, None] == 0, -torch.inf).amax(dim=1)
+            else:
+                # A product of [1, w] and [w, d] sums in float32, without an array of weighted states.
+                pooled = torch.bmm(shares[:, None], states).squeeze(1)
+            return self._head(pooled)
 
     def _land(self, flight: _Flight, meter: Meter) -> Iterator[np.ndarray]:
         """Waits for a batch; after the last batch of a window, yields the window's embeddings."""
@@ -226,27 +282,6 @@ class _Flight:
     window: Tokenized
     embeddings: np.ndarray
     batch: _Batch | None = None
-
-
-def _load(folder: Path, model: EncoderModel) -> tuple[Any, int, Any]:
-    """Loads the tokenizer, its padding id and the frozen network."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        fast = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-        tokenizer = fast.backend_tokenizer
-        network = AutoModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=getattr(torch, model.dtype),
-        )
-    except Exception as error:  # files of the folder can make transformers raise any exception
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"encoder.model: {folder} cannot be loaded: {reason}") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(model.max_length)
-    return tokenizer, fast.pad_token_id or 0, network.eval().requires_grad_(False)
 
 
 def _flat(lists: Iterable[list[int]]) -> np.ndarray:

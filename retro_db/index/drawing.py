@@ -14,10 +14,11 @@ import numpy as np
 
 from retro_db.hashing import fractions_of
 from retro_db.index.part_embeddings import in_training_split
-from retro_db.index.structure import is_embedded, widen
+from retro_db.index.structure import widen
 from retro_db.manifest.parts import Part, contents_of
 from retro_db.reader.opening import open_files, read_documents
 from retro_db.store.contracts import contract
+from retro_db.store.embedded import is_embedded
 from retro_db.store.folder import Folder, TableEntry
 from retro_db.store.serialize import digest, to_json
 from retro_db.store.slices import Slice, SlicedFile, column, read_slice, writing_slices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from retro_db.errors import IndexKeyError
@@ -27,6 +28,7 @@ _IVF = re.compile(r"IVF(\d+)")
 # The lists with what finds the nearest of them, which few lists do not need.
 _QUANTIZER = re.compile(r"IVF\d+(_HNSW\d+|\([^)]*\))?")
 _TRANSFORMS = re.compile(r"OPQ|PCA|RR|Pad")
+_STEP = re.compile(r"(?P<kind>OPQ|PCAW?R?|RR|Pad)(?P<first>\d+)?(?:_(?P<second>\d+))?")
 _PQ = re.compile(r"PQ(\d+)(?:x(\d+))?(fsr|fs|np)?$")
 
 
@@ -79,13 +81,15 @@ def parse_key(text: str, dimension: int) -> IndexKey:
         The parsed key.
 
     Raises:
-        IndexKeyError: The key has no inverted lists, or its sub-quantizers do not divide the vectors.
+        IndexKeyError: The key has no inverted lists, a transform does not fit the vectors that it gets, or
+            the sub-quantizers do not divide the vectors.
     """
     lists = _IVF.search(text)
     if lists is None or int(lists[1]) < 1:
         raise IndexKeyError(
             f"index.key: {text} has no inverted lists; use a key such as IVF1024,PQ48, or auto"
         )
+    _check_transforms(text, dimension)
     codes = _PQ.search(text)
     if codes is None:
         return IndexKey(text, int(lists[1]))
@@ -315,10 +319,35 @@ def _corrected(proposal: str, dimension: int) -> str:
     return re.sub(r"OPQ(\d+)_(\d+)", narrowed, re.sub(r"(PQ\d+)x8$", r"\1np", proposal))
 
 
+def _transforms(text: str, dimension: int) -> Iterator[tuple[str, int, int]]:
+    """The transforms of a key in order: each as written, with the dimensions that it gets and gives."""
+    for step in text.split(","):
+        if match := _STEP.fullmatch(step.strip()):
+            size = match["second"] if match["kind"] == "OPQ" else match["first"]
+            given = int(size) if size else dimension
+            yield match[0], dimension, given
+            dimension = given
+
+
+def _check_transforms(text: str, dimension: int) -> None:
+    """Refuses transforms that Faiss would refuse when it trains them, after all was embedded."""
+    for step, before, after in _transforms(text, dimension):
+        if step.startswith("PCA") and not 1 <= after <= before:
+            raise IndexKeyError(
+                f"index.key: {text}: {step} cannot give {after} dimensions of {before}; use at most "
+                f"PCA{before}"
+            )
+        blocks = int(step.removeprefix("OPQ").split("_")[0] or 0) if step.startswith("OPQ") else 1
+        if blocks < 1 or after < 1 or after % blocks:
+            raise IndexKeyError(
+                f"index.key: {text}: the {blocks} blocks of {step} do not divide {after} dimensions"
+            )
+
+
 def _coded_dimension(text: str, dimension: int) -> int:
     """Dimensions that the codes get after the transforms of a key."""
-    for match in re.finditer(r"(?:OPQ\d+_|PCAW?R?|RR|Pad)(\d+)", text):
-        dimension = int(match[1])
+    for _, _, given in _transforms(text, dimension):
+        dimension = given
     return dimension
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from retro_db.hashing import fractions_of
-from retro_db.index.structure import is_embedded
 from retro_db.manifest.model import TRAIN
 from retro_db.manifest.parts import Part
 from retro_db.reader.opening import open_files, open_table, read_documents
+from retro_db.store.embedded import is_embedded
 from retro_db.store.folder import Folder
 from retro_db.store.gathering import ColumnReader
 from retro_db.store.tables import TableFile

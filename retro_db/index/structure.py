@@ -79,15 +79,6 @@ def widen(embeddings: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
-def is_embedded(embeddings: np.ndarray) -> np.ndarray:
-    """Says which chunks have an embedding: float16 [n, d] to bool [n].
-
-    A chunk without any WordPiece is stored as zeros. NumPy compares halves as integers 15 times as
-    fast.
-    """
-    return embeddings.view(np.uint16).any(axis=1)
-
-
 def list_ids(lists: faiss.InvertedLists, number: int) -> np.ndarray:
     """Copies one list's ids.
 

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from retro_db.index.structure import is_embedded
 from retro_db.join.near_files import Neighbors
 from retro_db.join.nearest import nearest_of_pairs
 from retro_db.join.setting import JoinSetting
 from retro_db.join.spans import PartRows, Span
 from retro_db.reader.opening import open_files
 from retro_db.store.contracts import contract
+from retro_db.store.embedded import is_embedded
 from retro_db.store.folder import FileEntry, Folder, TableEntry, describe
 from retro_db.store.slices import Slice, column, read_slice
 from retro_db.store.writing import TableWriter

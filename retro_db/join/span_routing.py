@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_db.index.structure import is_embedded, widen
+from retro_db.index.structure import widen
 from retro_db.join.keys import take_halves
 from retro_db.join.labels import UNNAMED_KEY, UNNAMED_QUERY, chunk_labels, token_hashes
 from retro_db.join.router import Router
@@ -17,6 +17,7 @@ from retro_db.join.spans import PartRows, Span
 from retro_db.join.spatial_order import Order
 from retro_db.reader.opening import open_files, read_documents
 from retro_db.store.contracts import contract
+from retro_db.store.embedded import is_embedded
 from retro_db.store.folder import Folder
 from retro_db.store.packing import pack_numbers, unpack_numbers
 from retro_db.store.slices import SlicedFile, writing_slices

@@ -27,6 +27,7 @@ _RANGES = {
     "generation": (1, 100_000),
     "chunk.tokens": (1, 65_535),
     "encoder.dimension": (1, 65_536),
+    "encoder.identity": (1, 2),
     "index.fine_size": (0, 1 << 20),
     "neighbors.k": (1, 65_536),
 }
@@ -77,6 +78,9 @@ def _check_numbers(manifest: Manifest) -> None:
             value = getattr(value, name)
         if not least <= value <= most:
             raise DecodeError(f"{where}: {value} is not between {least} and {most}")
+    for number, path in enumerate(manifest.encoder.dense):
+        if not FOLDER_NAME.fullmatch(path):
+            raise DecodeError(f"encoder.dense[{number}]: {path[:100]!r} is not a name of a folder")
     chunk = manifest.chunk
     if chunk.token_type not in _TOKEN_LIMITS:
         raise DecodeError(f"chunk.token_type: {chunk.token_type[:20]!r} is not uint16 or uint32")

@@ -10,7 +10,16 @@ from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.store.serialize import digest, to_json
 
 FORMAT = "retro-db"
-VERSION = "1.4"
+VERSION = "1.5"
+POOLINGS = (
+    "mean",
+    "mean_without_special",
+    "cls",
+    "max",
+    "last_token",
+    "weighted_mean",
+    "mean_sqrt_len",
+)
 TRAIN, VALIDATION = "train", "validation"
 
 
@@ -52,7 +61,8 @@ class Counts:
         chunks: Rows of the chunks table; ids are 0 to chunks - 1.
         tokens: Tokens without padding.
         validation_chunks: Chunks of the validation split, which have neighbors but are never neighbors.
-        keyless_chunks: Chunks without any WordPiece: not indexed, without neighbors.
+        keyless_chunks: Chunks without an embedding, such as those without any WordPiece: not indexed, without
+            neighbors.
         indexed_chunks: Entries of the index.
         short_rows: Chunks with an embedding that have fewer than k neighbors stored.
         removed_documents: Documents that were removed after the build: readers skip them.
@@ -93,13 +103,20 @@ class EncoderInfo:
 
     Attributes:
         model: Folder without its path, or hub name.
-        sha256: Hash of its weights, configuration and tokenizer.
+        sha256: Hash of its weights, configuration and tokenizer, and of what else its folder says.
         dimension: d, the length of an embedding.
         pooling: How token vectors become an embedding, such as mean or cls.
         max_length: Most tokens of a text.
         dtype: Type that it computes in.
         device: Type of device that it ran on.
         batch_tokens: Tokens of a batch: with the same number, the same device gives the same bytes.
+        prompt: Text put before every chunk.
+        pools_prompt: Whether the prompt's own tokens are pooled with the others.
+        dense: Folders, in the model's, of the dense layers behind the pooling, in order.
+        normalize: Whether an embedding is scaled to length 1.
+        equal_lengths: Whether a batch has texts of one length, as padding would change their embeddings.
+        identity: Which files `sha256` covers: 1, those of the transformer alone, as up to format 1.4; 2, all
+            that the model's folder says too.
     """
 
     model: str
@@ -110,6 +127,22 @@ class EncoderInfo:
     dtype: str
     device: str
     batch_tokens: int | None = None
+    prompt: str = ""
+    pools_prompt: bool = True
+    dense: list[str] = field(default_factory=list)
+    normalize: bool = False
+    equal_lengths: bool = False
+    identity: int = 1
+
+    @property
+    def rule(self) -> str:
+        """How a text becomes an embedding, in words."""
+        words = [f"{self.pooling} of at most {self.max_length} WordPieces"]
+        words += [f"dense layer {path}" for path in self.dense]
+        words += ["normalized"] if self.normalize else []
+        words += [f"prompt {self.prompt!r}"] if self.prompt else []
+        words += ["batches of equal length"] if self.equal_lengths else []
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -240,7 +273,7 @@ class QueryCorpus:
 
     Attributes:
         source: Its name and its counts.
-        keyless_chunks: Chunks without any WordPiece.
+        keyless_chunks: Chunks without an embedding.
         short_rows: Chunks with an embedding that have fewer than k neighbors.
         tables: Its files, under `queries/<name>/`; chunk ids count from 0 in them.
     """

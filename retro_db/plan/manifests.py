@@ -25,6 +25,8 @@ from retro_db.plan.corpus_facts import UNKNOWN_SHA256, Corpus, Facts
 from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.tokens.tokenizer import token_type_for
 
+# Stands for what a model's folder says.
+_MAX_LENGTH = 256
 # About how many search settings tuning measures.
 _MEASURED = 16
 Files = dict[str, list[TableEntry]]
@@ -65,7 +67,7 @@ def planned_manifest(
             UNKNOWN_SHA256,
             facts.dimension,
             encoder.pooling,
-            encoder.max_length,
+            _MAX_LENGTH if encoder.max_length == "auto" else encoder.max_length,
             encoder.dtype,
             encoder.device,
         ),

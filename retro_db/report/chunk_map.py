@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from retro_db.index.kmeans import assign, cluster
-from retro_db.index.structure import is_embedded, widen
+from retro_db.index.structure import widen
 from retro_db.reader.database import Database
 from retro_db.search.passages import Passage, Passages
+from retro_db.store.embedded import is_embedded
 
 MAPPED, NEAR = 1_000, 3
 _CLUSTERS, _PER_CLUSTER = 12, 25

@@ -183,7 +183,9 @@ def data_flow(manifest: Manifest) -> list[Step]:
     embedded = counts.chunks - counts.keyless_chunks
     held_out, short = embedded - counts.indexed_chunks, counts.short_rows
     steps += [
-        Step("with an embedding", "chunks", embedded, counts.keyless_chunks, "no WordPiece"),
+        Step(
+            "with an embedding", "chunks", embedded, counts.keyless_chunks, "an embedding of zeros"
+        ),
         Step("in the index", "chunks", counts.indexed_chunks, held_out, "validation split"),
         Step("with all neighbors", "chunks", embedded - short, short, "fewer were found"),
     ]

@@ -152,8 +152,8 @@ def _settings(manifest: Manifest) -> list[tuple[str, str]]:
         ("chunk", f"{chunk.tokens} tokens, {chunk.token_type}, vocabulary of {chunk.vocab_size:,}"),
         (
             "encoder",
-            f"{printable(encoder.model)}, {encoder.dimension} dimensions, {encoder.pooling}, "
-            f"{encoder.dtype} on {encoder.device}",
+            f"{printable(encoder.model)}, {encoder.dimension} dimensions, "
+            f"{encoder.dtype} on {encoder.device}: {printable(encoder.rule)}",
         ),
         (
             "index",

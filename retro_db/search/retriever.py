@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from retro_db.encoder.embedding import store_embeddings
 from retro_db.encoder.encoder import Encoder
 from retro_db.encoder.models import (
     CPU,
     CPU_BATCH_TOKENS,
     CUDA,
-    EncoderModel,
     gpu_count,
+    recorded_model,
     resolve_model,
 )
 from retro_db.errors import InputError
@@ -23,6 +24,7 @@ from retro_db.reader.database import Database
 from retro_db.search.finder import Finder
 from retro_db.search.reranking import Embeddings
 from retro_db.search.searching import QueryBlock, SearchSettings, open_searcher
+from retro_db.store.embedded import is_embedded
 from retro_db.store.entries import read_bounded
 from retro_db.store.serialize import DecodeError, from_json, parse_json
 from retro_db.threads import available_cores
@@ -54,16 +56,8 @@ def open_encoder(database: Database, encoder: str | None = None) -> Encoder:
         InputError: The database does not know where its encoder is.
         ModelError: The encoder cannot be loaded, or is not the build's encoder.
     """
-    info = database.manifest.encoder
-    model = EncoderModel(
-        sha256=info.sha256,
-        dimension=info.dimension,
-        pooling=info.pooling,
-        max_length=info.max_length,
-        batch_tokens=CPU_BATCH_TOKENS,
-        device=CUDA if gpu_count() else CPU,
-        dtype=info.dtype,
-    )
+    device = CUDA if gpu_count() else CPU
+    model = recorded_model(database.manifest.encoder, device, CPU_BATCH_TOKENS)
     name = encoder or _recorded_encoder(database)
     return Encoder(resolve_model(name), model, threads=available_cores())
 
@@ -80,6 +74,42 @@ def _recorded_encoder(database: Database) -> str:
         f"{database.folder.url}: does not know where its encoder {database.manifest.encoder.model} is; "
         "give --encoder"
     )
+
+
+def _check_arguments(
+    texts: Sequence[str], k: int, exclude: Sequence[tuple[int, int]] | None
+) -> None:
+    """Refuses arguments of a search that mean nothing."""
+    if isinstance(texts, str):
+        raise InputError("texts: a single string; give a list of texts")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"texts: number {number} is a {type(text).__name__}; give strings")
+        if not _is_unicode(text):
+            raise InputError(
+                f"texts: number {number} has half of a surrogate pair, which no encoder can read; decode it "
+                "with errors='replace'"
+            )
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"k: {k!r}; give a whole number from 1")
+    if exclude is None:
+        return
+    if len(exclude) != len(texts):
+        raise InputError(f"exclude: {len(exclude)} ranges for {len(texts)} texts")
+    for number, (first, end) in enumerate(exclude):
+        if not 0 <= first <= end:
+            raise InputError(
+                f"exclude: number {number} goes from {first} to {end}; give a first chunk id, and an end "
+                "that is not below it"
+            )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Retriever:
@@ -129,27 +159,28 @@ class Retriever:
         """Finds the nearest chunks of texts, without the removed ones.
 
         Args:
-            texts: Queries, cut at the encoder's `max_length`.
-            k: Number of neighbors of a text.
-            exclude: For each text, a range of chunk ids, first to end - 1, that is passed over.
+            texts: Queries, embedded as chunks are: with the same prompt, cut at the same length.
+            k: Number of neighbors of a text, at least 1.
+            exclude: For each text, a range of chunk ids, first to end - 1, that is passed over; an empty one
+                passes over none.
 
         Returns:
             ids int64 [n, k] by ascending (distance, id), and squared L2 distances float32 [n, k]. Rows
             with fewer neighbors are padded with -1 and infinity; a text without any WordPiece has none.
 
         Raises:
-            InputError: `texts` is a string, or `exclude` has another length.
+            InputError: `texts` is a string, a text is none or has half of a surrogate pair, `k` is below 1,
+                or `exclude` has another length or a range that ends before it begins.
+            ModelError: The model gives a text an embedding that float16 cannot hold.
             DatabaseReplacedError: Another build has replaced the database since it was opened.
         """
-        if isinstance(texts, str):
-            raise InputError("texts: a single string; give a list of texts")
-        if exclude is not None and len(exclude) != len(texts):
-            raise InputError(f"exclude: {len(exclude)} ranges for {len(texts)} texts")
+        _check_arguments(texts, k, exclude)
         # Queries are rounded to float16 like stored embeddings: a stored chunk is at distance 0 of itself.
-        queries = self._encoder.encode(texts).astype(np.float16).astype(np.float32)
+        stored = store_embeddings(self._encoder.encode(texts))
+        queries = stored.astype(np.float32)
         ids = np.full((len(texts), k), -1, np.int64)
         distances = np.full((len(texts), k), np.inf, np.float32)
-        rows = np.flatnonzero(queries.any(axis=1))
+        rows = np.flatnonzero(is_embedded(stored))
         if exclude is None:
             starts = range(0, len(rows), _BLOCK_TEXTS)
             pieces = [rows[start : start + _BLOCK_TEXTS] for start in starts]

@@ -12,7 +12,6 @@ import pyarrow as pa
 from retro_db.index.structure import (
     faiss,
     inverted_file,
-    is_embedded,
     list_codes,
     list_ids,
     read_index,
@@ -20,6 +19,7 @@ from retro_db.index.structure import (
 from retro_db.manifest.model import TRAIN
 from retro_db.reader.database import Database
 from retro_db.store.contracts import contract
+from retro_db.store.embedded import is_embedded
 from retro_db.store.folder import Folder, TableEntry, describe
 from retro_db.store.gathering import Table
 from retro_db.store.parquet_tables import read_parquet

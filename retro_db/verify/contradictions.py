@@ -11,7 +11,7 @@ from retro_db.errors import IndexKeyError
 from retro_db.index.keys import parse_key
 from retro_db.index.structure import inverted_file
 from retro_db.index.training import create_index
-from retro_db.manifest.model import JoinPoint, Manifest, RecallPoint
+from retro_db.manifest.model import POOLINGS, JoinPoint, Manifest, RecallPoint
 from retro_db.manifest.sealing import FILE
 
 # Settings of which a field of the same name is the outcome, unless the setting left it open.
@@ -22,10 +22,13 @@ _EQUAL = (
     "encoder.dtype",
     "encoder.device",
     "encoder.max_length",
+    "encoder.normalize",
+    "encoder.prompt",
     "neighbors.k",
 )
 _OPEN = (None, "auto")
 _KNOWN = {
+    "encoder.pooling": POOLINGS,
     "encoder.device": ("cpu", "cuda"),
     "encoder.dtype": ("float32", "bfloat16", "float16"),
 }

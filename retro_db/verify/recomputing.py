@@ -14,7 +14,7 @@ from retro_db.encoder.encoder import Encoder
 from retro_db.hashing import fractions_of
 from retro_db.index.filling import encode_embeddings
 from retro_db.index.structure import faiss as faiss_library
-from retro_db.index.structure import inverted_file, is_embedded, read_index, transform, widen
+from retro_db.index.structure import inverted_file, read_index, transform, widen
 from retro_db.join.router import Router
 from retro_db.manifest.model import IndexInfo, Manifest
 from retro_db.meter import Meter
@@ -23,6 +23,7 @@ from retro_db.reader.removals import Removals
 from retro_db.search.finder import ChunkTokens, Finder
 from retro_db.search.part_documents import Documents
 from retro_db.search.searching import IdRanges, QueryBlock, SearchSettings, open_searcher, windows
+from retro_db.store.embedded import is_embedded
 from retro_db.store.folder import FileEntry
 from retro_db.store.gathering import Table
 from retro_db.tokens.tokenizer import Tokenizer
@@ -192,12 +193,13 @@ class Recomputation:
         fresh, stored = self._encoder.encode(texts), widen(embeddings)
         info = self._manifest.encoder
         if info.dtype == "float32" and info.device == self._encoder.model.device:
-            tolerance = _EMBEDDING_TOLERANCE * np.maximum(1, np.abs(fresh))
+            usual = np.linalg.norm(fresh, axis=1, keepdims=True) / fresh.shape[1] ** 0.5
+            tolerance = _EMBEDDING_TOLERANCE * np.maximum(usual, np.abs(fresh))
             wrong = (np.abs(stored - fresh) > tolerance).any(axis=1)
         else:
             norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
             wrong = (stored * fresh).sum(axis=1) < _LEAST_COSINE * norms
-        wrong |= fresh.any(axis=1) != is_embedded(embeddings)
+        wrong |= is_embedded(fresh.astype(np.float16)) != is_embedded(embeddings)
         for row in rows[wrong]:
             yield f"{part.files.keys_file.path}: row {row} is not the embedding of its chunk's text"
 

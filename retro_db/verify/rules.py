@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from retro_db.index.structure import is_embedded
+from retro_db.index.structure import widen
 from retro_db.manifest.model import TRAIN, VALIDATION
 from retro_db.manifest.parts import Part
 from retro_db.meter import Meter
 from retro_db.search.part_documents import Documents
+from retro_db.store.embedded import is_embedded
 from retro_db.store.gathering import Table
 from retro_db.store.tables import TableFile
 from retro_db.verify.opened import OpenedCorpus, OpenedPart, between, blocks
@@ -22,6 +23,8 @@ _BLOCK_VALUES = 1 << 22
 _NAMED_ROWS = 10
 # For float32 sums of d squares of float16 differences.
 _DISTANCE_TOLERANCE = 1e-5
+# Of embeddings of length 1 in float16.
+_LENGTH_TOLERANCE = 1e-2
 
 
 def check_documents(part: OpenedPart) -> Iterator[str]:
@@ -81,9 +84,10 @@ def _check_chunks(
 
 
 def check_embeddings(part: OpenedPart, meter: Meter) -> Iterator[str]:
-    """Checks that every value is finite; learns which chunks have an embedding."""
+    """Checks that values are finite, and lengths 1 if so told; learns which chunks have an embedding."""
     entry = part.files.keys_file
     file = part.open("embeddings", entry)
+    normalized = part.corpus.database.manifest.encoder.normalize
     for start, stop in blocks(part.files.rows):
         vectors = file.read("vector", start, stop)
         embedded = is_embedded(vectors)
@@ -91,7 +95,14 @@ def check_embeddings(part: OpenedPart, meter: Meter) -> Iterator[str]:
         part.corpus.count("keyless", more=int((~embedded).sum()))
         if not np.isfinite(vectors).all():
             yield f"{entry.path}: not finite {between(start, stop)}"
+        elif normalized and not _has_length_one(vectors[embedded]):
+            yield f"{entry.path}: not of length 1, as encoder.normalize says, {between(start, stop)}"
         meter(stop - start)
+
+
+def _has_length_one(vectors: np.ndarray) -> bool:
+    lengths = np.linalg.norm(widen(vectors), axis=1)
+    return bool((np.abs(lengths - 1) < _LENGTH_TOLERANCE).all())
 
 
 def check_neighbors(part: OpenedPart, parts: list[Part], meter: Meter) -> Iterator[str]:

@@ -738,6 +738,10 @@ _UNREACHABLE = {
     " bytes; make room, give it fewer cache_bytes, or name another folder",
     ": its files have other names; copy them",
     ": belongs to somebody else; name another folder as the cache",
+    "encoder.device: an encoder on a GPU cannot be used in a forked process; start workers by "
+    "spawn, and open the encoder there",
+    " embeds a text otherwise beside another of the same length, or in every pass; name an "
+    "encoder such as BERT",
 }
 _LEAST = 10  # letters of what a test says of a message
 

@@ -17,6 +17,9 @@ Location = tuple[str | int, ...]
 FREE = {
     ("encoder", "sha256"),
     ("encoder", "batch_tokens"),
+    ("encoder", "prompt"),
+    ("encoder", "pools_prompt"),
+    ("encoder", "equal_lengths"),
     ("index", "training_points"),
     ("index", "recall_queries"),
     # An older minor version is as good, and so are other settings that left no trace.
@@ -28,7 +31,10 @@ FREE_SETTINGS = {
     *(("corpus", 0, name) for name in ("format", "separator")),
     *(("queries", 0, name) for name in ("fraction", "max_bad", "max_document", "id", "text")),
     *(("queries", 0, name) for name in ("format", "separator")),
-    *(("encoder", name) for name in ("dtype", "device", "batch_tokens")),
+    *(
+        ("encoder", name)
+        for name in ("dtype", "device", "batch_tokens", "pooling", "normalize", "prompt")
+    ),
     *(("chunk", name) for name in ("shard_size", "part_rows")),
     *(("index", name) for name in ("key", "memory", "recall_target", "partitions", "refine")),
     *(("neighbors", name) for name in ("max_nprobe", "drop_duplicates")),
