@@ -197,7 +197,7 @@ def test_a_line_without_the_text_field(project: Project, capsys: Any) -> None:
     path = project.folder / "corpus.jsonl"
     path.write_bytes(b"\n".join(orjson.dumps(line) for line in lines))
     del project.settings["corpus"][0]["id"]
-    refused(project, capsys, "corpus.jsonl", "at 16", "'text' is missing", "max_bad")
+    refused(project, capsys, "corpus.jsonl", "at 16", "no field 'text'", "max_bad")
 
 
 def test_a_missing_model_folder(project: Project, capsys: Any) -> None:
@@ -404,7 +404,7 @@ def test_an_empty_corpus(project: Project, capsys: Any) -> None:
     corpus.write_bytes(b'{"id": "blank", "text": ""}')
     refused(project, capsys, "corpus", "no document with a token")
     corpus.write_bytes(b"")
-    refused(project, capsys, "corpus.jsonl at 0: empty file", "max_bad")
+    refused(project, capsys, "corpus.jsonl at 0: empty file", "name files that hold documents")
 
 
 def test_a_smoke_folder_with_other_files(project: Project, capsys: Any) -> None:
