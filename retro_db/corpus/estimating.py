@@ -133,7 +133,8 @@ def _estimate_source(shards: Sequence[Shard], config: Config) -> CorpusEstimate:
     bad: list[Reject] = []
     sample: list[SampledDocument] = []
     for shard, piece in pieces[:_PIECES]:
-        records = list(islice(read_shard(Shard(0, name, shard.format, [piece]), source), _RECORDS))
+        sampled = Shard(0, name, shard.format, [piece])
+        records = list(islice(read_shard(sampled, source, is_trusted=True), _RECORDS))
         good = [record for record in records if isinstance(record, Document)]
         sample += [_without_text(name, document) for document in good]
         bad += [record for record in records if isinstance(record, Reject)][:1]

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import lzma
+import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from retro_db.config import FilesConfig
+from retro_db.corpus.compression import Damage
 from retro_db.corpus.documents import Document, Reject
-from retro_db.corpus.formats import READERS
-from retro_db.corpus.formats.raw import BadRecord, RawRecord, absent_field
+from retro_db.corpus.formats import COMPRESSIBLE, READERS
+from retro_db.corpus.formats.raw import DAMAGED, BadRecord, RawRecord, absent_field
 from retro_db.corpus.pieces import Piece
-from retro_db.corpus.sharding import Shard
-from retro_db.corpus.streams import open_raw
+from retro_db.corpus.sharding import Shard, expansion_of
+from retro_db.corpus.streams import decompressed, open_raw
+from retro_db.errors import CorpusError
 
-_DAMAGE = (EOFError, OSError, ValueError, lzma.LZMAError, pa.ArrowException, OverflowError)
+_DAMAGE = (EOFError, OSError, ValueError, pa.ArrowException, OverflowError)
+# Bytes of text of a record, where nothing of a damaged source could be read that would tell it.
+_RECORD = 1000
+# Lines of a damaged stretch that tell more than other files.
+_MANY = 50
+# Other pieces of a shard that are read to tell it.
+_NEIGHBORS = 2
 
 
 def is_one_document(kind: str, source: FilesConfig) -> bool:
@@ -30,7 +39,11 @@ def is_one_document(kind: str, source: FilesConfig) -> bool:
 
 
 def read_shard(
-    shard: Shard, source: FilesConfig, report: Callable[[int], None] = lambda count: None
+    shard: Shard,
+    source: FilesConfig,
+    report: Callable[[int], None] = lambda count: None,
+    *,
+    is_trusted: bool = False,
 ) -> Iterator[Document | Reject]:
     """All records of a shard, in order, before any choice by `fraction`.
 
@@ -38,37 +51,139 @@ def read_shard(
         shard: Shard to read.
         source: Settings: fields of text and id, separator, largest document.
         report: Called with the number of bytes of the files read since the last call.
+        is_trusted: Whether records are returned before the checksum of what is compressed is known, so
+            that the first ones come at once.
 
     Returns:
-        Documents, and a reject in place of each bad record.
+        Documents, and a reject in place of bad records. The number of records that damage took is
+        estimated from the bytes that it took.
 
     Raises:
         CorpusError: A file vanished or cannot be opened.
         MemoryError: A record is larger than the memory.
     """
+    neighbors = _Neighbors(shard, source)
     for piece in shard.pieces:
-        for offset, record in _records(piece, shard.format, source, report):
+        records = _records(
+            piece, shard.format, source, report, neighbors.pace, is_trusted=is_trusted
+        )
+        for offset, record in records:
             yield _document(piece.file.name, offset, record, source, shard.format)
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """Records, and the bytes of files that held them."""
+
+    records: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class _Neighbors:
+    """The other pieces of a shard, which tell how many records damage took where nothing else does."""
+
+    shard: Shard
+    source: FilesConfig
+
+    def pace(self, damaged: Piece) -> _Pace:
+        """Records a byte of a few other pieces, read as far as they are sound."""
+        records, size = 0, 0
+        others = [piece for piece in self.shard.pieces if piece != damaged]
+        for piece in others[:_NEIGHBORS]:
+            with contextlib.suppress(CorpusError):
+                count = sum(
+                    not isinstance(record, BadRecord)
+                    for _, record in _records(
+                        piece, self.shard.format, self.source, _ignore, _no_pace, is_trusted=True
+                    )
+                )
+                records += count
+                size += piece.bytes if count else 0
+        return _Pace(records, size)
+
+
+def _ignore(count: int) -> None:
+    """Reports no bytes: those of the neighbors are reported when their turn comes."""
+
+
+def _no_pace(damaged: Piece) -> _Pace:
+    return _Pace()
+
+
 def _records(
-    piece: Piece, kind: str, source: FilesConfig, report: Callable[[int], None]
+    piece: Piece,
+    kind: str,
+    source: FilesConfig,
+    report: Callable[[int], None],
+    neighbors: Callable[[Piece], _Pace],
+    *,
+    is_trusted: bool,
 ) -> Iterator[tuple[int, RawRecord]]:
     """Records of a piece with their offsets; damage to the file ends them with a `BadRecord`."""
     file = piece.file
     if file.bytes == 0:
         yield 0, BadRecord("empty file")
         return
-    offset = piece.range.begin if piece.range else 0
+    offset, count = piece.range.begin if piece.range else 0, 0
     try:
         with open_raw(file, report) as raw:
-            for offset, record in READERS[kind](raw, piece, source):
+            content = raw
+            if kind in COMPRESSIBLE:
+                raw.seek(piece.range.file_offset if piece.range else 0)
+                content = decompressed(raw, file.name, is_trusted=is_trusted)
+            for offset, record in READERS[kind](content, piece, source):
+                if isinstance(record, BadRecord):
+                    if record.damage is not None:
+                        before = _Pace(count, content.sound)
+                        lost = _lost(record.damage, before, piece, kind, neighbors)
+                        record = replace(record, count=lost)
+                    count += record.count
+                else:
+                    count += 1
                 yield offset, record
     except MemoryError as error:
         reason = f"{file.name} at {offset}: {error or 'a record'}"
         raise MemoryError(f"{reason}; max_document can leave it out") from error
     except _DAMAGE as error:
-        yield offset, BadRecord("damaged file", " ".join(str(error).split())[:300])
+        damage = Damage(" ".join(str(error).split())[:300], piece.bytes)
+        lost = _lost(damage, _Pace(), piece, kind, neighbors) - count
+        yield offset, BadRecord(DAMAGED, damage.detail, max(lost, 1))
+
+
+def _lost(
+    damage: Damage, before: _Pace, piece: Piece, kind: str, neighbors: Callable[[Piece], _Pace]
+) -> int:
+    """About how many records a damaged stretch of a file held.
+
+    Args:
+        damage: The stretch.
+        before: What the file held before it.
+        piece: The piece of the file.
+        kind: Format of the file.
+        neighbors: Tells what other pieces hold.
+
+    Returns:
+        As many as the nearest sound stretch would have in as many bytes; at least 1.
+    """
+    for pace in _paces(damage, before, piece, neighbors):
+        if pace.records and pace.bytes:
+            return max(1, round(damage.bytes * pace.records / pace.bytes))
+    return max(1, damage.bytes * expansion_of(piece.file.name, kind) // _RECORD)
+
+
+def _paces(
+    damage: Damage, before: _Pace, piece: Piece, neighbors: Callable[[Piece], _Pace]
+) -> Iterator[_Pace]:
+    """Records a byte by what tells them, the best first."""
+    within = _Pace(damage.lines, damage.measured)
+    if 2 * damage.measured > damage.bytes and not damage.is_noise:
+        yield within
+    yield before
+    if damage.lines > _MANY:
+        yield within
+    yield neighbors(piece)
+    yield within
 
 
 def _document(

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retro_db.config import Config, LeakageConfig
+from retro_db.corpus.compression import BY_NAME
 from retro_db.corpus.formats import SUFFIXES
 from retro_db.corpus.listing import InputFile, Listing, input_file
 from retro_db.corpus.pieces import Piece
 from retro_db.corpus.splitting import split_file
-from retro_db.corpus.streams import BY_NAME
 from retro_db.errors import ConfigError, CorpusError
 from retro_db.hashing import fraction_of
 from retro_db.store.serialize import digest, to_json

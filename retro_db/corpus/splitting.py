@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from retro_db.corpus.compression import MAGIC_BYTES, compression_of
 from retro_db.corpus.formats.megatron import open_index
 from retro_db.corpus.listing import InputFile
 from retro_db.corpus.pieces import Piece, Range
-from retro_db.corpus.streams import MAGIC_BYTES, arrow_file, compression_of, open_raw
+from retro_db.corpus.streams import arrow_file, open_raw
 
 # https://github.com/facebook/zstd/blob/dev/contrib/seekable_format/zstd_seekable_compression_format.md
 _SEEK_MAGIC = 0x8F92EAB1

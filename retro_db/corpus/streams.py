@@ -4,52 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import io
-import lzma
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
+from retro_db.corpus.compression import BLOCK, MAGIC_BYTES, Damage, Members, compression_of
 from retro_db.corpus.hub import failures
 from retro_db.corpus.listing import InputFile, filesystem_of
 from retro_db.errors import CorpusError, ExecutionError
 from retro_db.store.folder import READ_AHEAD
 
-BY_NAME = {".zst": "zstd", ".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
-# The second pattern of zstd is a skippable frame, which may come first.
-_MAGIC = {
-    re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): "zstd",
-    re.compile(rb"\x1f\x8b\x08"): "gzip",
-    re.compile(rb"BZh[1-9]1AY&SY"): "bz2",
-    re.compile(rb"\xfd7zXZ\x00"): "xz",
-}
-MAGIC_BYTES = 10
-BLOCK = 1 << 20
 
+class Content(io.BufferedReader):
+    """The bytes of a file, decompressed if need be. They end where the file ends, or at damage."""
 
-def compression_of(name: str, beginning: bytes) -> str | None:
-    """The compression of a file, by its name, or else by its first bytes.
+    @property
+    def damage(self) -> Damage | None:
+        """What ended the bytes, if damage did; more of them may still wait in the buffer."""
+        return cast(Damage | None, self.raw.damage)
 
-    Args:
-        name: Name of the file.
-        beginning: First `MAGIC_BYTES` bytes of the file, or all of a shorter one.
+    @property
+    def sound(self) -> int:
+        """Bytes of the file whose content was given so far."""
+        return int(self.raw.sound)
 
-    Returns:
-        zstd, gzip, bz2, xz, or None for a plain file.
-    """
-    if by_name := BY_NAME.get(os.path.splitext(name)[1]):
-        return by_name
-    return next((kind for magic, kind in _MAGIC.items() if magic.match(beginning)), None)
+    def resume(self) -> bool:
+        """Goes on behind the damage; False if nothing is there that can be read."""
+        return bool(self.raw.resume())
 
 
 @contextlib.contextmanager
 def open_raw(
     file: InputFile, report: Callable[[int], None] = lambda count: None
-) -> Iterator[io.BufferedReader[Any]]:
+) -> Iterator[Content]:
     """Opens a file for buffered reading, without decompressing it: the one that was planned, unchanged.
 
     Args:
@@ -74,7 +65,7 @@ def open_raw(
             raise CorpusError(f"{file.url}: no permission to read it; grant it") from error
         except failures(file.url.partition("://")[0]) as error:
             raise _unread(file.url, error) from error
-        raw = io.BufferedReader(_Counted(opened, file.url, report), BLOCK)
+        raw = Content(_Counted(opened, file.url, report), BLOCK)
         resources.enter_context(raw)
         _expect_same(file, looked_at())
         try:
@@ -120,24 +111,19 @@ def _unread(url: str, error: Exception) -> ExecutionError:
     return ExecutionError(f"{url}: cannot be read: {reason}; run the same command again")
 
 
-def decompressed(raw: io.BufferedReader, name: str) -> io.BufferedReader:
+def decompressed(raw: Content, name: str, *, is_trusted: bool = False) -> Content:
     """The content of a file, decompressed if need be.
 
     Args:
-        raw: File, at its first byte or at the first byte of a frame.
+        raw: File, at its first byte or at the first byte of a member.
         name: Name of the file, which decides the compression, or else the content does.
+        is_trusted: Whether content is given before its checksum is known, as for reading a beginning.
 
     Returns:
-        A stream that raises OSError or lzma.LZMAError at data that is damaged or cut off.
+        A stream whose bytes end at the end of the file, or at damage.
     """
     kind = compression_of(name, raw.peek(MAGIC_BYTES))
-    if kind is None:
-        return raw
-    if kind == "xz":
-        return io.BufferedReader(cast(Any, lzma.open(cast(IO[bytes], raw), "rb")), BLOCK)
-    # Arrow reads any number of frames or members, and raises an error if the last is cut off.
-    inner = pa.CompressedInputStream(pa.PythonFile(raw, "r"), kind)
-    return io.BufferedReader(_Arrow(inner), BLOCK)
+    return raw if kind is None else Content(Members(raw, kind, is_trusted=is_trusted), BLOCK)
 
 
 def arrow_file(raw: io.BufferedReader, size: int) -> pa.PythonFile:
@@ -175,7 +161,9 @@ class _Capped(io.RawIOBase):
 
 
 class _Counted(io.RawIOBase):
-    """A raw file that reports the bytes of each read."""
+    """A raw file that reports the bytes of each read; it has no checksum that could show damage."""
+
+    damage = None
 
     def __init__(self, file: Any, url: str, report: Callable[[int], None]) -> None:
         self._file = file
@@ -205,25 +193,11 @@ class _Counted(io.RawIOBase):
     def tell(self) -> int:
         return int(self._file.tell())
 
+    @property
+    def sound(self) -> int:
+        return self.tell()
+
     def close(self) -> None:
         if not self.closed:
             self._file.close()
-        super().close()
-
-
-class _Arrow(io.RawIOBase):
-    """An Arrow stream with the methods that Python's buffered reader needs."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return int(self._stream.readinto(buffer))
-
-    def close(self) -> None:
-        if not self.closed:
-            self._stream.close()
         super().close()

@@ -243,7 +243,7 @@ def test_rejects_of_every_reason(tmp_path: Path) -> None:
     reasons = [(reject.file, reject.reason) for reject in rejects]
     assert ("empty.jsonl", "empty file") in reasons
     assert ("packed.jsonl.gz", "empty file") in reasons
-    assert reasons[0] == ("cut.jsonl.zst", "damaged file")
+    assert ("cut.jsonl.zst", "damaged file") in reasons
     of_lines = [reason for file, reason in reasons if file == "lines.jsonl"]
     assert of_lines == [
         "not JSON",

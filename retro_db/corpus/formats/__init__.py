@@ -6,7 +6,6 @@ A new format needs its module, an entry in `READERS`, its suffixes in `SUFFIXES`
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -14,18 +13,20 @@ from retro_db.config import FilesConfig
 from retro_db.corpus.formats import arrow, jsonl, megatron, parquet, text
 from retro_db.corpus.formats.raw import RawRecord
 from retro_db.corpus.pieces import Piece
+from retro_db.corpus.streams import Content
 
 
 class Reader(Protocol):
     """A function `read_records`, as every module of `formats` has it."""
 
     def __call__(
-        self, raw: io.BufferedReader, piece: Piece, source: FilesConfig, /
+        self, raw: Content, piece: Piece, source: FilesConfig, /
     ) -> Iterator[tuple[int, RawRecord]]:
         """Yields the records of a piece, each with its offset, as in `Document`.
 
         Args:
-            raw: File, at its first byte.
+            raw: File, at its first byte. Formats that may be compressed get the content instead, from the
+                byte `offset` of the piece's range on.
             piece: Piece of the file to read.
             source: Settings: fields of text and id, separator, largest document.
         """
@@ -38,6 +39,9 @@ READERS: dict[str, Reader] = {
     "arrow": arrow.read_records,
     "megatron": megatron.read_records,
 }
+
+# Formats whose files may be compressed as a whole.
+COMPRESSIBLE = ("jsonl", "text")
 
 # Formats that are inferred from the end of a file name.
 SUFFIXES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -11,11 +10,11 @@ from retro_db.config import FilesConfig
 from retro_db.corpus.formats.columns import absent_columns, rows_of, wanted_columns
 from retro_db.corpus.formats.raw import RawRecord
 from retro_db.corpus.pieces import Piece
-from retro_db.corpus.streams import arrow_file
+from retro_db.corpus.streams import Content, arrow_file
 
 
 def read_records(
-    raw: io.BufferedReader, piece: Piece, source: FilesConfig
+    raw: Content, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, RawRecord]]:
     """Yields the rows of an Arrow file or stream, each with its number."""
     file = arrow_file(raw, piece.file.bytes)

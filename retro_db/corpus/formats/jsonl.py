@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import cast
 
 import orjson
 
 from retro_db.config import FilesConfig
+from retro_db.corpus.compression import BLOCK, Damage
 from retro_db.corpus.formats.raw import BOM, BadRecord, RawRecord
 from retro_db.corpus.pieces import Piece
-from retro_db.corpus.streams import BLOCK, decompressed
+from retro_db.corpus.streams import Content
 
 # A character of text takes up to six bytes in JSON, but the longest escapes are of characters that
 # take two bytes or more: three bytes for one are enough for any text. The slack is for other fields.
@@ -23,32 +25,48 @@ _BEGINNINGS = (b"[", b"{")
 
 
 def read_records(
-    raw: io.BufferedReader, piece: Piece, source: FilesConfig
+    stream: Content, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, RawRecord]]:
     """Yields the lines of a piece as JSON values, each with the offset of its first byte."""
-    begin, end, offset = 0, None, 0
+    offset, end = 0, None
     if piece.range is not None:
-        raw.seek(piece.range.file_offset)
-        begin, end, offset = piece.range.begin, piece.range.end, piece.range.offset
+        offset, end = piece.range.begin, piece.range.end
+    if offset > 0:
+        # The line around the byte before belongs to the range before.
+        _skip(stream, offset - 1 - piece.range.offset)  # type: ignore[union-attr]
+        offset += _skip_line(stream) - 1
+    elif not stream.peek(1) and stream.damage is None:
+        yield 0, BadRecord("empty file")
     limit = _JSON_FACTOR * source.max_document + _JSON_SLACK
-    with decompressed(raw, piece.file.name) as stream:
-        if begin > 0:
-            # The line around the byte before belongs to the range before.
-            _skip(stream, begin - 1 - offset)
-            offset = begin - 1 + _skip_line(stream)
-        elif not stream.peek(1):
-            yield 0, BadRecord("empty file")
-        while end is None or offset < end:
-            line = stream.readline(limit)
-            if not line:
+    lacks_head = False
+    while end is None or offset < end:
+        line = stream.readline(limit)
+        size = len(line)
+        is_cut = size < limit and not line.endswith(b"\n") and stream.damage is not None
+        if size == limit and not line.endswith(b"\n"):
+            size += _skip_line(stream)
+            yield offset, BadRecord("too long", "the line is much longer than max_document")
+        elif line := (line.removeprefix(BOM) if offset == 0 else line).strip():
+            record = _parse(line)
+            # A part of an object is none: it was lost with the damage beside it.
+            if isinstance(record, dict) or not (is_cut or lacks_head):
+                yield offset, record
+        elif size == 0 and not is_cut:
+            return
+        offset += size
+        lacks_head = is_cut
+        if is_cut:
+            yield offset, BadRecord.lost(_damage_of(stream, piece))
+            if piece.range is not None or not stream.resume():
                 return
-            size = len(line)
-            if size == limit and not line.endswith(b"\n"):
-                size += _skip_line(stream)
-                yield offset, BadRecord("too long", "the line is much longer than max_document")
-            elif line := (line.removeprefix(BOM) if offset == 0 else line).strip():
-                yield offset, _parse(line)
-            offset += size
+
+
+def _damage_of(stream: Content, piece: Piece) -> Damage:
+    """The damage that ended a stream; it reaches to the end of a range, which cannot be found behind it."""
+    damage = cast(Damage, stream.damage)
+    if piece.range is None:
+        return damage
+    return replace(damage, bytes=max(piece.bytes - stream.sound, 1), lines=0)
 
 
 def _parse(line: bytes) -> RawRecord:
@@ -62,12 +80,12 @@ def _parse(line: bytes) -> RawRecord:
         return BadRecord("not JSON", str(error))
 
 
-def _skip(stream: io.BufferedReader, count: int) -> None:
+def _skip(stream: Content, count: int) -> None:
     while count > 0 and (block := stream.read(min(count, BLOCK))):
         count -= len(block)
 
 
-def _skip_line(stream: io.BufferedReader) -> int:
+def _skip_line(stream: Content) -> int:
     """Reads to the end of a line and returns the number of bytes read."""
     count = 0
     while block := stream.readline(BLOCK):

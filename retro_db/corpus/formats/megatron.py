@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from retro_db.config import FilesConfig
-from retro_db.corpus.formats.raw import BadRecord, RawRecord
+from retro_db.corpus.formats.raw import DAMAGED, BadRecord, RawRecord
 from retro_db.corpus.listing import InputFile
 from retro_db.corpus.pieces import Piece
-from retro_db.corpus.streams import open_raw
+from retro_db.corpus.streams import Content, open_raw
 
 # megatron/core/datasets/indexed_dataset.py: magic, version, code of the token type, counts of
 # sequences and of document bounds; then sizes int32, byte offsets int64, document bounds int64.
@@ -95,7 +94,7 @@ def parse_index(data: bytes) -> TokenIndex:
 
 
 def read_records(
-    raw: io.BufferedReader, piece: Piece, source: FilesConfig
+    raw: Content, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, RawRecord]]:
     """Yields the documents of a range as arrays of token ids, each with its number."""
     index = open_index(piece.file)
@@ -109,6 +108,6 @@ def read_records(
             continue
         data = raw.read(size)
         if len(data) < size:
-            yield number, BadRecord("damaged file", "the .bin file is cut off", last - number)
+            yield number, BadRecord(DAMAGED, "the .bin file is cut off", last - number)
             return
         yield number, np.frombuffer(data, index.token_type)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retro_db.config import FilesConfig
+from retro_db.corpus.compression import BLOCK
 from retro_db.corpus.formats.columns import absent_columns, rows_of, wanted_columns
-from retro_db.corpus.formats.raw import BadRecord, RawRecord
+from retro_db.corpus.formats.raw import DAMAGED, BadRecord, RawRecord
 from retro_db.corpus.pieces import Piece
-from retro_db.corpus.streams import BLOCK, arrow_file
+from retro_db.corpus.streams import Content, arrow_file
 
 # Number of rows in a batch.
 _ROWS = 1024
 
 
 def read_records(
-    raw: io.BufferedReader, piece: Piece, source: FilesConfig
+    raw: Content, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, RawRecord]]:
     """Yields the rows of a range of row groups, each with its number."""
     # Buffered, so that a large row group need not fit into memory.
@@ -44,6 +44,6 @@ def read_records(
             # The other row groups may be readable.
             yield (
                 row,
-                BadRecord("damaged file", " ".join(str(error).split())[:300], max(end - row, 1)),
+                BadRecord(DAMAGED, " ".join(str(error).split())[:300], max(end - row, 1)),
             )
         row = end

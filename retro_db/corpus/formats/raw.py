@@ -9,10 +9,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from retro_db.corpus.compression import Damage
+
 # The byte order mark of UTF-8, which some files begin with.
 BOM = b"\xef\xbb\xbf"
 # What is shown of a record's fields.
 _MOST_NAMES, _LONGEST_NAME = 20, 40
+# Reason of records that were lost in a damaged file.
+DAMAGED = "damaged file"
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,18 @@ class BadRecord:
         reason: Category of the problem, by which bad records are counted.
         detail: Exact description of the problem.
         count: Number of records.
+        damage: Damage to the file in which records were lost; it replaces the count, which is estimated.
     """
 
     reason: str
     detail: str = ""
     count: int = 1
+    damage: Damage | None = None
+
+    @classmethod
+    def lost(cls, damage: Damage) -> BadRecord:
+        """The records that were in a damaged stretch of a file."""
+        return cls(DAMAGED, damage.detail, damage=damage)
 
 
 def absent_field(reason: str, setting: str, name: str, fields: Iterable[str]) -> BadRecord:

@@ -5,32 +5,65 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from retro_db.config import FilesConfig
-from retro_db.corpus.formats.raw import BOM, BadRecord, RawRecord
+from retro_db.corpus.compression import BLOCK
+from retro_db.corpus.formats.raw import BOM, DAMAGED, BadRecord, RawRecord
 from retro_db.corpus.pieces import Piece
-from retro_db.corpus.streams import BLOCK, decompressed
+from retro_db.corpus.streams import Content
 
 # Longest separator, including its lookahead and lookbehind, that is sure to be found.
 _SEPARATOR_REACH = 1 << 16
 
 
 def read_records(
-    raw: io.BufferedReader, piece: Piece, source: FilesConfig
+    stream: Content, piece: Piece, source: FilesConfig
 ) -> Iterator[tuple[int, RawRecord]]:
     """Yields the documents of a text file, each with the offset of its first byte."""
-    with decompressed(raw, piece.file.name) as stream:
-        if not stream.peek(1):
-            yield 0, BadRecord("empty file")
-        elif source.separator is None:
-            data = stream.read(source.max_document + 1)
-            while len(data) > source.max_document and stream.read(BLOCK):
-                pass  # to the end, as only that shows whether the file is damaged
-            yield 0, {source.text: _decode(data, source.max_document)}
+    if not stream.peek(1) and stream.damage is None:
+        yield 0, BadRecord("empty file")
+    elif source.separator is None:
+        data = stream.read(source.max_document + 1)
+        while len(data) > source.max_document and stream.read(BLOCK):
+            pass  # to the end, as only that shows whether the file is damaged
+        if stream.damage is not None:
+            yield 0, BadRecord(DAMAGED, stream.damage.detail)
         else:
-            pattern = re.compile(source.separator.encode(), re.MULTILINE)
-            for offset, data in split_stream(stream, pattern, source.max_document + 1):
-                yield offset, {source.text: _decode(data, source.max_document)}
+            yield 0, {source.text: _decode(data, source.max_document)}
+    else:
+        pattern = re.compile(source.separator.encode(), re.MULTILINE)
+        limit = source.max_document
+        for offset, data in _documents(stream, pattern, limit + 1):
+            if isinstance(data, BadRecord):
+                yield offset, data
+            else:
+                yield offset, {source.text: _decode(data, limit)}
+
+
+def _documents(
+    stream: Content, pattern: re.Pattern[bytes], limit: int
+) -> Iterator[tuple[int, bytes | BadRecord]]:
+    """The documents between separators; those that damage cut are lost with it."""
+    base, lacks_head = 0, False
+    while True:
+        pieces = split_stream(stream, pattern, limit)
+        if lacks_head and (first := next(pieces, None)):
+            base += len(first[1])
+        last: tuple[int, bytes] | None = None
+        for begin, data in pieces:
+            if last is not None:
+                yield last
+            last = base + begin, data
+        if stream.damage is None:
+            if last is not None:
+                yield last
+            return
+        base = base if last is None else last[0] + len(last[1])
+        yield base, BadRecord.lost(replace(stream.damage, lines=0))
+        if not stream.resume():
+            return
+        lacks_head = True
 
 
 def _decode(data: bytes, limit: int) -> str | BadRecord:
