@@ -63,12 +63,16 @@ def source_counts(shards: Iterable[ChunkedShard], name: str, weight: float) -> S
         rejected=rejected.total(),
         dropped_by=dict(dropped),
         rejected_by=dict(rejected),
+        characters_without_token=sum(shard.lacking for shard in shards),
     )
 
 
 def added_counts(before: SourceCounts, new: SourceCounts) -> SourceCounts:
     """The counts of a source that got more records; its weight is the new one."""
-    counted = ("read", "documents", "chunks", "tokens", "dropped", "rejected")
+    counted = (
+        *("read", "documents", "chunks", "tokens", "dropped", "rejected"),
+        "characters_without_token",
+    )
     sums = {name: getattr(before, name) + getattr(new, name) for name in counted}
     dropped = Counter(before.dropped_by) + Counter(new.dropped_by)
     rejected = Counter(before.rejected_by) + Counter(new.rejected_by)

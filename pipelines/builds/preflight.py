@@ -58,7 +58,7 @@ def check_ahead(build: Build, estimate: CorpusEstimate, model: EncoderModel, par
     check_addresses()
     estimate.check_usable("corpus")
     if config.tokenizer.path is not None:
-        _warn_of_losses(config.tokenizer.path, console)
+        _try_tokenizer(config.tokenizer.path, console)
     chunks = estimate.chunks(config.chunk.tokens)
     console.say(
         f"check      about {estimate.documents:,} documents, {chunks:,} chunks; encoder "
@@ -120,9 +120,11 @@ def check_append(build: Build, estimate: CorpusEstimate, old: Manifest) -> None:
     )
 
 
-def _warn_of_losses(path: str, console: Console) -> None:
-    """Warns of a tokenizer such as an encoder's, whose tokens do not decode to the text."""
-    if lost := losses(Tokenizer.load(path)):
+def _try_tokenizer(path: str, console: Console) -> None:
+    """Says what comes back of texts of many kinds, and warns of a tokenizer such as an encoder's."""
+    tokenizer = Tokenizer.load(path)
+    console.say(f"check      tokenizer: {'; '.join([str(tokenizer.tried()), *tokenizer.notes])}")
+    if lost := losses(tokenizer):
         console.say(
             f"warning    tokenizer.path: {path} loses {', '.join(lost)}: chunks do not decode to their text; "
             "name the language model's tokenizer, or train a byte-level one by tokenizer: {train: {}}"

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+import orjson
+
 from retro_db.config import Config
+from retro_db.corpus.formats.raw import DAMAGED
+from retro_db.manifest.model import Manifest
+from retro_db.manifest.sealing import generation_path
+from retro_db.store.folder import Folder
 
 from ..builds.append import append
 from ..builds.build import build_database, dry_run
 from ..engine.console import Console
 from ..engine.runner import Engine
+from ..stages.chunk import REJECTS
 from .opening import open_report
 from .show import show_built
 from .smoke import run_smoke
+
+# Damaged files that are named, those first that took most records.
+_DAMAGED_FILES = 5
 
 
 @dataclass(frozen=True)
@@ -55,13 +66,35 @@ def build_as_told(
     engine = Engine(workers, beam_options)
     if options.adds:
         manifest = append(settings, engine, console, refresh=options.refresh)
-        show_built(settings.output, manifest, console)
+        _show(settings.output, manifest, console)
     elif options.dry_run:
         dry_run(settings, engine, console)
     elif options.smoke is not None:
         run_smoke(settings, engine, console, options.smoke)
     else:
         manifest = build_database(settings, engine, console, overwrite=options.overwrite)
-        show_built(settings.output, manifest, console)
+        _show(settings.output, manifest, console)
     if options.opens:
         open_report(settings.output, console)
+
+
+def _show(output: str, manifest: Manifest, console: Console) -> None:
+    show_built(output, manifest, console)
+    _say_damaged(output, manifest, console)
+
+
+def _say_damaged(output: str, manifest: Manifest, console: Console) -> None:
+    """Names the damaged files of the generation that was built."""
+    place = "" if manifest.generation == 1 else f"{generation_path(manifest.generation)}/"
+    try:
+        rejects = [orjson.loads(line) for line in Folder(output).read(place + REJECTS).splitlines()]
+    except FileNotFoundError:
+        return
+    lost = Counter[tuple[str, str]]()
+    for reject in rejects:
+        if reject["reason"] == DAMAGED:
+            lost[reject["source"], reject["file"]] += reject["count"]
+    for (source, file), count in lost.most_common(_DAMAGED_FILES):
+        console.say(f"           {source}: {file} is damaged, about {count:,} records lost")
+    if (more := len(lost) - _DAMAGED_FILES) > 0:
+        console.say(f"           {more:,} more damaged files are in {output}/{place}{REJECTS}")

@@ -39,6 +39,10 @@ def _say_reasons(sources: Sequence[SourceCounts], console: Console) -> None:
             if counted:
                 reasons = ", ".join(f"{count:,} {reason}" for reason, count in counted.items())
                 console.say(f"           {source.name}: {word} {reasons}")
+        if lacking := source.characters_without_token:
+            console.say(
+                f"           {source.name}: {lacking:,} characters without a token were lost"
+            )
 
 
 def show_removed(url: str, removal: Removal, console: Console) -> None:

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import orjson
 
-from retro_db.config import Config
+from retro_db.config import Config, SourceConfig
 from retro_db.corpus.chunking import ChunkedShard, chunk_shard
+from retro_db.corpus.selection import NO_TOKEN
 from retro_db.corpus.sharding import Shard
 from retro_db.corpus.verdicts import read_verdicts
 from retro_db.errors import CorpusError
@@ -27,7 +28,7 @@ from ..engine.jobs import Job, Stage, Task, fingerprint
 from .screen import Screened, ScreenJob
 from .tokenizer import TokenizerFiles
 
-VERSION = 3
+VERSION = 4
 REJECTS = "report/rejects.jsonl"
 
 
@@ -173,11 +174,29 @@ def _check_rejects(build: Build, chunked: list[ChunkedShard]) -> None:
     for source, name in zip(build.config.corpus, build.source_fields, strict=True):
         own = [shard for shard in chunked if shard.source == source.name]
         read = sum(shard.read for shard in own)
+        _check_tokens(build, source, name, own)
         rejected = sum(count for shard in own for count in shard.rejected.values())
         if rejected > source.max_bad * read:
-            first = next(reject for shard in own for reject in shard.rejects)
+            first = next(reject for shard in own for reject in shard.rejects if reject.count)
             raise CorpusError(
                 f"{name}: {rejected:,} of {read:,} records of {source.name} are bad, more "
                 f"than max_bad {source.max_bad:g}; the first: {first}; mend the file "
                 f"or raise max_bad (more of them in {build.folder.url}/{REJECTS})"
             )
+
+
+def _check_tokens(
+    build: Build, source: SourceConfig, field: str, shards: Sequence[ChunkedShard]
+) -> None:
+    """Refuses a source of which the tokenizer loses more characters than its records may be bad."""
+    characters = sum(shard.characters for shard in shards)
+    lacking = sum(shard.lacking for shard in shards)
+    if lacking > source.max_bad * characters:
+        lost = (reject for shard in shards for reject in shard.rejects)
+        first = next((reject for reject in lost if reject.reason == NO_TOKEN), None)
+        raise CorpusError(
+            f"{field}: the tokenizer has no token for {lacking:,} of {characters:,} characters of "
+            f"{source.name}, more than max_bad {source.max_bad:g}"
+            f"{f'; the first: {first}' if first else ''}; name another in tokenizer.path, or raise max_bad "
+            f"(more of them in {build.folder.url}/{REJECTS})"
+        )

@@ -55,7 +55,9 @@ class ChunkedShard:
         read: Number of records in the input.
         dropped: Numbers of dropped documents by reason: fraction, name, leakage, duplicate.
         rejected: Numbers of bad records by reason.
-        rejects: The first bad records.
+        rejects: The first bad records, every damaged file, and the first documents that lack tokens.
+        characters: Number of characters of the documents that were tokenized.
+        lacking: Number of these for which the tokenizer has no token.
         left_out: Table of the documents dropped for their content; None if none was.
     """
 
@@ -67,6 +69,8 @@ class ChunkedShard:
     dropped: dict[str, int]
     rejected: dict[str, int]
     rejects: list[Reject]
+    characters: int
+    lacking: int
     left_out: TableEntry | None = None
 
 
@@ -141,7 +145,7 @@ def chunk_shard(
     records = content.watch(read_shard(shard, config.source(shard.source), report))
     selected = select(records, shard, config, tokenizer, tally)
     documents = _without_screened(selected, verdicts, tally, screened_out)
-    parts = _write_parts(documents, shard, config, tokenizer, folder)
+    parts = _write_parts(documents, shard, config, tokenizer, folder, tally)
     return ChunkedShard(
         number=shard.number,
         source=shard.source,
@@ -151,6 +155,8 @@ def chunk_shard(
         dropped=dict(tally.dropped),
         rejected=dict(tally.rejected),
         rejects=tally.rejects,
+        characters=tally.characters,
+        lacking=tally.lacking,
         left_out=_write_screened_out(screened_out, shard, folder) if screened_out else None,
     )
 
@@ -176,6 +182,7 @@ def _write_parts(
     config: Config,
     tokenizer: Tokenizer,
     folder: Folder,
+    tally: Tally,
 ) -> list[ChunkedPart]:
     """Writes a shard's documents, beginning a new part once one has `chunk.part_rows` chunks."""
     # Batches are small beside a part, so that a part ends near its limit.
@@ -184,7 +191,7 @@ def _write_parts(
     parts: list[ChunkedPart] = []
     batch = next(batches, None)
     while batch is not None:
-        part = _Part(shard, len(parts), config, tokenizer)
+        part = _Part(shard, len(parts), config, tokenizer, tally)
         with part.open(folder):
             while batch is not None and part.rows < config.chunk.part_rows:
                 part.append(batch)
@@ -232,11 +239,14 @@ class _Part:
 
     result: ChunkedPart
 
-    def __init__(self, shard: Shard, number: int, config: Config, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, shard: Shard, number: int, config: Config, tokenizer: Tokenizer, tally: Tally
+    ) -> None:
         self._shard = shard
         self._number = number
         self._config = config
         self._tokenizer = tokenizer
+        self._tally = tally
         self._tokens = 0
         self._validation_chunks = 0
 
@@ -272,28 +282,33 @@ class _Part:
     def append(self, batch: list[Document]) -> None:
         """Tokenizes and cuts a batch of documents, and writes its chunks and rows."""
         if len(batch) == 1 and batch[0].text is not None:
-            counts = self._write_long(batch[0].text)
+            counts = self._write_long(batch[0], batch[0].text)
         else:
             ids = self._encode(batch)
             counts = self._write(ids, self._documents.rows + np.arange(len(batch)))
         self._describe(batch, counts)
 
     def _encode(self, batch: list[Document]) -> list[np.ndarray]:
-        texts = [document.text for document in batch if document.text is not None]
-        encoded = iter(self._tokenizer.encode(texts))
+        lacking: list[int] = []
+        with_text = [document for document in batch if document.text is not None]
+        encoded = iter(self._tokenizer.encode([str(d.text) for d in with_text], lacking))
+        for document, count in zip(with_text, lacking, strict=True):
+            self._tally.tokenized(document, count)
         return [next(encoded) if document.tokens is None else document.tokens for document in batch]
 
-    def _write_long(self, text: str) -> np.ndarray:
+    def _write_long(self, document: Document, text: str) -> np.ndarray:
         """Writes one document a segment at a time, and returns its number of chunks, int64 [1]."""
         chunk_tokens, first = self._config.chunk.tokens, self._chunks.rows
         row = np.array([self._documents.rows])
         rest = np.empty(0, self._tokenizer.token_type)
-        for ids in self._tokenizer.encode_long(text):
+        lacking: list[int] = []
+        for ids in self._tokenizer.encode_long(text, lacking):
             ids = np.concatenate([rest, ids])
             whole = len(ids) - len(ids) % chunk_tokens
             self._write([ids[:whole]], row)
             rest = ids[whole:]
         self._write([rest], row)
+        self._tally.tokenized(document, sum(lacking))
         return np.array([self._chunks.rows - first])
 
     def _write(self, ids: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ class Reject:
         offset: Position of the first in the file, as for documents.
         reason: Category of the problem, by which rejects are counted.
         detail: Exact description of the problem.
-        count: Number of records.
+        count: Number of records; 0 for a document that is used, but lost characters.
     """
 
     file: str

@@ -10,11 +10,14 @@ import numpy as np
 
 from retro_db.config import Config
 from retro_db.corpus.documents import Document, Reject
+from retro_db.corpus.formats.raw import DAMAGED
 from retro_db.corpus.sharding import Shard
 from retro_db.hashing import fraction_of
 from retro_db.tokens.tokenizer import Tokenizer
 
 _SAMPLED_REJECTS = 20
+# Reason of documents in the database of which the tokenizer lost characters.
+NO_TOKEN = "no token"  # noqa: S105
 FRACTION, NAME, LEAKAGE, DUPLICATE = "fraction", "name", "leakage", "duplicate"
 CONTENT_REASONS = (LEAKAGE, DUPLICATE)
 
@@ -27,19 +30,36 @@ class Tally:
         read: Number of records so far.
         dropped: Numbers of good documents that were dropped, by reason.
         rejected: Numbers of bad records, by reason.
-        rejects: The first bad records.
+        rejects: The first bad records, every damaged file, and the first documents that lack tokens.
+        characters: Number of characters of the documents that were tokenized.
+        lacking: Number of these for which the tokenizer has no token.
     """
 
     read: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     rejects: list[Reject] = field(default_factory=list)
+    characters: int = 0
+    lacking: int = 0
 
     def reject(self, reject: Reject) -> None:
         """Counts the records of a reject, and keeps it if it is among the first."""
         self.rejected[reject.reason] += reject.count
-        if len(self.rejects) < _SAMPLED_REJECTS:
+        if len(self.rejects) < _SAMPLED_REJECTS or reject.reason == DAMAGED:
             self.rejects.append(reject)
+
+    def tokenized(self, document: Document, lacking: int) -> None:
+        """Counts the characters of a document, and notes it if it is among the first that lack tokens.
+
+        Args:
+            document: A document with text.
+            lacking: Number of its characters for which there is no token.
+        """
+        self.characters += document.size
+        self.lacking += lacking
+        if lacking and len(self.rejects) < _SAMPLED_REJECTS:
+            detail = f"{lacking:,} of {document.size:,} characters"
+            self.rejects.append(Reject(document.file, document.offset, NO_TOKEN, detail, count=0))
 
 
 def select(

@@ -21,6 +21,7 @@ from retro_db.store.serialize import digest, to_json
 # Approximate bytes of text in a byte of the file: exact enough to make work equal.
 _EXPANSION_COMPRESSED = 4
 _EXPANSION = {"parquet": 3, "megatron": 2}
+_DESCRIPTIONS = {"dataset_dict.json", "dataset_info.json", "state.json"}
 # Most files of a shard, however small: opening a file is work too.
 _MOST_FILES = 10_000
 
@@ -134,6 +135,7 @@ def infer_format(files: Sequence[InputFile], where: str) -> str:
     Raises:
         CorpusError: A name fits no format, or two names fit different ones.
     """
+    files = _without_descriptions(files)
     kinds = {SUFFIXES.get(_suffix(file.name)) for file in files}
     if None in kinds:
         strange = next(file.name for file in files if _suffix(file.name) not in SUFFIXES)
@@ -153,7 +155,7 @@ def infer_format(files: Sequence[InputFile], where: str) -> str:
 
 
 def select_files(files: Sequence[InputFile], kind: str) -> list[InputFile]:
-    """The files that hold documents: for Megatron's pairs of files, the .bin files.
+    """The files that hold documents: for Megatron's pairs of files, the .bin files; no descriptions.
 
     Args:
         files: Files of one source.
@@ -162,6 +164,8 @@ def select_files(files: Sequence[InputFile], kind: str) -> list[InputFile]:
     Returns:
         The files; those of a pair with their .idx file, whether or not the paths name it.
     """
+    if kind == "arrow":
+        return _without_descriptions(files)
     if kind != "megatron":
         return list(files)
     indexes = {file.url: file for file in files if file.name.endswith(".idx")}
@@ -170,6 +174,13 @@ def select_files(files: Sequence[InputFile], kind: str) -> list[InputFile]:
         for file in files
         if file.url not in indexes
     ]
+
+
+def _without_descriptions(files: Sequence[InputFile]) -> list[InputFile]:
+    """Files without those that `datasets.save_to_disk` writes beside Arrow files."""
+    if not any(_suffix(file.name) == ".arrow" for file in files):
+        return list(files)
+    return [file for file in files if os.path.basename(file.name) not in _DESCRIPTIONS]
 
 
 def _index_of(file: InputFile, indexes: dict[str, InputFile]) -> InputFile:

@@ -25,16 +25,16 @@ class Content(io.BufferedReader):
     @property
     def damage(self) -> Damage | None:
         """What ended the bytes, if damage did; more of them may still wait in the buffer."""
-        return cast(Damage | None, self.raw.damage)
+        return cast(Any, self.raw).damage
 
     @property
     def sound(self) -> int:
         """Bytes of the file whose content was given so far."""
-        return int(self.raw.sound)
+        return int(cast(Any, self.raw).sound)
 
     def resume(self) -> bool:
         """Goes on behind the damage; False if nothing is there that can be read."""
-        return bool(self.raw.resume())
+        return bool(cast(Any, self.raw).resume())
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ class SourceCounts:
         rejected: Bad records.
         dropped_by: Dropped documents by reason: fraction, name, leakage, duplicate.
         rejected_by: Rejected records by reason.
+        characters_without_token: Characters of these documents for which the tokenizer has no token.
     """
 
     name: str
@@ -50,6 +51,7 @@ class SourceCounts:
     rejected: int
     dropped_by: dict[str, int] = field(default_factory=dict)
     rejected_by: dict[str, int] = field(default_factory=dict)
+    characters_without_token: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class ChunkInfo:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The tokenizer: hash of `tokenizer/tokenizer.json`."""
+    """The tokenizer: hash of `tokenizer/tokenizer.json` or `tokenizer/tokenizer.model`."""
 
     sha256: str
 

@@ -1,152 +1,138 @@
-"""Turns SentencePiece models into fast tokenizers, and checks each against SentencePiece."""
+"""SentencePiece models, encoded by SentencePiece itself: what `tokenizers` makes of them differs.
+
+Its character maps drop combining marks, it breaks ties between merges and sums otherwise, and it lets
+text become control pieces.
+"""
 
 from __future__ import annotations
 
-import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
-from tokenizers import Tokenizer as RustTokenizer
+import numpy as np
 
 from retro_db.errors import ModelError
+from retro_db.threads import available_cores
+from retro_db.tokens.segments import SEGMENT, segments
 
 _SPACE = "\u2581"
 # sentencepiece_model.proto
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _UNIGRAM, _BPE = 1, 2
-# Score below any path through normal pieces, so that text never becomes a control or byte piece.
-_UNREACHABLE = -1000.0
-_PROBES = (
-    "",
-    "Hello world, this is text.",
-    "  two  spaces, a\ttab\nand lines\r\n\r\n of all\u00a0kinds ",
-    "naïve café \ufb01ne \u216b \uff11\uff12 e\u0301 Å",
-    "北京 東京 서울 Ελλάδα Москва שלום مرحبا नमस्ते",
-    "emoji 🐘🎉 👩\u200d🚀 \x00 \x7f \ufffd \u2581 ▁▁",
-    "<s> </s> <unk> <pad> <0x0A> <0xE2><0x96> [INST]",
-    "def f(x):\n    return x ** 2  # comment\n\n\n" * 3,
-    "1234567890 3.14159 -17 1e-5 £5.00 50% a_b-c/d",
-    "Supercalifragilisticexpialidocious" * 20,
-)
+_NAMES = ("bos", "eos", "pad", "unk")
 
 
-def convert_model(path: Path) -> tuple[str, dict[str, Any]]:
-    """Turns a SentencePiece model into the definition of a fast tokenizer.
+class SentencePieceModel:
+    """A SentencePiece model, Unigram or BPE.
+
+    Args:
+        content: Bytes of the .model file.
+
+    Raises:
+        ValueError: They are not such a model.
+    """
+
+    file_name = "tokenizer.model"
+    padding = None
+
+    def __init__(self, content: bytes) -> None:
+        import sentencepiece
+        from google.protobuf.message import DecodeError
+        from sentencepiece import sentencepiece_model_pb2
+
+        self.content = content
+        proto = sentencepiece_model_pb2.ModelProto()
+        try:
+            proto.ParseFromString(content)
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except (DecodeError, RuntimeError) as error:
+            raise ValueError("is not a SentencePiece model") from error
+        if proto.trainer_spec.model_type not in (_UNIGRAM, _BPE):
+            raise ValueError("is a word or character model of SentencePiece; use Unigram or BPE")
+        self.vocab_size = int(self._processor.get_piece_size())
+        self.is_complete = bool(proto.trainer_spec.byte_fallback)
+        self.special = {self._processor.id_to_piece(i) for i in self._named_ids().values()}
+        self.special |= {p.piece for p in proto.pieces if p.type == p.CONTROL}
+        self._unknown = int(self._processor.unk_id())
+        self._drops_space = bool(proto.normalizer_spec.add_dummy_prefix)
+        self._can_cut = _is_cut_before_spaces(proto)
+
+    def _named_ids(self) -> dict[str, int]:
+        ids = {name: int(getattr(self._processor, f"{name}_id")()) for name in _NAMES}
+        return {f"{name}_token": number for name, number in ids.items() if number >= 0}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that name the special tokens."""
+        return {
+            name: self._processor.id_to_piece(number) for name, number in self._named_ids().items()
+        }
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a piece; None if there is none of this name."""
+        number = int(self._processor.piece_to_id(token))
+        return number if self._processor.id_to_piece(number) == token else None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, or of each segment of one."""
+        is_parallel = os.environ.get("TOKENIZERS_PARALLELISM") != "false" and len(texts) > 1
+        threads = available_cores() if is_parallel else 1
+        return self._processor.encode(list(texts), num_threads=threads)
+
+    def decode(self, rows: Sequence[list[int]]) -> list[str]:
+        """Text of each row of ids."""
+        return self._processor.decode([[i for i in row if i < self.vocab_size] for row in rows])
+
+    def segments(self, text: str) -> Iterator[str]:
+        """Cuts a text into segments that, encoded separately, give its ids; short texts are one."""
+        if len(text) <= SEGMENT or not self._can_cut:
+            yield text
+            return
+        for number, segment in enumerate(segments(text)):
+            # The model puts a space before every segment.
+            yield segment[1:] if number and self._drops_space else segment
+
+    def without_token(self, text: str, ids: np.ndarray) -> int:
+        """Characters of a text for which there is no token.
+
+        Args:
+            text: The text.
+            ids: Its ids.
+        """
+        if not (ids == self._unknown).any():
+            return 0
+        pieces = self._processor.encode_as_immutable_proto(text).pieces
+        return sum(len(piece.surface) for piece in pieces if piece.id == self._unknown)
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """Reads a SentencePiece model.
 
     Args:
         path: Path of the .model file, Unigram or BPE.
 
-    Returns:
-        The text of a tokenizer.json, and settings that name its special tokens.
-
     Raises:
-        ModelError: The file is not such a model, or the result would give other ids than SentencePiece.
+        ModelError: The file is not such a model.
     """
-    import sentencepiece
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
-    data = path.read_bytes()
-    proto = sentencepiece_model_pb2.ModelProto()
     try:
-        proto.ParseFromString(data)
-        original = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except (DecodeError, RuntimeError) as error:
-        raise ModelError(f"tokenizer.path: {path} is not a SentencePiece model") from error
-    rust = _convert(proto, path)
-    symbols = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
-    for probe in (*_PROBES, *(f"a {symbol} b{symbol}" for symbol in symbols)):
-        ids = rust.encode(probe, add_special_tokens=False).ids
-        if ids != original.encode(probe) and not _is_tie(original, ids, probe):
-            raise ModelError(
-                f"tokenizer.path: {path} cannot be turned into a fast tokenizer: {probe[:40]!r} would "
-                "get other ids; name the model's own tokenizer.json"
-            )
-    names = {"bos_token": original.bos_id(), "eos_token": original.eos_id()}
-    names |= {"pad_token": original.pad_id(), "unk_token": original.unk_id()}
-    settings = {name: original.id_to_piece(piece) for name, piece in names.items() if piece >= 0}
-    return rust.to_str(), settings
+        return SentencePieceModel(path.read_bytes())
+    except ValueError as error:
+        raise ModelError(f"tokenizer.path: {path} {error}") from error
 
 
-def _is_tie(original: Any, ids: list[int], text: str) -> bool:
-    """Whether two segmentations are equally probable, up to the rounding of sums in float32.
+def _is_cut_before_spaces(proto: Any) -> bool:
+    """Whether a text may be cut before any single space between two other characters.
 
-    SentencePiece adds up log-probabilities in float32, `tokenizers` in float64.
+    It may for BPE without a character map: no merge reaches over a space if no piece does, and merges are
+    compared, not added up as the scores of Unigram are.
     """
-    scores = [sum(map(original.get_score, pieces)) for pieces in (ids, original.encode(text))]
-    return original.decode(ids) == original.decode(original.encode(text)) and math.isclose(
-        *scores, rel_tol=1e-5
-    )
-
-
-def _convert(proto: Any, path: Path) -> RustTokenizer:
-    kind, fallback = proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback
-    if kind == _UNIGRAM:
-        model: Any = models.Unigram(_scores(proto), proto.trainer_spec.unk_id, fallback)
-    elif kind == _BPE:
-        model = models.BPE(
-            {piece.piece: number for number, piece in enumerate(proto.pieces)},
-            _merges(proto),
-            unk_token=proto.trainer_spec.unk_piece,
-            fuse_unk=True,
-            byte_fallback=fallback,
-        )
-    else:
-        raise ModelError(
-            f"tokenizer.path: {path} is a word or character model of SentencePiece; use Unigram or BPE"
-        )
-    rust = RustTokenizer(model)
-    rust.encode_special_tokens = True
-    rust.normalizer = normalizers.Sequence(_normalizers(proto.normalizer_spec))
-    if not any(_SPACE in piece.piece[1:] for piece in proto.pieces):
-        # No piece reaches over a space: words can be tokenized separately, which is faster.
-        rust.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never", split=True)
-    rust.decoder = _decoder(
-        dummy_prefix=proto.normalizer_spec.add_dummy_prefix, byte_fallback=fallback
-    )
-    rust.add_special_tokens([p.piece for p in proto.pieces if p.type in (_CONTROL, _UNKNOWN)])
-    rust.add_tokens(
-        [AddedToken(p.piece, normalized=False) for p in proto.pieces if p.type == _USER_DEFINED]
-    )
-    return rust
-
-
-def _scores(proto: Any) -> list[tuple[str, float]]:
-    """Pieces with their log-probabilities, lowered for pieces that text must not become."""
-    reachable = (_NORMAL, _USER_DEFINED)
-    return [
-        (piece.piece, piece.score if piece.type in reachable else _UNREACHABLE)
-        for piece in proto.pieces
-    ]
-
-
-def _merges(proto: Any) -> list[tuple[str, str]]:
-    """The merges behind a BPE vocabulary: every normal piece from two others, the best piece first."""
-    ranks = {piece.piece: piece.score for piece in proto.pieces if piece.type == _NORMAL}
-    merges = []
-    for piece, score in ranks.items():
-        halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        merges += [(-score, left, right) for left, right in halves if {left, right} <= ranks.keys()]
-    return [(left, right) for _, left, right in sorted(merges, key=lambda merge: merge[0])]
-
-
-def _normalizers(spec: Any) -> list[Any]:
-    steps: list[Any] = []
-    if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
-    if spec.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if spec.add_dummy_prefix:
-        steps.append(normalizers.Prepend(" "))
-    return [*steps, normalizers.Replace(" ", _SPACE)]
-
-
-def _decoder(*, dummy_prefix: bool, byte_fallback: bool) -> Any:
-    steps: list[Any] = [decoders.Replace(_SPACE, " ")]
-    if byte_fallback:
-        steps.append(decoders.ByteFallback())
-    steps.append(decoders.Fuse())
-    if dummy_prefix:
-        steps.append(decoders.Strip(content=" ", left=1, right=0))
-    return decoders.Sequence(steps)
+    spec = proto.normalizer_spec
+    if proto.trainer_spec.model_type != _BPE or proto.trainer_spec.treat_whitespace_as_suffix:
+        return False
+    if spec.precompiled_charsmap or not spec.escape_whitespaces:
+        return False
+    if spec.remove_extra_whitespaces and not spec.add_dummy_prefix:
+        return False
+    pieces = [piece.piece for piece in proto.pieces]
+    return _SPACE in pieces and not any(_SPACE in piece[1:] or " " in piece for piece in pieces)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
@@ -12,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer as RustTokenizer
 
 from retro_db.errors import DamagedFileError, ModelError
 from retro_db.store.folder import FileEntry, Folder
-from retro_db.tokens.segments import LONGEST_SEGMENT, SEGMENT, is_cut_before_spaces, segments
-from retro_db.tokens.sentencepiece_model import convert_model
+from retro_db.tokens.fast_model import FastModel, settled
+from retro_db.tokens.segments import LONGEST_SEGMENT
+from retro_db.tokens.sentencepiece_model import SentencePieceModel, read_model
+from retro_db.tokens.trials import TEXTS, Trial
 
 FOLDER = "tokenizer"
 _SETTINGS = "tokenizer_config.json"
+_SPECIAL_TOKENS = "special_tokens_map.json"
+# Settings that name a special token, and the one that names the file of a SentencePiece model.
+_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_MODEL_FILE = "vocab_file"
 _SEGMENTS_AT_ONCE = 32
 
 
@@ -34,28 +38,44 @@ def token_type_for(vocab_size: int) -> np.dtype:
 
 
 class Tokenizer:
-    """A fast HuggingFace tokenizer that neither loses text nor adds any.
+    """A fast HuggingFace tokenizer or a SentencePiece model that neither loses text nor adds any.
 
     Special tokens in a text are encoded as their characters, and no special tokens are added.
 
     Args:
-        definition: Text of a tokenizer.json.
-        settings: Content of a tokenizer_config.json, which names the padding token.
+        definition: Text of a tokenizer.json, or the bytes of a SentencePiece model.
+        settings: Content of a tokenizer_config.json, which names the special tokens.
+        notes: What of the tokenizer was turned off, in words.
+
+    Attributes:
+        definition: As given.
+        settings: As given.
+        notes: As given.
+        vocab_size: The largest id plus 1.
+        pad_id: Id that fills chunks.
+        is_complete: Whether every text has tokens.
     """
 
-    def __init__(self, definition: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, definition: str | bytes, settings: dict[str, Any], notes: Sequence[str] = ()
+    ) -> None:
         self.definition = definition
         self.settings = settings
-        self._rust = RustTokenizer.from_str(definition)
-        self._rust.encode_special_tokens = True
-        self._rust.no_truncation()
-        padding = self._rust.padding
-        self._rust.no_padding()
-        self.vocab_size = self._largest_id() + 1
-        self.pad_id = self._pad_id(padding)
+        self.notes = list(notes)
+        self._model: FastModel | SentencePieceModel
+        if isinstance(definition, bytes):
+            self._model = SentencePieceModel(definition)
+        else:
+            named = {token for name in _NAMES if (token := self._name(name)) is not None}
+            self._model = FastModel(definition, named)
+        self.vocab_size = self._model.vocab_size
+        if not self.vocab_size:
+            raise ModelError("tokenizer: its vocabulary is empty")
+        self.is_complete = self._model.is_complete
+        self.pad_id = self._pad_id(self._model.padding)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"definition": self.definition, "settings": self.settings}
+        return {"definition": self.definition, "settings": self.settings, "notes": self.notes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -68,26 +88,45 @@ class Tokenizer:
             path: Path of a file or folder, or name on the hub. Code from the hub is never run.
 
         Raises:
-            ModelError: The tokenizer does not exist, or is not a fast one.
+            ModelError: The tokenizer does not exist, cannot be read, or cannot encode every text.
         """
+        tokenizer = cls._loaded(path)
+        try:
+            tokenizer.encode(list(TEXTS.values()))
+        except Exception as error:
+            raise ModelError(
+                f"tokenizer.path: {path} cannot encode every text ({error}): it has neither a token for "
+                "unknown characters nor one for every byte; give it one"
+            ) from error
+        return tokenizer
+
+    @classmethod
+    def _loaded(cls, path: str) -> Tokenizer:
         file = Path(os.path.expanduser(path))
         if file.is_dir():
             names = ["tokenizer.json", *sorted(model.name for model in file.glob("*.model"))]
             file = next((file / name for name in names if (file / name).exists()), file / names[0])
         if file.suffix == ".model" and file.exists():
-            return cls(*convert_model(file))
+            model = read_model(file)
+            return cls(model.content, model.settings | {_MODEL_FILE: model.file_name})
         if file.exists():
             return cls._from_file(file)
-        if path.startswith((".", "/", "~")) or path.endswith((".json", ".model", "/")):
+        if path.startswith((".", "/", "~")) and not Path(os.path.expanduser(path)).is_dir():
             raise ModelError(f"tokenizer.path: {file} does not exist; correct the path")
-        return cls._from_hub(path)
+        if path.endswith((".json", ".model")):
+            raise ModelError(f"tokenizer.path: {file} does not exist; correct the path")
+        return cls._from_hub(os.path.expanduser(path))
 
     @classmethod
     def _from_file(cls, file: Path) -> Tokenizer:
-        settings = file.with_name(_SETTINGS)
         try:
-            content = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
-            return cls(file.read_text("utf-8"), content)
+            content: dict[str, Any] = {}
+            # transformers, too, prefers what tokenizer_config.json says.
+            for name in (_SPECIAL_TOKENS, _SETTINGS):
+                if (beside := file.with_name(name)).exists():
+                    content |= json.loads(beside.read_text("utf-8"))
+            definition, notes = settled(file.read_text("utf-8"))
+            return cls(definition, content, notes)
         except Exception as error:
             raise ModelError(f"tokenizer.path: {file} is not a tokenizer: {error}") from error
 
@@ -97,16 +136,19 @@ class Tokenizer:
 
         try:
             loaded = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
-            rust = loaded.backend_tokenizer
-        except (OSError, ValueError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelError(
-                f"tokenizer.path: {name} is neither a folder with a tokenizer.json nor a fast "
-                f"tokenizer on the hub ({reason})"
-            ) from error
-        names = ("pad_token", "eos_token")
-        settings = {name: getattr(loaded, name) for name in names if getattr(loaded, name)}
-        return cls(rust.to_str(), settings)
+            definition, notes = settled(loaded.backend_tokenizer.to_str())
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            folder = Path(name)
+            holds = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else ""
+            what = (
+                f"{name} holds no tokenizer.json and no SentencePiece .model, but {holds or 'nothing'}"
+                if folder.is_dir()
+                else f"{name} is neither a folder with a tokenizer.json nor a fast tokenizer on the hub"
+            )
+            raise ModelError(f"tokenizer.path: {what} ({reason})") from error
+        settings = {name: getattr(loaded, name) for name in _NAMES if getattr(loaded, name, None)}
+        return cls(definition, settings, notes)
 
     @classmethod
     def of_database(cls, folder: Folder, listed: Sequence[FileEntry] = ()) -> Tokenizer:
@@ -123,26 +165,36 @@ class Tokenizer:
             with folder.holding(entry):
                 pass
         try:
-            definition = folder.read(f"{FOLDER}/tokenizer.json").decode("utf-8")
-            return cls(definition, json.loads(folder.read(f"{FOLDER}/{_SETTINGS}")))
+            settings = json.loads(folder.read(f"{FOLDER}/{_SETTINGS}"))
+            if _MODEL_FILE in settings:
+                return cls(folder.read(f"{FOLDER}/{SentencePieceModel.file_name}"), settings)
+            return cls(folder.read(f"{FOLDER}/{FastModel.file_name}").decode("utf-8"), settings)
         except Exception as error:
             raise DamagedFileError(
                 f"{folder.url}: {FOLDER} does not hold a tokenizer ({error}); restore it"
             ) from error
 
     @property
+    def file(self) -> str:
+        """Path in a database of the file that holds the definition."""
+        return f"{FOLDER}/{self._model.file_name}"
+
+    @property
     def files(self) -> dict[str, bytes]:
-        """Names and contents of the files that a database keeps; transformers loads them as a folder."""
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
+        """Names and contents of the files that a database keeps; transformers loads a tokenizer.json's."""
+        settings = dict(self.settings)
+        if isinstance(self._model, FastModel):
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings
+            settings.pop(_MODEL_FILE, None)
         return {
-            "tokenizer.json": self.definition.encode("utf-8"),
+            self._model.file_name: self._model.content,
             _SETTINGS: json.dumps(settings, indent=1, sort_keys=True).encode("utf-8"),
         }
 
     @property
     def sha256(self) -> str:
         """Hash of the definition."""
-        return hashlib.sha256(self.definition.encode("utf-8")).hexdigest()
+        return hashlib.sha256(self._model.content).hexdigest()
 
     @property
     def end_id(self) -> int | None:
@@ -154,32 +206,47 @@ class Tokenizer:
         """Type that ids are stored as."""
         return token_type_for(self.vocab_size)
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, as arrays of `token_type`; long texts are encoded in segments."""
-        segmented = [list(self._segments(text)) for text in texts]
-        encodings = self._rust.encode_batch_fast(
-            list(itertools.chain.from_iterable(segmented)), add_special_tokens=False
-        )
-        ids = (np.array(encoding.ids, dtype=self.token_type) for encoding in encodings)
+    def encode(self, texts: Sequence[str], lacking: list[int] | None = None) -> list[np.ndarray]:
+        """Ids of each text, as arrays of `token_type`; long texts are encoded in segments.
+
+        Args:
+            texts: Texts for which `can_encode` is true.
+            lacking: List to which the number of each text's characters is added for which there is no
+                token; None if nobody asks.
+        """
+        segmented = [list(self._model.segments(text)) for text in texts]
+        pieces = list(itertools.chain.from_iterable(segmented))
+        encoded = [np.array(ids, dtype=self.token_type) for ids in self._model.encode(pieces)]
+        if lacking is not None:
+            counts = iter(self._lacking(pieces, encoded))
+            lacking += [sum(itertools.islice(counts, len(own))) for own in segmented]
+        ids = iter(encoded)
         return [
-            next(ids)
-            if len(pieces) == 1
-            else np.concatenate(list(itertools.islice(ids, len(pieces))))
-            for pieces in segmented
+            next(ids) if len(own) == 1 else np.concatenate(list(itertools.islice(ids, len(own))))
+            for own in segmented
         ]
 
-    def encode_long(self, text: str) -> Iterator[np.ndarray]:
+    def encode_long(self, text: str, lacking: list[int] | None = None) -> Iterator[np.ndarray]:
         """Ids of one long text, a few segments at a time; together they equal the whole text's ids.
 
         Args:
             text: Text for which `can_encode` is true.
+            lacking: As for `encode`; every few segments add their number.
 
         Returns:
             Arrays of `token_type` that together are the text's ids.
         """
-        remaining = self._segments(text)
+        remaining = self._model.segments(text)
         while group := list(itertools.islice(remaining, _SEGMENTS_AT_ONCE)):
-            yield np.concatenate(self.encode(group))
+            ids = [np.array(row, dtype=self.token_type) for row in self._model.encode(group)]
+            if lacking is not None:
+                lacking += self._lacking(group, ids)
+            yield np.concatenate(ids)
+
+    def _lacking(self, texts: Sequence[str], ids: Sequence[np.ndarray]) -> list[int]:
+        if self.is_complete:
+            return [0] * len(texts)
+        return [self._model.without_token(*pair) for pair in zip(texts, ids, strict=True)]
 
     def can_encode(self, text: str) -> bool:
         """Whether a text can be tokenized in bounded memory: whole, or in segments if it is long."""
@@ -187,25 +254,27 @@ class Tokenizer:
             return True
         return all(
             4 * len(segment) <= LONGEST_SEGMENT or len(segment.encode("utf-8")) <= LONGEST_SEGMENT
-            for segment in self._segments(text)
+            for segment in self._model.segments(text)
         )
-
-    def _segments(self, text: str) -> Iterator[str]:
-        return segments(text) if len(text) > SEGMENT and self._can_cut else iter([text])
-
-    @functools.cached_property
-    def _can_cut(self) -> bool:
-        return is_cut_before_spaces(self._rust)
 
     def decode(self, rows: Iterable[np.ndarray]) -> list[str]:
         """Text of each row of ids, without padding; characters cut at either end become U+FFFD."""
-        return self._rust.decode_batch([row.tolist() for row in rows], skip_special_tokens=False)
+        return self._model.decode([row.tolist() for row in rows])
 
-    def _largest_id(self) -> int:
-        vocabulary = self._rust.get_vocab(with_added_tokens=True)
-        if not vocabulary:
-            raise ModelError("tokenizer: its vocabulary is empty")
-        return max(vocabulary.values())
+    def tried(self) -> Trial:
+        """What becomes of texts of many kinds, and of the special tokens as texts."""
+        special = " ".join(sorted(self._model.special))
+        texts = TEXTS | ({"its special tokens": special} if special else {})
+        lacking: list[int] = []
+        ids = self.encode(list(texts.values()), lacking)
+        decoded = self.decode(ids)
+        trial = Trial(len(texts))
+        for name, text, given, lacks in zip(texts, texts.values(), decoded, lacking, strict=True):
+            if lacks:
+                trial.lacking.append(name)
+            elif given != text:
+                trial.changed.append(name)
+        return trial
 
     def _pad_id(self, padding: dict[str, Any] | None) -> int:
         """The tokenizer's padding id, or else 0: a chunk's `length`, not this id, marks its padding."""
@@ -214,8 +283,10 @@ class Tokenizer:
             return pad_id
         return int(padding["pad_id"]) if padding else 0
 
-    def _named_id(self, setting: str) -> int | None:
+    def _name(self, setting: str) -> str | None:
         token = self.settings.get(setting)
-        if isinstance(token, dict):
-            token = token.get("content")
-        return None if token is None else self._rust.token_to_id(token)
+        return token.get("content") if isinstance(token, dict) else token
+
+    def _named_id(self, setting: str) -> int | None:
+        token = self._name(setting)
+        return None if token is None else self._model.id_of(token)

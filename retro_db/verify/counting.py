@@ -55,9 +55,9 @@ def check_tokenizer(database: Database) -> Iterator[str]:
     tokenizer = Tokenizer.of_database(database.folder, database.manifest.tokenizer_files)
     info = database.manifest.chunk
     if tokenizer.sha256 != database.manifest.tokenizer.sha256:
-        yield f"tokenizer/tokenizer.json: not the tokenizer that {FILE} names"
+        yield f"{tokenizer.file}: not the tokenizer that {FILE} names"
     if (tokenizer.vocab_size, tokenizer.pad_id) != (info.vocab_size, info.pad_id):
-        yield f"tokenizer/tokenizer.json: vocabulary or pad id differ from {FILE}"
+        yield f"{tokenizer.file}: vocabulary or pad id differ from {FILE}"
     if info.token_type != tokenizer.token_type:
         yield f"{FILE}: token_type {info.token_type} is not the tokenizer's {tokenizer.token_type}"
 

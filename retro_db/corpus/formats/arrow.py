@@ -25,7 +25,8 @@ def read_records(
     else:
         reader = pa.ipc.open_stream(file)
         batches = iter(reader)
-    columns, absent = wanted_columns(reader.schema, source), absent_columns(reader.schema, source)
+    columns = wanted_columns(reader.schema, source, piece.file.url)
+    absent = absent_columns(reader.schema, source)
     for batch in batches:
         for record in rows_of(batch.select(columns), absent):
             yield row, record

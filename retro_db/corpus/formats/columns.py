@@ -9,11 +9,27 @@ import pyarrow as pa
 
 from retro_db.config import FilesConfig
 from retro_db.corpus.formats.raw import BadRecord, absent_field
+from retro_db.errors import CorpusError
 
 
-def wanted_columns(schema: pa.Schema, source: FilesConfig) -> list[str]:
-    """Names of the columns of text and id, if the schema has them."""
+def wanted_columns(schema: pa.Schema, source: FilesConfig, url: str) -> list[str]:
+    """Names of the columns of text and id, if the schema has them.
+
+    Args:
+        schema: Schema of a file.
+        source: Settings: fields of text and id.
+        url: URL of the file, for the error.
+
+    Raises:
+        CorpusError: Two columns have one of these names.
+    """
     wanted = [source.text] if source.id is None else [source.text, source.id]
+    for name in wanted:
+        if schema.names.count(name) > 1:
+            raise CorpusError(
+                f"{url}: {schema.names.count(name)} columns are named {name!r}, which leaves open which "
+                "is meant; rename them"
+            )
     return [name for name in wanted if name in schema.names]
 
 
@@ -46,6 +62,10 @@ def _values(column: pa.Array) -> list[Any]:
     """A column as Python values. Strings are decoded here, as Arrow does not check their UTF-8."""
     if pa.types.is_dictionary(column.type):
         column.validate(full=True)
+        if pa.types.is_string_view(column.type.value_type):
+            # Arrow cannot look them up as views.
+            values = column.dictionary.cast(pa.large_string())
+            column = pa.DictionaryArray.from_arrays(column.indices, values)
         column = column.dictionary_decode()
     if pa.types.is_string(column.type):
         column = column.cast(pa.binary())

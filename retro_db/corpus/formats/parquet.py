@@ -26,10 +26,8 @@ def read_records(
     table = pq.ParquetFile(
         arrow_file(raw, piece.file.bytes), buffer_size=BLOCK, page_checksum_verification=True
     )
-    columns, absent = (
-        wanted_columns(table.schema_arrow, source),
-        absent_columns(table.schema_arrow, source),
-    )
+    columns = wanted_columns(table.schema_arrow, source, piece.file.url)
+    absent = absent_columns(table.schema_arrow, source)
     rows = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     first, last = (piece.range.begin, piece.range.end) if piece.range else (0, len(rows))
     row = sum(rows[:first])

@@ -34,11 +34,11 @@ def read_records(
     else:
         pattern = re.compile(source.separator.encode(), re.MULTILINE)
         limit = source.max_document
-        for offset, data in _documents(stream, pattern, limit + 1):
-            if isinstance(data, BadRecord):
-                yield offset, data
+        for offset, record in _documents(stream, pattern, limit + 1):
+            if isinstance(record, BadRecord):
+                yield offset, record
             else:
-                yield offset, {source.text: _decode(data, limit)}
+                yield offset, {source.text: _decode(record, limit)}
 
 
 def _documents(
