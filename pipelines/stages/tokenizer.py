@@ -126,7 +126,9 @@ def tokenizer_stage(build: Build) -> TokenizerFiles:
         shards = []
         loaded = Tokenizer.load(str(settings.path)).files
         decides: dict[str, object] = {
-            "tokenizer.path": [loaded[name].decode("utf-8") for name in sorted(loaded)]
+            "tokenizer.path": [
+                loaded[name].decode("utf-8", "backslashreplace") for name in sorted(loaded)
+            ]
         }
     else:
         shards = build.shards

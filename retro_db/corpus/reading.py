@@ -22,7 +22,7 @@ from retro_db.errors import CorpusError
 _DAMAGE = (EOFError, OSError, ValueError, pa.ArrowException, OverflowError)
 # Bytes of text of a record, where nothing of a damaged source could be read that would tell it.
 _RECORD = 1000
-# Lines of a damaged stretch that tell more than other files.
+# Lines of a damaged stretch that tell more than other files: the first ones take more bytes than others.
 _MANY = 50
 # Other pieces of a shard that are read to tell it.
 _NEIGHBORS = 2
@@ -180,7 +180,7 @@ def _paces(
     if 2 * damage.measured > damage.bytes and not damage.is_noise:
         yield within
     yield before
-    if damage.lines > _MANY:
+    if damage.lines > _MANY and not damage.is_noise:
         yield within
     yield neighbors(piece)
     yield within

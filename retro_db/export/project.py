@@ -265,6 +265,7 @@ class MegatronProject:
     def _config(self) -> dict[str, Any]:
         """Returns what the trainer reads in place of its options; paths are relative to the project."""
         settings = self._settings
+        is_piece_model = self._tokenizer.file.endswith(".model")
         blend = [(str(source.weight), source.prefix) for source in self.corpora.sources]
         return {
             "retro_bert_tokenizer_type": None,
@@ -280,8 +281,10 @@ class MegatronProject:
             "retro_gpt_seed": settings.seed,
             "retro_gpt_seq_length": settings.seq_len,
             "retro_gpt_split": self.corpora.shares,
-            "retro_gpt_tokenizer_model": TOKENIZER,
-            "retro_gpt_tokenizer_type": "HuggingFaceTokenizer",
+            "retro_gpt_tokenizer_model": self._tokenizer.file if is_piece_model else TOKENIZER,
+            "retro_gpt_tokenizer_type": (
+                "GPTSentencePieceTokenizer" if is_piece_model else "HuggingFaceTokenizer"
+            ),
             "retro_gpt_train_samples": self.samples[TRAIN],
             "retro_gpt_vocab_file": None,
             "retro_neighbor_dirs": {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import pickle
 import random
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from retro_db.config import TrainTokenizerConfig
@@ -253,48 +253,127 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    list(
-        itertools.product(
-            ["bpe", "unigram"],
-            [{}, EXACT, EXACT | {"add_dummy_prefix": False, "allow_whitespace_only_pieces": True}],
-        )
-    ),
-)
+RULES = ["nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf", "identity", "own"]
+
+
+@pytest.mark.parametrize("byte_fallback", [False, True])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_sentencepiece_models_give_the_ids_of_sentencepiece(
-    tmp_path: Path, kind: str, options: dict[str, Any]
+    tmp_path: Path, kind: str, byte_fallback: bool
 ) -> None:
-    path = sentencepiece_model(tmp_path, kind, **options)
-    tokenizer = Tokenizer.load(str(path))
-    assert tokenizer.files == Tokenizer.load(str(tmp_path)).files, "by file or by folder"
-    original = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    texts = [line for text in TEXTS for line in text.splitlines()]
-    texts += ["<s> is text </s>", "naïve 🐘", "  a  b "]
-    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
-        found, expected = ids.tolist(), original.encode(text)
-        if kind == "unigram" and found != expected:
-            # As probable a segmentation: sums differ in their last bits.
-            scores = [sum(map(original.get_score, pieces)) for pieces in (found, expected)]
-            assert scores[0] == pytest.approx(scores[1], rel=1e-5)
-            found = expected
-        assert found == expected, text
-    if options:
+    own = tmp_path / "rules.tsv"
+    own.write_text("61 301\tE1\n41\t61\n31 32\t\n")
+    strings = odd_strings()
+    for rule in amount(quick=RULES[:: 5 if byte_fallback else 3], soak=RULES):
+        chosen = (
+            {"normalization_rule_tsv": str(own)}
+            if rule == "own"
+            else {"normalization_rule_name": rule}
+        )
+        options: dict[str, Any] = {
+            "byte_fallback": byte_fallback,
+            "user_defined_symbols": ["[SEP]"],
+            **chosen,
+        }
+        path = sentencepiece_model(tmp_path, kind, **options)
+        tokenizer = Tokenizer.load(str(path))
+        assert tokenizer.files == Tokenizer.load(str(tmp_path)).files, "by file or by folder"
+        original = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        for start in range(0, len(strings), 10_000):
+            texts = strings[start : start + 10_000]
+            assert [ids.tolist() for ids in tokenizer.encode(texts)] == original.encode(texts)
+        long = " ".join(strings[:9_000])
+        lacking: list[int] = []
+        encoded = np.concatenate(list(tokenizer.encode_long(long, lacking))).tolist()
+        assert encoded == original.encode(long)
+        assert bool(sum(lacking)) != byte_fallback
+        assert tokenizer.end_id == original.eos_id()
+        again = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301
+        assert again.encode(["[SEP] Ấ <s>"])[0].tolist() == original.encode("[SEP] Ấ <s>")
+
+
+def odd_strings() -> list[str]:
+    """Every character, as it is and in every normal form, alone and among others; and mixtures."""
+    step = amount(quick=61, soak=3)
+    characters = [
+        chr(point)
+        for point in range(0, 0x110000, step)
+        if unicodedata.category(chr(point)) not in ("Cs", "Cn", "Co")
+    ]
+    decomposable = [
+        chr(point)
+        for point in range(0x110000)
+        if unicodedata.decomposition(chr(point)) and not 0xD800 <= point < 0xE000
+    ]
+    forms = ["NFC", "NFD", "NFKC", "NFKD"]
+    texts = [
+        pattern.replace("{}", unicodedata.normalize(form, character))
+        for character in characters + decomposable[:: amount(quick=11, soak=1)]
+        for form in forms
+        for pattern in ("{}", "a{} {}\u0301b")
+    ]
+    source = random.Random(11)
+    pool = [*decomposable, *characters, *" \t\n<>[]s/ab\u0301\u200b\uff9e\u3000\u2581"]
+    texts += [
+        "".join(source.choices(pool, k=source.randrange(1, 12)))
+        for _ in range(amount(quick=1_000, soak=20_000))
+    ]
+    return [*texts, "<s> </s> <unk> <0x41> [SEP][SEP]", "", " ", "  a  b "]
+
+
+def test_sentencepiece_models_in_segments_equal_the_whole(tmp_path: Path) -> None:
+    text = long_text(amount(quick=300_000, soak=3_000_000))
+    for options in (EXACT, EXACT | {"add_dummy_prefix": False}):
+        path = sentencepiece_model(tmp_path, "bpe", **options)
+        tokenizer = Tokenizer.load(str(path))
+        original = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        encoded = list(tokenizer.encode_long(text))
+        assert np.concatenate(encoded).tolist() == original.encode(text)
+        assert tokenizer.can_encode("word " * 3_300_000), "it is cut"
         assert tokenizer.decode(tokenizer.encode(TEXTS)) == TEXTS
-    assert tokenizer.end_id == original.eos_id()
-    assert pickle.loads(pickle.dumps(tokenizer)).definition == tokenizer.definition  # noqa: S301
 
 
-def test_sentencepiece_models_that_would_change_are_refused(tmp_path: Path) -> None:
-    path = sentencepiece_model(tmp_path, "bpe", user_defined_symbols=["[SEP]"])
-    with pytest.raises(ModelError, match="would get other ids"):
-        Tokenizer.load(str(path))
+def test_other_sentencepiece_models_are_refused(tmp_path: Path) -> None:
     path = sentencepiece_model(tmp_path, "word", hard_vocab_limit=False)
     with pytest.raises(ModelError, match="use Unigram or BPE"):
         Tokenizer.load(str(path))
     path.write_bytes(b"no model at all")
     with pytest.raises(ModelError, match="is not a SentencePiece model"):
         Tokenizer.load(str(path))
+
+
+def test_tokens_of_a_unigram_are_never_special_or_bytes_of_a_text() -> None:
+    pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", 0.0) for byte in range(256)), ("</s>", 0.0)]
+    rust = RustTokenizer(models.Unigram([*pieces, ("\u2581", -2.0), ("a", -3.0)], 0, True))
+    rust.pre_tokenizer = pre_tokenizers.Metaspace()
+    rust.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]
+    )
+    rust.add_special_tokens(["<unk>"])
+    rust.add_tokens(["<tool>"])
+    tokenizer = Tokenizer(rust.to_str(), {"eos_token": "</s>"})
+    text = "a <0x41> </s> <unk> a"
+    [ids] = tokenizer.encode([text])
+    assert not {0, 257} & set(ids.tolist())
+    assert tokenizer.decode([ids]) == [text]
+    assert tokenizer.encode(["<tool>"])[0].tolist()[-1] == rust.token_to_id("<tool>")
+
+
+def test_words_that_are_special_tokens_stay_words() -> None:
+    vocabulary = {"[UNK]": 0, "[PAD]": 1, "a": 2, "[": 3, "PAD": 4, "]": 5}
+    for model in (
+        models.WordLevel(vocabulary, "[UNK]"),
+        models.WordPiece(vocabulary, unk_token="[UNK]"),  # noqa: S106
+    ):
+        rust = RustTokenizer(model)
+        rust.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        rust.add_special_tokens(["[UNK]", "[PAD]"])
+        rust.add_tokens(["<tool>"])
+        tokenizer = Tokenizer(rust.to_str(), {})
+        lacking: list[int] = []
+        [ids] = tokenizer.encode(["a [PAD] bb <tool>"], lacking)
+        assert ids.tolist() == [2, 0, 0, rust.token_to_id("<tool>")]
+        assert lacking == [7]
 
 
 def test_ids_need_the_wider_type_when_the_vocabulary_does() -> None:
