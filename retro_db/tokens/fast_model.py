@@ -63,12 +63,12 @@ class FastModel:
         """The id of a token; None if there is none of this name."""
         return self._vocabulary.get(token)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text."""
+    def encode(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Ids of each text, one after the other as they are asked for."""
         encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
-        if not self._renumbered:
-            return [encoding.ids for encoding in encodings]
-        return [[self._renumbered.get(i, i) for i in encoding.ids] for encoding in encodings]
+        for encoding in encodings:
+            ids: list[int] = encoding.ids
+            yield [self._renumbered.get(i, i) for i in ids] if self._renumbered else ids
 
     def decode(self, rows: Sequence[list[int]]) -> list[str]:
         """Text of each row of ids."""
