@@ -39,6 +39,9 @@ _HELD = 1 << 25
 _MOSTLY = 0.8
 # Bytes of a line that are kept to look at its beginning and end.
 _LINE = 1 << 20
+# Bytes at the end of a file: the size of the last gzip member, which may differ by this share from what a
+# damaged one gives, or the mark of xz.
+_TRAILER, _DOUBT = 4, 0.25
 # Beginnings of members that are tried behind damage.
 _MOST_CANDIDATES = 1000
 # `zstd --long=31` writes the largest window; reading it takes as much memory.
@@ -183,10 +186,23 @@ class Members(io.RawIOBase):
                 else:
                     blocks.clear()
         except _CutOffError as error:
+            if self._has_trailer(size):
+                raise ValueError("damaged within, as its end is there") from error
             cut_off = error
         yield from blocks if size <= _HELD else self._decoded(begin)
         if cut_off:
             raise cut_off
+
+    def _has_trailer(self, size: int) -> bool:
+        """Whether the file ends as a whole member does, of about the size that was decompressed."""
+        self._file.seek(-_TRAILER, os.SEEK_END)
+        trailer = self._file.read(_TRAILER)
+        if self._kind == "xz":
+            return trailer.endswith(b"YZ")
+        if self._kind == "gzip":
+            stored = int.from_bytes(trailer, "little")
+            return abs(stored - size % (1 << 32)) <= _DOUBT * size
+        return False
 
     def _decoded(self, begin: int, feed: int = _FEED, output: int = _OUTPUT) -> Iterator[bytes]:
         """Content of the member at a place, unchecked; `_end` is behind it when it is complete."""
@@ -201,7 +217,7 @@ class Members(io.RawIOBase):
             try:
                 yield from _fed(decoder, data, output)
             except _ERRORS as error:
-                if "memory" in str(error).lower():
+                if "not enough memory" in str(error).lower():
                     raise MemoryError(f"{self._kind}: {error}") from error
                 raise
         self._end = self._position - len(decoder.unused_data)
