@@ -34,8 +34,8 @@ class FastModel:
 
     def __init__(self, definition: str, named: Set[str]) -> None:
         self.content = definition.encode("utf-8")
-        parsed = json.loads(definition)
         self._named = RustTokenizer.from_str(definition)
+        parsed = json.loads(self._named.to_str())  # with the fields that older definitions lack
         self.padding: dict[str, Any] | None = self._named.padding
         # The vocabulary is copied for every encoding of a byte-level model: once is enough.
         self._vocabulary = self._named.get_vocab(with_added_tokens=True)
@@ -134,9 +134,10 @@ def settled(definition: str) -> tuple[str, list[str]]:
     """
     parsed = json.loads(definition)
     notes = []
-    if parsed["model"].get("dropout"):
-        notes.append(f"dropout of {parsed['model']['dropout']:g} turned off")
-        parsed["model"]["dropout"] = None
+    model = parsed.get("model", {})
+    if model.get("dropout"):
+        notes.append(f"dropout of {model['dropout']:g} turned off")
+        model["dropout"] = None
         definition = json.dumps(parsed, ensure_ascii=False)
     notes += [f"{name} turned off" for name in ("truncation", "padding") if parsed.get(name)]
     return definition, notes
