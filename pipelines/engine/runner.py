@@ -9,12 +9,15 @@ import logging
 import os
 import re
 import socket
+import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 from retro_db.errors import ExecutionError, InputError, RetroDBError, error_named, of_environment
 from retro_db.store.folder import Folder
@@ -160,6 +163,9 @@ class Engine:
         try:
             with redirect_stderr(trace), _descriptor_to(Path(path)), pipeline:
                 pass  # leaving runs it
+        except KeyboardInterrupt:
+            sys.stderr = cast(TextIO, _MainThreadAlone(sys.stderr))
+            raise
         except Exception as error:  # runners raise whatever a worker raised, as their own classes
             worker_processes.stop()
             log.exception("stage %s failed: %s", job.name, trace.getvalue())
@@ -222,6 +228,25 @@ def _refuse_unknown(options: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean --{near[0]}?" if near else "retro-db's own options go before --"
         raise InputError(f"--{name} is not an option of Beam; {remedy}")
+
+
+class _MainThreadAlone:
+    """Standard error after a stop: threads of Beam live on for a moment, and print what it did to them.
+
+    Args:
+        stream: Standard error, which the main thread writes to as before.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes what the main thread says."""
+        is_main = threading.current_thread() is threading.main_thread()
+        return self._stream.write(text) if is_main else len(text)
 
 
 @contextmanager

@@ -116,6 +116,7 @@ def _load_named(folder: Path, dtype: str, wrapper: str) -> tuple[Any, list[str]]
         use_safetensors=True,
         dtype=getattr(torch, dtype),
         output_loading_info=True,
+        trust_remote_code=False,
         key_mapping={f"^{re.escape(wrapper)}": ""} if wrapper else None,
     )
     missing = {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}

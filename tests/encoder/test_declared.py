@@ -59,11 +59,14 @@ def near(embeddings: np.ndarray, expected: np.ndarray) -> None:
     assert embeddings.shape == expected.shape
     differences = np.linalg.norm(embeddings - expected, axis=1)
     assert (differences <= 1e-5 * np.linalg.norm(expected, axis=1)).all()
-    orders = []
-    for vectors in (embeddings, expected):
-        squares = ((vectors[:, None].astype(np.float64) - vectors[None]) ** 2).sum(axis=2)
-        orders.append(np.argsort(squares, axis=1, kind="stable")[:, :10])
-    assert np.array_equal(*orders)
+    squares = [
+        ((vectors[:, None].astype(np.float64) - vectors[None]) ** 2).sum(axis=2)
+        for vectors in (embeddings, expected)
+    ]
+    nearest = [np.argsort(distances, axis=1, kind="stable")[:, :10] for distances in squares]
+    # Those that rounding may exchange are equally near.
+    swapped = np.take_along_axis(squares[1], nearest[0], 1) - np.sort(squares[1], axis=1)[:, :10]
+    assert (np.abs(swapped) <= 1e-4 * squares[1].max()).all()
 
 
 @pytest.mark.parametrize(

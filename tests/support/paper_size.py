@@ -78,7 +78,7 @@ def entry(table: str, number: int, rows: int) -> TableEntry:
 
 def chunked(number: int, rows: int) -> ChunkedShard:
     part = ChunkedPart(entry("chunks", number, rows), entry("documents", number, 99), 64 * rows, 0)
-    return ChunkedShard(number, "corpus", _SHA256, [part], 99, {}, {}, [])
+    return ChunkedShard(number, "corpus", _SHA256, [part], 99, {}, {}, [], 256 * rows, 0)
 
 
 def find_ids(folder: Path) -> dict[str, Any]:

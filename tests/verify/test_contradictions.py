@@ -20,6 +20,7 @@ FREE = {
     ("encoder", "prompt"),
     ("encoder", "pools_prompt"),
     ("encoder", "equal_lengths"),
+    ("sources", 0, "characters_without_token"),
     ("index", "training_points"),
     ("index", "recall_queries"),
     # An older minor version is as good, and so are other settings that left no trace.
