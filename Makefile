@@ -40,8 +40,9 @@ $(demo-installed): pyproject.toml $(pins)
 	$(install) --editable '.[demo]'
 	@touch $@
 
+# Many processes import all of it: compiled once, here.
 $(stamp): pyproject.toml $(pins)
-	$(install) --editable '.[dev]'
+	$(install) --compile-bytecode --editable '.[dev]'
 	@touch $(demo-installed) $@
 
 demo: $(demo-installed)
@@ -56,7 +57,7 @@ test: setup
 engines: $(engines)
 
 $(engines): $(stamp)
-	$(install) --editable '.[engines]'
+	$(install) --compile-bytecode --editable '.[engines]'
 	touch $@
 
 spark-test: engines

@@ -30,7 +30,7 @@ PACKED: dict[str, Compress] = {
 SOURCE = random.Random(5)
 WORDS = ["".join(SOURCE.choices("abcdefghijklmnop", k=SOURCE.randrange(2, 9))) for _ in range(900)]
 RECORDS, MEMBERS = 60, 3
-STEP = amount(quick=41, soak=1)
+STEP = amount(quick=97, soak=1)
 
 
 def texts_of(count: int) -> list[str]:

@@ -15,7 +15,7 @@ from support.places import TESTS
 from support.projects import make_project
 from support.soak import amount
 
-FILES = amount(quick=400, soak=20_000)
+FILES = amount(quick=250, soak=20_000)
 BATCH = max(100, FILES // 80)
 
 

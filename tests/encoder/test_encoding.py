@@ -95,8 +95,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "lengths"),
     [
-        ("minilm", range(1, 257, amount(quick=5, soak=1))),
-        ("bert-base", range(1, 257, amount(quick=17, soak=5))),
+        ("minilm", range(1, 257, amount(quick=9, soak=1))),
+        ("bert-base", range(1, 257, amount(quick=31, soak=5))),
         ("distilbert", range(1, 257)),
         ("roberta", range(1, 257)),
     ],

@@ -12,7 +12,7 @@ from support.places import SUPPORT
 from support.projects import Project
 from support.soak import amount
 
-CASES = amount(quick=1500, soak=10_000)
+CASES = amount(quick=800, soak=10_000)
 PROCESSES = 2
 
 

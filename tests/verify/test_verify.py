@@ -35,7 +35,7 @@ from support.soak import amount
 from support.texts import python_sources
 
 Columns = dict[str, Any]
-DAMAGES = amount(quick=200, soak=1000)
+DAMAGES = amount(quick=120, soak=1000)
 REMOVED = "generations/0002/removed.parquet"
 
 

@@ -15,7 +15,7 @@ from support.soak import SOAKING
 
 COMMANDS = ("build", "build again, otherwise", "append", "remove", "compact", "export")
 # Operations of a command that are hit in a short run.
-FEW = {"kill": 5, "short write": 1, "EIO": 1, "ENOSPC": 1}
+FEW = {"kill": 3, "short write": 1, "EIO": 1, "ENOSPC": 1}
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ BETWEEN = ("order", "route", "route-queries", "home", "visit", "short")
 # Those that this machine does one task at a time of, in the driver: no death of a worker stops them.
 ALONE = ("assemble", "route", "route-queries", "home", "visit", "neighbors")
 COMPACTING = ("compact", "renumber", "truth", *JOINING)
-KILLS = amount(quick=10, soak=100)
+KILLS = amount(quick=6, soak=100)
 UPDATES = max(2, KILLS // 5)
 
 
