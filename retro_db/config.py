@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 from retro_db.config_files import Composition, Location, compose
 from retro_db.errors import ConfigError
 from retro_db.explaining import explanations
+from retro_db.manifest.model import Pooling
 from retro_db.store.entries import FOLDER_NAME
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -135,16 +136,7 @@ class EncoderConfig(_Section):
 
     model: str
     """A folder with safetensors weights and a fast tokenizer, or a name on the hub."""
-    pooling: Literal[
-        "auto",
-        "mean",
-        "mean_without_special",
-        "cls",
-        "max",
-        "last_token",
-        "weighted_mean",
-        "mean_sqrt_len",
-    ] = "auto"
+    pooling: Literal["auto", Pooling] = "auto"
     """How the last layer's vectors become an embedding. `auto`: as the model's folder says (`modules.json`),
     else `mean`. `mean`: average over the attention mask. `mean_without_special`: the same without [CLS] and
     [SEP]. `cls`: the first alone. `max`: the largest of each dimension. `last_token`: the last alone.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import orjson
 
+import retro_db
 from retro_db.config import Config
 from retro_db.corpus.formats.raw import DAMAGED
 from retro_db.manifest.model import Manifest
@@ -18,7 +19,7 @@ from ..builds.build import build_database, dry_run
 from ..engine.console import Console
 from ..engine.runner import Engine
 from ..stages.chunk import REJECTS
-from .opening import open_report
+from .opening import show_report
 from .show import show_built
 from .smoke import run_smoke
 
@@ -75,7 +76,7 @@ def build_as_told(
         manifest = build_database(settings, engine, console, overwrite=options.overwrite)
         _show(settings.output, manifest, console)
     if options.opens:
-        open_report(settings.output, console)
+        show_report(retro_db.open(settings.output), None, None, console, opens=True)
 
 
 def _show(output: str, manifest: Manifest, console: Console) -> None:

@@ -6,7 +6,6 @@ import os
 
 import click
 
-import retro_db
 from retro_db.reader.database import Database
 from retro_db.report.page import write_report
 
@@ -33,8 +32,3 @@ def show_report(
         console.say("           there is no desktop here: open the page in a browser elsewhere")
     elif click.launch(page):
         console.say("           xdg-open is not installed: open the page in a browser")
-
-
-def open_report(url: str, console: Console) -> None:
-    """Writes the page about the database at a path or URL, and opens it."""
-    show_report(retro_db.open(url), None, None, console, opens=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from retro_db.store.folder import FileEntry, TableEntry
 from retro_db.store.serialize import digest, to_json
 
 FORMAT = "retro-db"
 VERSION = "1.5"
-POOLINGS = (
+Pooling = Literal[
     "mean",
     "mean_without_special",
     "cls",
@@ -19,7 +19,8 @@ POOLINGS = (
     "last_token",
     "weighted_mean",
     "mean_sqrt_len",
-)
+]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 TRAIN, VALIDATION = "train", "validation"
 
 

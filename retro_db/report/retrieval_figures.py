@@ -75,10 +75,10 @@ def draw_hubs(facts: Facts) -> Figure:
     axes.set(xlabel="lists of neighbors that a chunk is in, up to", ylabel="% of chunks")
     ordered = np.sort(sizes)[::-1]
     top = max(1, len(ordered) // 100)
-    held = share(int(ordered[:top].sum()), int(ordered.sum()))
+    top_share = share(int(ordered[:top].sum()), int(ordered.sum()))
     rows = [[name, f"{count:,}"] for name, count in zip(names, counts, strict=True)]
-    rows += [["1% of the chunks hold", held], ["most", f"{int(sizes.max(initial=0)):,}"]]
-    most = f"the 1% that are it most often fill {held} of all lists"
+    rows += [["1% of the chunks hold", top_share], ["most", f"{int(sizes.max(initial=0)):,}"]]
+    most = f"the 1% that are it most often fill {top_share} of all lists"
     if not retrieval.is_whole:
         return Figure(
             "hubs",
@@ -125,12 +125,12 @@ def draw_copies(retrieval: Retrieval) -> Figure:
         for row, name in enumerate(names)
     ]
     headers = ["at distance 0", "% at 0"]
-    told = f"{at_zero.sum():,} chunks have their nearest neighbor at distance 0."
+    summary = f"{at_zero.sum():,} chunks have their nearest neighbor at distance 0."
     if retrieval.copies is not None:
         headers = ["copies", "% copies", *headers]
-        told = (
+        summary = (
             f"{retrieval.copies.sum():,} of {chunks.sum():,} chunks are exact copies of an earlier one; "
-            f"{told}"
+            f"{summary}"
         )
     return Figure(
         "copies",
@@ -138,7 +138,7 @@ def draw_copies(retrieval: Retrieval) -> Figure:
         "A copy has the very tokens of a chunk before it, in any source; a nearest neighbor at distance 0 "
         f"has the same embedding in another document. {_measured(retrieval)}"
         + ("" if retrieval.is_whole else f" Copies are counted up to {EXACT:,} chunks."),
-        told,
+        summary,
         canvas,
         Grid(["source", "chunks", *headers], rows),
     )

@@ -232,10 +232,10 @@ def test_searches_that_mean_nothing(six: Project) -> None:
 
 def search_in_child(retriever: retro_db.Retriever, url: str, line: Any) -> None:
     texts = ["whales", "a longer text about iron and bread " * 5] * 40
-    found = [
+    answers = [
         reader.search(texts, 3)[0] for reader in (retriever, retro_db.Retriever(retro_db.open(url)))
     ]
-    line.send(found)
+    line.send(answers)
 
 
 def test_a_retriever_after_a_fork(six: Project) -> None:

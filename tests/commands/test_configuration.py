@@ -74,8 +74,8 @@ def test_a_check_names_everything_that_is_wrong(capsys: Streams) -> None:
     Path("own.yaml").write_text("include: shared.yaml\noutput: db\n\nneighbors: {k: 0}\n")
     assert run(["config", "check", "own.yaml", "--set", "seed=-1"]) == 2
     streams = capsys.readouterr()
-    told = [line.split(": ")[1:3] for line in streams.err.splitlines()]
-    assert sorted(told) == [
+    places = [line.split(": ")[1:3] for line in streams.err.splitlines()]
+    assert sorted(places) == [
         ["--set seed=-1", "seed"],
         ["own.yaml:1", "corpus"],
         ["own.yaml:1", "encoder"],

@@ -760,8 +760,8 @@ def test_every_message_is_in_a_test() -> None:
 
 
 def _texts(path: Path) -> set[str]:
-    found = ast.walk(ast.parse(path.read_text("utf-8")))
-    constants = (node.value for node in found if isinstance(node, ast.Constant))
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    constants = (node.value for node in nodes if isinstance(node, ast.Constant))
     # Patterns escape what means something in them.
     return {
         text.replace("\\", "")

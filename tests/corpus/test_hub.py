@@ -82,9 +82,9 @@ def test_a_build_reads_a_commit_and_again_what_another_commit_changed(
     capsys.readouterr()
     hub.commit("owner/text", files() | {"README.md": b"# The same dataset, with a better card"})
     assert project.build() == 0
-    told = capsys.readouterr().out
-    assert "up to date" in told
-    assert "inputs" not in told
+    printed = capsys.readouterr().out
+    assert "up to date" in printed
+    assert "inputs" not in printed
     hub.sent()
     last = hub.commit("owner/text", files() | {"data/one.jsonl": lines("Iron. " * 90)})
     for stage in ("tokenizer", "chunk"):
@@ -138,16 +138,16 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(
 ) -> None:
     hub.commit("owner/text", files())
     [one] = listed("hf://datasets/owner/text/data/*.jsonl")
-    told = (
+    advice = (
         r"^corpus.0.paths.0: hf://datasets/owner/text/.*: the hub cannot be reached at http://127"
     )
     hub.breaks = True
-    with pytest.raises(ExecutionError, match=f"{told}.*check the network"):
+    with pytest.raises(ExecutionError, match=f"{advice}.*check the network"):
         listed("hf://datasets/owner/text/data/*.jsonl")
     with pytest.raises(ExecutionError, match=r"cannot be read: .*; run the same command again"):
         content(one)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ExecutionError, match=f"{told}.*offline mode .*`hf download"):
+    with pytest.raises(ExecutionError, match=f"{advice}.*offline mode .*`hf download"):
         listed("hf://datasets/owner/text/data/*.jsonl")
 
 
